@@ -1,0 +1,55 @@
+"""The exceptions of streamcl: one type for each decision a caller can take.
+
+Every message says what was expected, what came, where, and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class StreamclError(Exception):
+    """Base of everything streamcl raises on purpose."""
+
+
+class ConfigError(StreamclError):
+    """The configuration cannot be used; the operator must change it."""
+
+
+class Refused(StreamclError):
+    """The daemon (or the protocol) refused one message and changed nothing.
+
+    code: one of the protocol's codes, such as ``bad_shape``.
+    retryable: whether the same message may succeed later.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, retryable: bool = False, seq: int | None = None, **fields: object
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+        self.seq = seq
+        self.fields = fields
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class Unreachable(StreamclError):
+    """No answer from the daemon within the time allowed."""
+
+
+class ModelRefused(StreamclError):
+    """The model factory or its module cannot be used; the message names the remedy."""
+
+
+class Damaged(StreamclError):
+    """Bytes on disk are not what was written: names the file, the offset and the remedy."""
+
+
+class UnknownFormat(StreamclError):
+    """A file was written by a newer streamcl; upgrade instead of touching it."""
+
+
+class StateInUse(StreamclError):
+    """Another daemon holds the state directory."""

@@ -1,0 +1,159 @@
+"""The messages of protocol version 1 as typed, frozen structs.
+
+Guarantees: a message that exists has fields of the right types and within bounds. Knows nothing of frames,
+arrays or the state of a session. Fields unknown to this version are ignored, so that newer clients can talk to
+an older daemon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from streamcl.errors import Refused
+from streamcl.protocol.frames import legible_seq
+
+CODES = (
+    "bad_header",
+    "bad_array",
+    "bad_shape",
+    "bad_label",
+    "nonfinite",
+    "too_large",
+    "gap",
+    "stale_epoch",
+    "task_mismatch",
+    "task_closed",
+    "unknown_task",
+    "not_in_factor_mode",
+    "no_credit",
+    "no_space",
+    "not_allowed",
+    "not_ready",
+    "internal",
+)
+RETRYABLE = frozenset({"no_credit", "no_space", "not_ready", "gap", "internal"})
+
+ProducerName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._-]{1,128}\Z")]
+TaskName = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,128}\Z")]
+Sequence = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
+Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Weight = Annotated[float, msgspec.Meta(ge=0.0, lt=1e300)]
+Damping = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
+Barrier = Annotated[dict[ProducerName, Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=1024)]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """What every request shares; `id` is given back in the reply."""
+
+    id: Any = None
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """A producer introduces itself; `epoch` grows at each of its restarts and fences the older ones."""
+
+    producer: ProducerName
+    epoch: Epoch | None = None
+
+
+class Batch(Message, frozen=True, tag="batch"):
+    """Data of one task; `boundary` closes the task after it."""
+
+    seq: Sequence
+    task: TaskName
+    boundary: bool = False
+
+
+class Boundary(Message, frozen=True, tag="boundary"):
+    """Closes the task; `weight` sets lambda_t, `barrier` waits until those sequence numbers are in."""
+
+    seq: Sequence
+    task: TaskName
+    weight: Weight | None = None
+    barrier: Barrier | None = None
+
+
+class Revisit(Message, frozen=True, tag="revisit"):
+    """Reopens a consolidated task."""
+
+    seq: Sequence
+    task: TaskName
+    damping: Damping | None = None
+
+
+class Predict(Message, frozen=True, tag="predict"):
+    """Asks for predictions, averaged over `samples` draws from the posterior where there are any."""
+
+    samples: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+
+
+class Status(Message, frozen=True, tag="status"):
+    """What the daemon is doing."""
+
+
+class Tasks(Message, frozen=True, tag="tasks"):
+    """The tasks learned so far."""
+
+
+class Metrics(Message, frozen=True, tag="metrics"):
+    """The values of /metrics."""
+
+
+class AdminBoundary(Message, frozen=True, tag="boundary"):
+    """Closes a task after everything durable now; `wait` holds the reply until it is consolidated."""
+
+    task: TaskName
+    weight: Weight | None = None
+    barrier: Barrier | None = None
+    wait: bool = True
+
+
+class AdminRevisit(Message, frozen=True, tag="revisit"):
+    """Reopens a consolidated task."""
+
+    task: TaskName
+    damping: Damping | None = None
+
+
+class Checkpoint(Message, frozen=True, tag="checkpoint"):
+    """Writes a checkpoint of everything applied."""
+
+
+class Pause(Message, frozen=True, tag="pause"):
+    """Stops training; data is still taken in and predictions are still answered."""
+
+
+class Resume(Message, frozen=True, tag="resume"):
+    """Goes on training."""
+
+
+class Stop(Message, frozen=True, tag="stop"):
+    """Ends the daemon; with `drain`, after everything durable has been applied."""
+
+    drain: bool = True
+
+
+class Parameters(Message, frozen=True, tag="parameters"):
+    """The flat vectors theta, precision and shift."""
+
+
+StreamMessage = Hello | Batch | Boundary | Revisit
+AdminMessage = (
+    Status | Tasks | Metrics | AdminBoundary | AdminRevisit | Checkpoint | Pause | Resume | Stop | Parameters
+)
+
+M = TypeVar("M")
+
+
+def decode(header: Mapping[str, Any], kinds: Any) -> Any:
+    """The typed message of a header, one of the union `kinds`.
+
+    Raises Refused ``bad_header`` naming the field, with the header's `seq` and `id` where legible.
+    """
+    try:
+        return msgspec.convert(header, kinds)
+    except (msgspec.ValidationError, RecursionError) as error:
+        text = str(error).replace("$", "header")[:500]
+        raise Refused("bad_header", text, seq=legible_seq(header), id=header.get("id")) from None
