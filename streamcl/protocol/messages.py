@@ -94,7 +94,9 @@ class Status(Message, frozen=True, tag="status"):
 
 
 class Tasks(Message, frozen=True, tag="tasks"):
-    """The tasks learned so far."""
+    """The tasks learned so far, from number `offset` on; a reply holds as many as fit in its header."""
+
+    offset: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Metrics(Message, frozen=True, tag="metrics"):

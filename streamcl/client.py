@@ -1,0 +1,482 @@
+"""Producer, Reader and Admin: the Python side of the protocol.
+
+Guarantees: what `Producer.send` took is kept until the daemon holds it durably; it survives lost connections and
+restarts of the daemon, and is never trained on twice. NumPy arrays and torch tensors go in, NumPy arrays come
+out. Runs where torch is absent. One thread at a time may use a client.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import zmq
+
+from streamcl.errors import Refused, Unreachable
+from streamcl.protocol import frames
+from streamcl.protocol.frames import NamedArrays
+
+Array = npt.NDArray[Any]
+
+STREAM = "tcp://127.0.0.1:5757"
+PREDICT = "tcp://127.0.0.1:5758"
+ADMIN = "tcp://127.0.0.1:5759"
+SILENCE_MS = 2000  # without a word for so long while one is owed, a producer asks again
+
+
+def _array(values: Any) -> Array:
+    """A NumPy array of anything array-like; torch tensors by way of the host, without importing torch."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    array = np.asarray(values)
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8)
+    if array.dtype.kind in "iu" and array.dtype.str not in frames.DTYPES:
+        return array.astype(np.int64)
+    return array
+
+
+class _Connection:
+    """One DEALER socket that can be thrown away and made again."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._socket: zmq.Socket[bytes] | None = None
+
+    def open(self) -> None:
+        self.close()
+        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)
+        try:
+            self._socket.connect(self.endpoint)
+        except zmq.ZMQError as error:
+            raise Unreachable(f"{self.endpoint}: not an endpoint ({error}); expected tcp://HOST:PORT") from None
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def send(self, message: list[frames.Buffer]) -> None:
+        assert self._socket is not None
+        self._socket.send_multipart(message, copy=False)
+
+    def receive(self, timeout_ms: float) -> tuple[dict[str, Any], NamedArrays] | None:
+        """The next message within the time, or None."""
+        assert self._socket is not None
+        if not self._socket.poll(max(0, timeout_ms)):
+            return None
+        parts = self._socket.recv_multipart(copy=False)
+        envelope = frames.parse([part.buffer for part in parts], message_bytes=1 << 40)
+        names = [spec["name"] for spec in envelope.header.get("arrays", [])]
+        return envelope.header, frames.open_arrays(envelope, names)
+
+
+@dataclass(slots=True)
+class _Unacknowledged:
+    message: list[frames.Buffer]
+    done_wanted: bool = False
+
+
+class Producer:
+    """Streams batches of tasks to a daemon, exactly once.
+
+    endpoint: the daemon's stream endpoint. producer: this stream's name, 1-128 of ``[A-Za-z0-9._-]``; the daemon
+    remembers how far a name has come, so a restarted producer goes on from `durable`. epoch: grows at each restart
+    and fences older processes of the same name; the clock in milliseconds unless given. timeout: seconds without
+    any progress after which Unreachable is raised.
+
+    >>> with Producer(producer="camera-1") as producer:     # doctest: +SKIP
+    ...     producer.send(x, y, task="monday")
+    ...     producer.boundary("monday")
+    """
+
+    def __init__(
+        self, endpoint: str = STREAM, producer: str = "producer", *, epoch: int | None = None, timeout: float = 60.0
+    ) -> None:
+        self.producer = producer
+        self.timeout = timeout
+        self.durable = 0
+        self.applied = 0
+        self.credit = 1
+        self.welcome: dict[str, Any] = {}
+        self._epoch = epoch if epoch is not None else time.time_ns() // 1_000_000
+        self._epoch_is_ours = epoch is None
+        self._next = 1
+        self._kept: OrderedDict[int, _Unacknowledged] = OrderedDict()
+        self._done: dict[int, dict[str, Any]] = {}
+        self._last_heard = time.monotonic()
+        self._connection = _Connection(endpoint)
+        self._connect()
+        self._next = self.durable + 1
+
+    def send(self, x: Any, y: Any, task: str, *, boundary: bool = False) -> int:
+        """Send one batch, waiting while there is no credit; returns its sequence number.
+
+        x: [n, ...], y: [n] or [n, ...]. The batch may still be on its way: `flush` waits until it is durable. The
+        arrays must not be changed before that. Raises Refused, Unreachable.
+        """
+        self._wait_for_credit()
+        return self._post({"type": "batch", "task": task, "boundary": boundary}, {"x": _array(x), "y": _array(y)})
+
+    def boundary(
+        self,
+        task: str,
+        weight: float | None = None,
+        barrier: Mapping[str, int] | None = None,
+        wait: bool = True,
+    ) -> dict[str, Any]:
+        """Close a task; with `wait`, until it is consolidated, and return the `done` (samples, loss, seconds).
+
+        weight: lambda_t, instead of scale * N_t. barrier: sequence numbers of other producers to wait for.
+        """
+        header: dict[str, Any] = {"type": "boundary", "task": task}
+        if weight is not None:
+            header["weight"] = float(weight)
+        if barrier:
+            header["barrier"] = dict(barrier)
+        seq = self._post(header, {}, done_wanted=wait)
+        return self._wait_for_done(seq) if wait else {"seq": seq, "task": task}
+
+    def revisit(self, task: str, damping: float | None = None) -> int:
+        """Reopen a consolidated task, whose data is sent again after this; returns the sequence number."""
+        header: dict[str, Any] = {"type": "revisit", "task": task}
+        if damping is not None:
+            header["damping"] = float(damping)
+        seq = self._post(header, {})
+        self.flush()
+        return seq
+
+    def flush(self) -> int:
+        """Wait until everything sent is durable; returns the last durable sequence number."""
+        while any(seq > self.durable for seq in self._kept):
+            self._pump()
+        return self.durable
+
+    def close(self) -> None:
+        """Close the connection; what is not durable yet is left to the next process of this name."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self.close()
+
+    # -- the conversation ----------------------------------------------------------------------------------------
+
+    def _post(self, header: dict[str, Any], arrays: dict[str, Array], done_wanted: bool = False) -> int:
+        seq = self._next
+        message = frames.build({**header, "seq": seq}, arrays)
+        self._next += 1
+        self._kept[seq] = _Unacknowledged(message, done_wanted)
+        self._connection.send(message)
+        self._pump(wait=False)
+        return seq
+
+    def _wait_for_credit(self) -> None:
+        while sum(seq > self.durable for seq in self._kept) >= self.credit:
+            self._pump()
+
+    def _wait_for_done(self, seq: int) -> dict[str, Any]:
+        while seq not in self._done:
+            self._pump()
+        self._kept.pop(seq, None)
+        return self._done.pop(seq)
+
+    def _pump(self, wait: bool = True) -> None:
+        """Take in what the daemon said; when it owes a word and stays silent, connect again and send again."""
+        received = self._connection.receive(SILENCE_MS if wait else 0)
+        if received is None and wait:
+            self._reconnect()
+        while received is not None:
+            self._hear(received[0])
+            received = self._connection.receive(0)
+
+    def _hear(self, header: dict[str, Any]) -> None:
+        self._last_heard = time.monotonic()
+        match header["type"]:
+            case "ack" | "welcome":
+                self._acknowledge(header)
+            case "done":
+                self._done[header["seq"]] = header
+            case "nack":
+                self._refused(header)
+
+    def _acknowledge(self, header: dict[str, Any]) -> None:
+        self.durable, self.applied = header["durable"], header["applied"]
+        self.credit = header["credit"]["messages"]
+        for seq in [s for s, kept in self._kept.items() if s <= self.durable and not kept.done_wanted]:
+            del self._kept[seq]
+
+    def _refused(self, nack: dict[str, Any]) -> None:
+        seq = nack.get("seq")
+        if nack["code"] in ("not_ready", "gap") or (nack["code"] == "no_credit" and seq in self._kept):
+            if nack["code"] == "no_credit":
+                self.credit = 0
+                time.sleep(0.05)  # the daemon has no room: ask again, no faster than this
+            self._rewind(nack)
+            return
+        # A refused message's number may be used again: forget it and everything sent behind it.
+        lost = [s for s in self._kept if seq is not None and s >= seq]
+        for s in lost:
+            del self._kept[s]
+        if lost:
+            self._next = lost[0]
+        behind = f" ({len(lost) - 1} later messages were not stored either)" if len(lost) > 1 else ""
+        raise Refused(nack["code"], nack["message"] + behind, retryable=nack["retryable"], seq=seq)
+
+    def _rewind(self, nack: dict[str, Any]) -> None:
+        """Go on from where the daemon says it is; only for the first refusal of a burst."""
+        if nack["code"] == "gap" and nack.get("seq") != self._first_unsafe():
+            return
+        if nack["code"] != "gap" and nack.get("seq") not in (None, self._first_unsafe()):
+            return
+        self._reconnect(throttle=nack["code"] == "not_ready")
+
+    def _first_unsafe(self) -> int | None:
+        return next((seq for seq in self._kept if seq > self.durable), None)
+
+    def _reconnect(self, throttle: bool = False) -> None:
+        if throttle:
+            time.sleep(0.05)
+        self._check_patience()
+        self._connect()
+        for seq, kept in list(self._kept.items()):
+            if seq > self.durable or kept.done_wanted:
+                self._connection.send(kept.message)
+
+    def _check_patience(self) -> None:
+        if time.monotonic() - self._last_heard > self.timeout:
+            raise Unreachable(
+                f"{self._connection.endpoint}: no answer for {self.timeout:g} s; "
+                f"{len(self._kept)} messages from seq {self._first_unsafe()} on are not known to be stored"
+            )
+
+    def _connect(self) -> None:
+        """Say hello until welcomed; a fresh producer whose clock is behind takes the next free epoch."""
+        started = time.monotonic()
+        while True:
+            self._connection.open()
+            self._connection.send(
+                frames.build({"type": "hello", "producer": self.producer, "epoch": self._epoch})
+            )
+            if self._welcomed():
+                return
+            if time.monotonic() - started > self.timeout:
+                raise Unreachable(
+                    f"{self._connection.endpoint}: no streamcl daemon answered within {self.timeout:g} s; "
+                    "start one with `streamcl serve`, or check the endpoint"
+                )
+
+    def _welcomed(self) -> bool:
+        received = self._connection.receive(min(SILENCE_MS, self.timeout * 1000))
+        if received is None:
+            return False
+        header = received[0]
+        if header["type"] == "welcome":
+            self.welcome, self._epoch_is_ours = header, False
+            self._hear(header)
+            return True
+        if header.get("code") == "stale_epoch" and self._epoch_is_ours:
+            self._epoch = header["epoch"] + 1
+            return False
+        if header.get("retryable"):
+            time.sleep(0.05)
+            return False
+        raise Refused(header.get("code", "internal"), header.get("message", str(header)))
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model says of some rows.
+
+    version: of the parameters, growing with training. Categorical: probs [n, classes], labels [classes], the label of
+    each output (-1 where none was seen yet). Bernoulli: probs. Gaussian: mean and variance.
+    """
+
+    version: int
+    arrays: dict[str, Array] = field(repr=False)
+    labels: Array | None = field(default=None, repr=False)
+
+    @property
+    def probs(self) -> Array:
+        """Probabilities, [n, classes] or like the targets (Bernoulli)."""
+        return self.arrays["probs"]
+
+    @property
+    def mean(self) -> Array:
+        """Predictive means, like the targets (Gaussian)."""
+        return self.arrays["mean"]
+
+    @property
+    def variance(self) -> Array:
+        """Predictive variances, like the targets (Gaussian)."""
+        return self.arrays["variance"]
+
+    @property
+    def label(self) -> Array:
+        """The most probable label of each row, [n] (categorical)."""
+        best = self.probs.argmax(1)
+        return best if self.labels is None else np.asarray(self.labels)[best]
+
+
+class _Requester:
+    """Sends one request and waits for the reply that carries its id."""
+
+    def __init__(self, endpoint: str, timeout: float) -> None:
+        self.timeout = timeout
+        self._ids: Iterator[int] = iter(range(1, 2**62))
+        self._connection = _Connection(endpoint)
+        self._connection.open()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _request(
+        self, header: Mapping[str, Any], arrays: dict[str, Array] | None = None, timeout: float | None = None
+    ) -> tuple[dict[str, Any], NamedArrays]:
+        number = next(self._ids)
+        self._connection.send(frames.build({**header, "id": number}, arrays))
+        wait = self.timeout if timeout is None else timeout
+        deadline = time.monotonic() + wait
+        while (received := self._connection.receive((deadline - time.monotonic()) * 1000)) is not None:
+            if received[0].get("id") == number:
+                return self._checked(received)
+        self._connection.open()  # a late answer must not meet the next request
+        raise Unreachable(
+            f"{self._connection.endpoint}: no answer to {header['type']!r} within {wait:g} s; "
+            "is a daemon running there (`streamcl serve`)?"
+        )
+
+    @staticmethod
+    def _checked(received: tuple[dict[str, Any], NamedArrays]) -> tuple[dict[str, Any], NamedArrays]:
+        header = received[0]
+        if header["type"] in ("error", "nack"):
+            raise Refused(header["code"], header["message"], retryable=header.get("retryable", False))
+        return received
+
+
+class Reader(_Requester):
+    """Asks a daemon for predictions. Raises Refused, Unreachable."""
+
+    def __init__(self, endpoint: str = PREDICT, *, timeout: float = 30.0) -> None:
+        super().__init__(endpoint, timeout)
+
+    def predict(self, x: Any, samples: int = 0) -> Prediction:
+        """Predictions for the rows x [n, ...]; with samples > 0, averaged over draws from the posterior."""
+        header: dict[str, Any] = {"type": "predict"}
+        if samples:
+            header["samples"] = int(samples)
+        reply, arrays = self._request(header, {"x": _array(x)})
+        labels = reply.get("labels")
+        return Prediction(
+            reply["version"],
+            {name: array.copy() for name, array in arrays.by_name.items()},
+            None if labels is None else np.array(labels, np.int64),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterVectors:
+    """The flat float64 vectors of the model and its posterior, with the layout of the parameters in them."""
+
+    theta: Array = field(repr=False)
+    precision: Array = field(repr=False)
+    shift: Array = field(repr=False)
+    names: list[str]
+    shapes: list[list[int]]
+
+
+class Admin(_Requester):
+    """An operator's requests. Each returns the reply's fields; raises Refused, Unreachable."""
+
+    def __init__(self, endpoint: str = ADMIN, *, timeout: float = 30.0) -> None:
+        super().__init__(endpoint, timeout)
+
+    def status(self) -> dict[str, Any]:
+        """What the daemon is doing."""
+        return self._ask({"type": "status"})
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """One map a task: task, samples, weight, loss, revisits, penalty, penalty_rise, closed_at."""
+        tasks: list[dict[str, Any]] = []
+        while True:
+            page = self._ask({"type": "tasks", "offset": len(tasks)})
+            tasks += page["tasks"]
+            if not page["tasks"] or len(tasks) >= page["total"]:
+                return tasks
+
+    def metrics(self) -> dict[str, float]:
+        """The values of /metrics by sample name."""
+        return self._ask({"type": "metrics"})
+
+    def boundary(
+        self,
+        task: str,
+        weight: float | None = None,
+        barrier: Mapping[str, int] | None = None,
+        wait: bool = True,
+        timeout: float = float("inf"),
+    ) -> dict[str, Any]:
+        """Close a task after everything durable now; with `wait`, until it is consolidated."""
+        header: dict[str, Any] = {"type": "boundary", "task": task, "wait": wait}
+        if weight is not None:
+            header["weight"] = float(weight)
+        if barrier:
+            header["barrier"] = dict(barrier)
+        return self._ask(header, timeout=min(timeout, 10 * 365 * 86400.0) if wait else None)
+
+    def revisit(self, task: str, damping: float | None = None) -> dict[str, Any]:
+        """Reopen a consolidated task."""
+        header: dict[str, Any] = {"type": "revisit", "task": task}
+        if damping is not None:
+            header["damping"] = float(damping)
+        return self._ask(header)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Write a checkpoint of everything applied; waits for a consolidation under way."""
+        return self._ask({"type": "checkpoint"}, timeout=max(self.timeout, 3600.0))
+
+    def pause(self) -> dict[str, Any]:
+        """Stop training; data is still taken in."""
+        return self._ask({"type": "pause"})
+
+    def resume(self) -> dict[str, Any]:
+        """Go on training."""
+        return self._ask({"type": "resume"})
+
+    def stop(self, drain: bool = True) -> dict[str, Any]:
+        """End the daemon; with `drain`, after everything durable has been applied. Returns at once."""
+        return self._ask({"type": "stop", "drain": drain})
+
+    def parameters(self) -> ParameterVectors:
+        """theta, precision and shift as flat float64 vectors in the model's parameter order."""
+        reply, arrays = self._request({"type": "parameters"})
+        vectors = {name: array.copy() for name, array in arrays.by_name.items()}
+        return ParameterVectors(**vectors, names=reply["names"], shapes=reply["shapes"])
+
+    def _ask(self, header: Mapping[str, Any], timeout: float | None = None) -> dict[str, Any]:
+        reply, _ = self._request(header, timeout=timeout)
+        return {key: value for key, value in reply.items() if key not in ("v", "type", "id")}

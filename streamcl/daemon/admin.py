@@ -1,0 +1,176 @@
+"""The operators' socket: each request is answered by `ok` or `error`; what takes time is answered when it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import numpy as np
+import zmq
+
+from streamcl.daemon import sockets
+from streamcl.daemon.sockets import Peer
+from streamcl.errors import Refused
+from streamcl.protocol import frames, messages
+from streamcl.protocol.frames import HEADER_BYTES, Array, Buffer
+from streamcl.storage import published
+
+if TYPE_CHECKING:
+    from streamcl.daemon.ingest import Ingest
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Whom to answer, and the id to give back."""
+
+    peer: Peer
+    id: Any
+
+
+@dataclass(slots=True)
+class Later:
+    """Answers owed: for boundaries by task, for checkpoints by number; and boundaries behind a barrier."""
+
+    done: dict[str, list[Request]] = field(default_factory=dict)
+    checkpoints: dict[int, Request] = field(default_factory=dict)
+    barriers: list[tuple[Request, messages.AdminBoundary]] = field(default_factory=list)
+    stored: list[tuple[Request, dict[str, Any]]] = field(default_factory=list)
+    next_checkpoint: int = 0
+
+
+class Admin:
+    """Answers one ROUTER socket; runs in the ingest process's loop."""
+
+    def __init__(self, socket: zmq.Socket[bytes], ingest: Ingest) -> None:
+        self.socket = socket
+        self.ingest = ingest
+        self.later = Later()
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def take(self) -> None:
+        """Answer every request that has arrived."""
+        for peer, parts in sockets.receive(self.socket):
+            header: dict[str, Any] = {}
+            try:
+                envelope = frames.parse(parts)
+                header = envelope.header
+                frames.open_arrays(envelope, [])
+                message = messages.decode(header, messages.AdminMessage)
+                self._answer(Request(peer, message.id), message)
+            except Refused as refused:
+                self._error(Request(peer, header.get("id")), refused)
+
+    def _answer(self, request: Request, message: messages.Message) -> None:
+        ingest = self.ingest
+        match message:
+            case messages.Status():
+                self._ok(request, ingest.view.status())
+            case messages.Tasks():
+                self._ok(request, self._page_of_tasks(message.offset))
+            case messages.Metrics():
+                self._ok(request, ingest.metrics.as_map())
+            case messages.Parameters():
+                self._ok(request, *self._parameters())
+            case messages.AdminBoundary():
+                self._boundary(request, message)
+            case messages.AdminRevisit():
+                ingest.session.admit_revisit(message.task)
+            case messages.Checkpoint():
+                self._ask_for_checkpoint(request)
+            case messages.Pause() | messages.Resume():
+                ingest.view.paused = isinstance(message, messages.Pause)
+                ingest.side.send("pause" if ingest.view.paused else "resume")
+                self._ok(request, {})
+            case messages.Stop():
+                ingest.up.send("stop", drain=message.drain)
+                self._ok(request, {"drain": message.drain})
+
+    def _page_of_tasks(self, offset: int) -> dict[str, Any]:
+        """As many tasks from `offset` on as a header holds, and how many there are."""
+        tasks = self.ingest.view.tasks()
+        page, size = [], 1024
+        for task in tasks[offset:]:
+            size += len(msgpack.packb(task))
+            if size > HEADER_BYTES:
+                break
+            page.append(task)
+        return {"tasks": page, "total": len(tasks)}
+
+    def _parameters(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """theta, precision and shift as published, float64; the posterior is that of the newest boundary."""
+        parameters = published.read(self.ingest.state.parameters)
+        posterior = published.read(self.ingest.state.posterior)
+        if parameters is None or posterior is None:
+            raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
+        vectors = {
+            "theta": parameters[1]["theta"],
+            "precision": posterior[1]["precision"],
+            "shift": posterior[1]["shift"],
+        }
+        fields = {name: parameters[0][name] for name in ("names", "shapes", "version")}
+        return fields, {name: np.asarray(vector, np.float64) for name, vector in vectors.items()}
+
+    def _ask_for_checkpoint(self, request: Request) -> None:
+        self.later.next_checkpoint += 1
+        self.later.checkpoints[self.later.next_checkpoint] = request
+        self.ingest.side.send("checkpoint", id=self.later.next_checkpoint)
+
+    def _boundary(self, request: Request, message: messages.AdminBoundary) -> None:
+        session = self.ingest.session
+        if self.ingest.closing:
+            raise Refused("not_ready", "the daemon is stopping", retryable=True)
+        if not session.barrier_holds(message.barrier):
+            self.later.barriers.append((request, message))
+            return
+        (record,) = session.admit_admin_boundary(message.task, message.weight)
+        self.ingest.append(record)
+        if message.wait:
+            self.later.done.setdefault(message.task, []).append(request)
+        else:
+            self.later.stored.append((request, {"task": message.task}))
+
+    # -- what happened since -------------------------------------------------------------------------------------
+
+    def release(self) -> None:
+        """Everything appended is durable: answer who waits for that, and boundaries whose barrier holds now."""
+        for request, fields in self.later.stored:
+            self._ok(request, fields)
+        self.later.stored.clear()
+        waiting, self.later.barriers = self.later.barriers, []
+        for request, message in waiting:
+            try:
+                self._boundary(request, message)
+            except Refused as refused:
+                self._error(request, refused)
+
+    def task_done(self, entry: dict[str, Any]) -> None:
+        """A task was consolidated."""
+        fields = {name: entry[name] for name in ("task", "kind", "samples", "loss", "seconds")}
+        for request in self.later.done.pop(entry["task"], []):
+            self._ok(request, fields)
+
+    def checkpointed(self, message: dict[str, Any]) -> None:
+        """A checkpoint was written, for these requests or of itself."""
+        for number in message["ids"]:
+            request = self.later.checkpoints.pop(number, None)
+            if request is not None:
+                self._ok(request, {"batches_applied": message["batches"], "seconds": message["seconds"]})
+
+    # -- replies -------------------------------------------------------------------------------------------------
+
+    def _ok(self, request: Request, fields: dict[str, Any], arrays: dict[str, Array] | None = None) -> None:
+        self._reply(request, {**fields, "type": "ok"}, arrays)
+
+    def _error(self, request: Request, refused: Refused) -> None:
+        if request.id is None:
+            request = Request(request.peer, refused.fields.get("id"))
+        header = {"type": "error", "code": refused.code, "message": refused.message}
+        self._reply(request, {**header, "retryable": refused.retryable})
+
+    def _reply(self, request: Request, header: dict[str, Any], arrays: dict[str, Array] | None = None) -> None:
+        if request.id is not None:
+            header = {**header, "id": request.id}
+        message: list[Buffer] = frames.build(header, arrays, delimited=request.peer.delimited)
+        sockets.send(self.socket, request.peer, message)

@@ -1,0 +1,62 @@
+"""How a child process of the daemon begins: ``python -m streamcl.daemon.child ROLE UP_FD [SIDE_FD]``.
+
+The supervisor's channel brings the configuration as its first message and is the child's lifeline: when it closes,
+the supervisor is gone and the child ends. Terminal and service signals are the supervisor's business alone.
+"""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+import sys
+from importlib import import_module
+from typing import Any
+
+import structlog
+
+from streamcl import config
+from streamcl.daemon.channel import Channel
+from streamcl.daemon.logs import configure
+from streamcl.errors import ConfigError, Damaged, ModelRefused, StreamclError, UnknownFormat
+
+ROLES = {
+    "ingest": "streamcl.daemon.ingest",
+    "trainer": "streamcl.daemon.trainer",
+    "predictor": "streamcl.daemon.predictor",
+}
+FATAL = (ConfigError, Damaged, UnknownFormat, ModelRefused)  # a restart would meet the same again
+
+
+def main(arguments: list[str]) -> int:
+    """Run one role until the supervisor ends it; 3 after an error that a restart cannot mend."""
+    role, *descriptors = arguments
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    configure(role)
+    channels = [Channel(socket.socket(fileno=int(descriptor))) for descriptor in descriptors]
+    first = _first_message(channels[0])
+    if first is None:
+        return 0
+    try:
+        import_module(ROLES[role]).run(config.from_tree(first["config"]), *channels)
+    except FATAL as error:
+        channels[0].send("fatal", message=str(error))
+        return 3
+    except StreamclError as error:
+        structlog.get_logger().error("failed", reason=str(error))
+        channels[0].send("failed", message=str(error))
+        return 1
+    return 0
+
+
+def _first_message(up: Channel) -> dict[str, Any] | None:
+    while not up.closed:
+        select.select([up], [], [])
+        for message in up.receive():
+            return message
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,462 @@
+"""The ingest process: takes messages in, makes them durable, acknowledges; speaks for the daemon to everyone else.
+
+Order, which nothing may change: check everything; append to the log; sync once for the whole group; acknowledge; tell
+the trainer. One thread owns the sockets. It never imports torch, so nothing that trains can hold it up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+import zmq
+from prometheus_client import CollectorRegistry
+
+from streamcl.config import Config, split_host_port
+from streamcl.daemon import sockets
+from streamcl.daemon.admin import Admin
+from streamcl.daemon.channel import Channel
+from streamcl.daemon.http import HttpServer
+from streamcl.daemon.metrics import Metrics
+from streamcl.daemon.recovery import recover
+from streamcl.daemon.sockets import Peer
+from streamcl.daemon.state import StateDirectory
+from streamcl.daemon.view import View
+from streamcl.errors import Refused
+from streamcl.protocol import frames, messages
+from streamcl.protocol.frames import Buffer, NamedArrays
+from streamcl.protocol.session import StreamSession, Terms
+from streamcl.protocol.signature import Signature
+from streamcl.storage import log
+from streamcl.storage.disk import Disk
+from streamcl.storage.records import Record
+
+GROUP_BYTES = 32 << 20  # synced together at the most, so that an acknowledgement never waits for more
+IDLE_MS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which producer a connection speaks for, and as which incarnation."""
+
+    producer: str
+    epoch: int
+
+
+@dataclass(slots=True)
+class Pending:
+    """A message that is sound but has to wait: for a barrier, for the model, or for one that waits before it."""
+
+    peer: Peer
+    message: messages.Batch | messages.Boundary
+    arrays: NamedArrays
+    nbytes: int
+
+
+@dataclass(slots=True)
+class Acknowledgements:
+    """What the next sync will let us say: one cumulative `ack` a producer, or one each where a reply is owed."""
+
+    owed: list[tuple[Peer, str, Any]] = field(default_factory=list)
+    cumulative: dict[tuple[bytes, str], Peer] = field(default_factory=dict)
+
+    def add(self, peer: Peer, producer: str, message: messages.Message) -> None:
+        """Remember whom to answer. A REQ socket and a request with an id each get their own reply."""
+        if message.id is not None or peer.delimited:
+            self.owed.append((peer, producer, message.id))
+        else:
+            self.cumulative[peer.routing_id, producer] = peer
+
+    def take(self) -> list[tuple[Peer, str, Any]]:
+        """Everyone to answer now; starts afresh."""
+        taken = self.owed + [(peer, producer, None) for (_, producer), peer in self.cumulative.items()]
+        self.owed, self.cumulative = [], {}
+        return taken
+
+
+def run(config: Config, up: Channel, side: Channel) -> None:
+    """The process's main function; returns when the daemon stops."""
+    ingest = Ingest(config, up, side)
+    ingest.start()
+    try:
+        while not ingest.finished:
+            ingest.turn()
+    finally:
+        ingest.close()
+
+
+class Ingest:
+    """The stream socket and the loop that also serves the admin socket."""
+
+    def __init__(self, config: Config, up: Channel, side: Channel) -> None:
+        self.config = config
+        self.up, self.side = up, side
+        self.state = StateDirectory(Path(config.state_dir))
+        self.metrics = Metrics(CollectorRegistry())
+        self.log = structlog.get_logger()
+        self.session = StreamSession(
+            Terms(
+                likelihood=config.model.likelihood,
+                classes=config.model.classes,
+                on_change=config.stream.boundary == "on-change",
+                task_bytes=config.stream.task_bytes,
+                credit=config.stream.credit,
+            )
+        )
+        self.view = View(config, self.session)
+        self.identities: OrderedDict[bytes, Identity] = OrderedDict()
+        self.peers: dict[str, Peer] = {}
+        self.waiting: dict[str, OrderedDict[int, Pending]] = {}
+        self.acks = Acknowledgements()
+        self.done_later: list[dict[str, Any]] = []
+        self.model_asked: Signature | None = None
+        self.model_accepted: Signature | None = None
+        self.closing = False
+        self.finished = False
+        self._arrivals: list[float] = []
+        self._last_credit = -1
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Recover from disk, bind, and say so."""
+        self.writer, entries = recover(self.state, self.session, Disk())
+        self.view.recovered(entries)
+        self.model_accepted = self.session.signature
+        endpoints = self.config.endpoints
+        self.stream = sockets.bind_router(endpoints.stream)
+        self.admin = Admin(sockets.bind_router(endpoints.admin), self)
+        self.http = HttpServer(
+            split_host_port(endpoints.http), self.metrics.registry, self.view.status, self.view.not_ready
+        )
+        self._tell_trainer()
+        self._watch_spool()
+        self.up.send(
+            "ready",
+            endpoints={
+                "stream": self.stream.last_endpoint,
+                "admin": self.admin.socket.last_endpoint,
+                "http": self.http.address,
+            },
+        )
+        self.poller = zmq.Poller()
+        for source in (self.stream, self.admin.socket, self.up.fileno(), self.side.fileno()):
+            self.poller.register(source, zmq.POLLIN)
+
+    def turn(self) -> None:
+        """One turn of the loop: hear the other processes, take a group in, make it durable, answer."""
+        self.poller.poll(IDLE_MS)
+        self._hear_supervisor()
+        self._hear_trainer()
+        self._take_group()
+        self._release()
+        self.admin.take()
+        self.make_durable()
+
+    def close(self) -> None:
+        """Close the sockets, letting replies on their way go out."""
+        self.http.close()
+        sockets.close(self.stream)
+        sockets.close(self.admin.socket)
+        zmq.Context.instance().term()
+
+    # -- taking messages in --------------------------------------------------------------------------------------
+
+    def _take_group(self) -> None:
+        held = 0
+        for peer, parts in sockets.receive(self.stream):
+            self._take(peer, parts)
+            held += sum(len(part) for part in parts)
+            if held > GROUP_BYTES:
+                return
+
+    def _take(self, peer: Peer, parts: Sequence[Buffer]) -> None:
+        """One message: its records into the log, or a refusal that changes nothing."""
+        header: dict[str, Any] = {}
+        try:
+            envelope = frames.parse(parts)
+            header = envelope.header
+            message = messages.decode(header, messages.StreamMessage)
+            if isinstance(message, messages.Hello):
+                frames.open_arrays(envelope, [])
+                self._welcome(peer, message)
+                return
+            producer = self._identify(peer)
+            arrays = frames.open_arrays(envelope, ["x", "y"] if isinstance(message, messages.Batch) else [])
+            self._judge(producer, Pending(peer, message, arrays, log.record_bytes(parts)))
+        except Refused as refused:
+            self._refuse(peer, refused, frames.legible_seq(header), header.get("id"))
+
+    def _identify(self, peer: Peer) -> str:
+        identity = self.identities.get(peer.routing_id)
+        if identity is None:
+            raise Refused("not_ready", "expected `hello` first on this connection; say it, then go on", retryable=True)
+        if self.closing:
+            raise Refused("not_ready", "the daemon is stopping; send again to the next one", retryable=True)
+        self.session.check_epoch(identity.producer, identity.epoch)
+        return identity.producer
+
+    def _welcome(self, peer: Peer, message: messages.Hello) -> None:
+        state = self.session.hello(message)
+        self.identities[peer.routing_id] = Identity(message.producer, state.epoch)
+        self.identities.move_to_end(peer.routing_id)
+        self.peers[message.producer] = peer
+        self._reply(
+            peer,
+            {
+                "type": "welcome",
+                "producer": message.producer,
+                "durable": state.durable,
+                "applied": state.applied,
+                "credit": self.session.credit(),
+                "limits": self.session.limits(),
+                "task": self.session.open_task,
+            },
+            message.id,
+        )
+
+    def _judge(self, producer: str, pending: Pending) -> None:
+        """Duplicate, next, held back, or refused."""
+        message = pending.message
+        if self.session.is_duplicate(producer, message.seq):
+            self._acknowledge_again(producer, pending)
+            return
+        waiting = self.waiting.get(producer)
+        if waiting and message.seq in waiting:
+            waiting[message.seq] = pending
+            return
+        self.session.check_sequence(producer, message.seq, ahead=len(waiting or ()))
+        if waiting or self._must_wait(message, pending.arrays):
+            self._hold(producer, pending)
+        else:
+            self._store(producer, pending)
+
+    def _acknowledge_again(self, producer: str, pending: Pending) -> None:
+        self.metrics.duplicates.inc()
+        self.acks.add(pending.peer, producer, pending.message)
+        entry = self.view.closed_by(producer, pending.message.seq)
+        if entry is not None:
+            self.done_later.append(entry)
+
+    def _must_wait(self, message: Any, arrays: NamedArrays) -> bool:
+        """Whether a barrier is open, or the trainer has yet to say that a model fits the first batch."""
+        if isinstance(message, messages.Boundary):
+            return not self.session.barrier_holds(message.barrier)
+        if isinstance(message, messages.Batch) and self.session.signature is None:
+            signature = Signature.of(arrays["x"], arrays["y"]) if arrays["x"].ndim and arrays["y"].ndim else None
+            return signature is not None and signature != self.model_accepted
+        return False
+
+    def _hold(self, producer: str, pending: Pending) -> None:
+        waiting = self.waiting.setdefault(producer, OrderedDict())
+        if len(waiting) >= self.session.terms.credit:
+            raise Refused("no_credit", "too many messages behind one that waits; wait for its `ack`", retryable=True)
+        if not waiting and isinstance(pending.message, messages.Batch):
+            self._ask_for_model(producer, pending)
+        waiting[pending.message.seq] = pending
+
+    def _ask_for_model(self, producer: str, pending: Pending) -> None:
+        """Have the trainer build a model for the first batch's shapes before anything of it is stored."""
+        self.session.admit_batch(producer, pending.message, pending.arrays, pending.nbytes)  # type: ignore[arg-type]
+        signature = Signature.of(pending.arrays["x"], pending.arrays["y"])
+        self.model_asked = signature
+        self.side.send("try_model", signature=signature.plain())
+
+    def _store(self, producer: str, pending: Pending) -> None:
+        message = pending.message
+        match message:
+            case messages.Batch():
+                records = self.session.admit_batch(producer, message, pending.arrays, pending.nbytes)
+            case messages.Boundary():
+                records = self.session.admit_boundary(producer, message)
+            case _:
+                records = self.session.admit_revisit(message.task)
+        for record in records:
+            self.append(record, pending.arrays.payloads if record is records[-1] else ())
+        if isinstance(message, messages.Batch):
+            self.metrics.batches_received.labels(self.metrics.label("producer", producer)).inc()
+        self._arrivals.append(time.monotonic())
+        self.acks.add(pending.peer, producer, message)
+
+    def append(self, record: Record, payloads: Sequence[Buffer] = ()) -> None:
+        """Put a record into the log, then into the session; Refused ``no_space`` where the disk is full."""
+        before = self.writer.end_bytes
+        try:
+            self.writer.append(record, payloads)
+        except OSError as error:
+            raise Refused("no_space", f"the disk is full ({error.strerror}); free some", retryable=True) from None
+        self.session.apply(record, self.writer.end_bytes - before)
+        if self.session.open_task is None:
+            self.writer.rotate()
+
+    def _release(self) -> None:
+        """Take up messages that no longer have to wait, in their order."""
+        for producer, waiting in list(self.waiting.items()):
+            while waiting:
+                seq, pending = next(iter(waiting.items()))
+                if self._must_wait(pending.message, pending.arrays):
+                    break
+                del waiting[seq]
+                try:
+                    self._store(producer, pending)
+                except Refused as refused:
+                    self._refuse_waiting(producer, pending, refused)
+            if not waiting:
+                del self.waiting[producer]
+
+    def _refuse_waiting(self, producer: str, pending: Pending, refused: Refused) -> None:
+        """Refuse the message, and as a gap all that waited behind it."""
+        self._refuse(pending.peer, refused, pending.message.seq, pending.message.id)
+        behind = self.waiting.get(producer, OrderedDict())
+        while behind:
+            seq, later = behind.popitem(last=False)
+            try:
+                self.session.check_sequence(producer, seq)
+            except Refused as gap:
+                self._refuse(later.peer, gap, seq, later.message.id)
+
+    # -- answering -----------------------------------------------------------------------------------------------
+
+    def make_durable(self) -> None:
+        """Sync what was appended; only then acknowledge it and let the trainer have it."""
+        if self.writer.durable < self.writer.next_lsn:
+            started = time.monotonic()
+            self.writer.sync()
+            self.metrics.fsync_duration.observe(time.monotonic() - started)
+            self.session.synced()
+            self._tell_trainer()
+        for peer, producer, request in self.acks.take():
+            self._reply(peer, self._ack(producer), request)
+        now = time.monotonic()
+        for arrived in self._arrivals:
+            self.metrics.ack_latency.observe(now - arrived)
+        self._arrivals.clear()
+        for entry in self.done_later:
+            self._send_done(entry)
+        self.done_later.clear()
+        self._release()
+        self.admin.release()
+        if self.writer.durable < self.writer.next_lsn:  # a barrier was opened by this very sync
+            self.make_durable()
+
+    def _ack(self, producer: str) -> dict[str, Any]:
+        state = self.session.producers[producer]
+        return {"type": "ack", "durable": state.durable, "applied": state.applied, "credit": self.session.credit()}
+
+    def _refuse(self, peer: Peer, refused: Refused, seq: int | None, request: Any) -> None:
+        self.metrics.batches_rejected.labels(refused.code).inc()
+        fields = {key: value for key, value in refused.fields.items() if key != "id"}
+        header = {
+            "type": "nack",
+            "seq": refused.seq if refused.seq is not None else seq,
+            "code": refused.code,
+            "retryable": refused.retryable,
+            "message": refused.message,
+            **fields,
+        }
+        self._reply(peer, header, request if request is not None else refused.fields.get("id"))
+
+    def _reply(self, peer: Peer, header: dict[str, Any], request: Any = None) -> None:
+        if request is not None:
+            header = {**header, "id": request}
+        sockets.send(self.stream, peer, frames.build(header, delimited=peer.delimited))
+
+    def _send_done(self, entry: dict[str, Any]) -> None:
+        """Tell the producer that closed a task; a REQ socket can take only the reply to its request."""
+        peer = self.peers.get(entry["producer"] or "")
+        if peer is not None and not peer.waits_for_one:
+            fields = {name: entry[name] for name in ("seq", "task", "kind", "samples", "loss", "seconds")}
+            self._reply(peer, {"type": "done", **fields})
+
+    def _offer_credit(self) -> None:
+        """Tell every producer when the credit has changed without its doing."""
+        credit = self.session.credit()["messages"]
+        if credit != self._last_credit and self._last_credit >= 0:
+            for producer, peer in self.peers.items():
+                if not peer.waits_for_one:
+                    self._reply(peer, self._ack(producer))
+        self._last_credit = credit
+
+    # -- the other processes -------------------------------------------------------------------------------------
+
+    def _hear_supervisor(self) -> None:
+        self.up.flush()
+        for message in self.up.receive():
+            match message["type"]:
+                case "closing":
+                    self.closing = True
+                case "stop":
+                    self.finished = True
+                case "failed":
+                    self.view.failed(message["role"], message["message"])
+        self.finished = self.finished or self.up.closed
+
+    def _tell_trainer(self) -> None:
+        self.side.send("durable", lsn=self.writer.durable)
+
+    def _hear_trainer(self) -> None:
+        self.side.flush()
+        for message in self.side.receive():
+            match message["type"]:
+                case "recovered":
+                    self._greet_trainer()
+                case "progress":
+                    self.view.progressed(message)
+                    self.metrics.trained(message)
+                case "done":
+                    self._task_done(message["entry"])
+                case "checkpointed":
+                    self._checkpointed(message)
+                case "dropped":
+                    self._watch_spool()
+                case "model":
+                    self._model_judged(message)
+        self.metrics.trainer_up.set(self.view.trainer_up())
+        self.metrics.applied_lag.set(self.session.stored_batches - self.session.applied_batches)
+        self.metrics.spool_bytes.set(self.session.total_spool)
+        self._offer_credit()
+
+    def _greet_trainer(self) -> None:
+        """A trainer has (re)started: say how far the log goes and what it was asked before."""
+        self._tell_trainer()
+        self.view.recovered_trainer()
+        if self.view.paused:
+            self.side.send("pause")
+        if self.model_asked is not None:
+            self.side.send("try_model", signature=self.model_asked.plain())
+
+    def _task_done(self, entry: dict[str, Any]) -> None:
+        self.view.closed(entry)
+        self.metrics.boundaries.inc()
+        self.metrics.consolidation_duration.observe(entry["seconds"])
+        self._send_done(entry)
+        self.admin.task_done(entry)
+
+    def _checkpointed(self, message: dict[str, Any]) -> None:
+        self.session.applied(message["sequences"], message["batches"])
+        self.metrics.checkpoint_duration.observe(message["seconds"])
+        self.metrics.checkpoint_time.set(message["time"])
+        self.admin.checkpointed(message)
+
+    def _watch_spool(self) -> None:
+        self.session.total_spool = log.spool_bytes(self.state.log)
+
+    def _model_judged(self, message: dict[str, Any]) -> None:
+        """The trainer has built a model for the first batch, or says why it cannot."""
+        signature = Signature.from_plain(message["signature"])
+        self.model_asked = None
+        if message["refused"] is None:
+            self.model_accepted = signature
+            return
+        for producer, waiting in list(self.waiting.items()):
+            pending = next(iter(waiting.values()))
+            if isinstance(pending.message, messages.Batch):
+                waiting.popitem(last=False)
+                self._refuse_waiting(producer, pending, Refused("bad_shape", message["refused"]))
+                if not waiting:
+                    del self.waiting[producer]

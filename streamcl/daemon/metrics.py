@@ -1,0 +1,99 @@
+"""The daemon's metrics, by the names of the contract; the registry is injected.
+
+Guarantees: the names and units of the contract, and a bounded number of label values: beyond `MAX_LABELS` producers
+or tasks, a value counts under ``other``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+
+from streamcl import __version__
+
+MAX_LABELS = 1000
+SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+LONG = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0)
+
+disable_created_metrics()
+
+
+class Metrics:
+    """Every metric of the contract in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self._label_values: dict[str, set[str]] = {}
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"streamcl_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(f"streamcl_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"streamcl_{name}", text, buckets=buckets, registry=registry)
+
+        self.batches_received = counter("batches_received", "Batches stored durably.", ("producer",))
+        self.samples_trained = counter("samples_trained", "Rows learned from as they arrived.")
+        self.batches_rejected = counter("batches_rejected", "Messages refused, by code.", ("code",))
+        self.duplicates = counter("duplicates", "Messages received again and not stored twice.")
+        self.boundaries = counter("boundaries", "Tasks consolidated.")
+        self.revisits = counter("revisits", "Tasks consolidated again.")
+        self.drift_detected = counter("drift_detected", "Boundaries set by drift detection.")
+        self.train_loss = gauge("train_loss", "Mean negative log likelihood of the newest batch or epoch, nats.")
+        self.prequential_accuracy = gauge(
+            "prequential_accuracy_ratio", "Share of rows predicted right before they were learned from."
+        )
+        self.task_penalty = gauge("task_penalty", "Penalty of a task's factor at the parameters.", ("task",))
+        self.task_penalty_rise = gauge(
+            "task_penalty_rise", "Rise of a task's penalty since its consolidation, nats a sample.", ("task",)
+        )
+        self.task_accuracy = gauge("task_accuracy_ratio", "Accuracy on a task's evaluation set.", ("task",))
+        self.spool_bytes = gauge("spool_bytes", "Bytes of raw data on disk.")
+        self.applied_lag = gauge("applied_lag_batches", "Durable batches not yet in a checkpoint.")
+        self.ack_latency = histogram("ack_latency_seconds", "From a batch's arrival to its acknowledgement.", SHORT)
+        self.fsync_duration = histogram("fsync_duration_seconds", "One sync of the log.", SHORT)
+        self.train_step_duration = histogram("train_step_duration_seconds", "One training step.", SHORT)
+        self.consolidation_duration = histogram(
+            "consolidation_duration_seconds", "One task's epochs, Fisher and posterior.", LONG
+        )
+        self.checkpoint_duration = histogram("checkpoint_duration_seconds", "Writing and verifying one.", LONG)
+        self.checkpoint_time = gauge("checkpoint_last_success_timestamp_seconds", "When the newest one was written.")
+        self.trainer_up = gauge("trainer_up", "1 while the trainer process answers.")
+        Info("streamcl_build", "Version of the daemon.", registry=registry).info({"version": __version__})
+
+    def label(self, name: str, value: str) -> str:
+        """`value`, or ``other`` once there are too many values of this label."""
+        values = self._label_values.setdefault(name, set())
+        if value not in values and len(values) >= MAX_LABELS:
+            return "other"
+        values.add(value)
+        return value
+
+    def trained(self, progress: Mapping[str, Any]) -> None:
+        """Take over what the trainer reported."""
+        if progress.get("loss") is not None:
+            self.train_loss.set(progress["loss"])
+        accuracy = progress.get("scores", {}).get("overall", {}).get("accuracy")
+        if accuracy is not None:
+            self.prequential_accuracy.set(accuracy)
+        self.samples_trained.inc(progress.get("new_samples", 0))
+        for seconds in progress.get("step_seconds", ()):
+            self.train_step_duration.observe(seconds)
+
+    def as_map(self) -> dict[str, float]:
+        """Every sample of /metrics: ``name`` or ``name{label="value"}`` to value."""
+        return {
+            _sample_name(sample.name, sample.labels): sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+        }
+
+
+def _sample_name(name: str, labels: Mapping[str, str]) -> str:
+    if not labels:
+        return name
+    return name + "{" + ",".join(f'{key}="{value}"' for key, value in labels.items()) + "}"

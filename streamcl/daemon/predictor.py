@@ -1,0 +1,153 @@
+"""The predictor process: answers `predict` from the newest whole set of published parameters.
+
+Guarantees: one answer comes from one version; training neither waits for predictions nor delays them. Reads what the
+trainer publishes by atomic rename and shares nothing else with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zmq
+
+from streamcl.config import Config
+from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.daemon.channel import Channel
+from streamcl.daemon.sockets import bind_router, receive, send
+from streamcl.daemon.state import StateDirectory
+from streamcl.errors import Refused
+from streamcl.learning.network import Network
+from streamcl.protocol import frames, messages
+from streamcl.protocol.frames import Array, NamedArrays
+from streamcl.protocol.signature import LabelMap, Signature
+from streamcl.storage import published
+
+PREDICT_ROWS = 4096  # rows at a time, so that a large request needs little memory
+
+
+def run(config: Config, up: Channel) -> None:
+    """The process's main function; returns when the daemon stops."""
+    torch.set_num_threads(1)  # one core answers; the others belong to training
+    socket = bind_router(config.endpoints.predict)
+    predictor = Predictor(config)
+    up.send("ready", endpoints={"predict": socket.last_endpoint})
+    poller = zmq.Poller()
+    poller.register(socket, zmq.POLLIN)
+    poller.register(up.fileno(), zmq.POLLIN)
+    while not up.closed and not any(message["type"] == "stop" for message in up.receive()):
+        poller.poll()
+        for peer, parts in receive(socket):
+            send(socket, peer, predictor.answer(parts, peer.delimited))
+
+
+class Predictor:
+    """A network kept at the newest published parameters."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.state = StateDirectory(Path(config.state_dir))
+        self.network: Network | None = None
+        self.posterior: DiagonalGaussian | None = None
+        self.meta: dict[str, Any] = {}
+        self._stamp: Any = None
+        self._posterior_number = -1
+
+    def answer(self, parts: Sequence[frames.Buffer], delimited: bool) -> list[frames.Buffer]:
+        """The reply to one message: a prediction or an error, never an exception."""
+        identity: dict[str, Any] = {}
+        try:
+            envelope = frames.parse(parts)
+            identity = {"id": envelope.header["id"]} if "id" in envelope.header else {}
+            request = messages.decode(envelope.header, messages.Predict)
+            arrays = frames.open_arrays(envelope, ["x"])
+            fields, outputs = self._predict(request, arrays)
+            return frames.build({"type": "prediction", **identity, **fields}, outputs, delimited=delimited)
+        except Refused as refused:
+            reason = refused
+        except Exception as error:
+            reason = Refused("internal", f"{type(error).__name__}: {error}"[:500])
+        header = {"type": "error", **identity, "code": reason.code, "message": reason.message}
+        return frames.build({**header, "retryable": reason.code in messages.RETRYABLE}, delimited=delimited)
+
+    def _predict(self, request: messages.Predict, arrays: NamedArrays) -> tuple[dict[str, Any], dict[str, Array]]:
+        network = self._newest()
+        x = arrays["x"]
+        network.signature.check_x(x)
+        if len(x) == 0:
+            raise Refused("bad_shape", "predict.x: expected at least one row, got none")
+        chunks = [network.conversion.x(x[i : i + PREDICT_ROWS]) for i in range(0, len(x), PREDICT_ROWS)]
+        outputs = self._averaged(network, chunks, request.samples) if request.samples else _outputs(network, chunks)
+        header: dict[str, Any] = {"version": self.meta["version"]}
+        if self.config.model.likelihood == "categorical":
+            header["labels"] = self.meta["labels"]
+        return header, outputs
+
+    def _newest(self) -> Network:
+        """The network at the newest published parameters; raises Refused ``not_ready`` before the first."""
+        stamp = published.stamp(self.state.parameters)
+        if stamp is None:
+            raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
+        if stamp != self._stamp:
+            self._load()
+            self._stamp = stamp
+        assert self.network is not None
+        return self.network
+
+    def _load(self) -> None:
+        found = published.read(self.state.parameters)
+        if found is None:
+            raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
+        meta, tensors = found
+        signature = Signature.from_plain(meta["signature"])
+        if self.network is None or self.network.signature != signature:
+            labels = LabelMap(self.config.model.classes)
+            self.network = Network(self.config, signature, labels, torch.device("cpu"))
+            self.network.flags.eval()
+        self.network.load(tensors)
+        self.meta = meta
+
+    def _averaged(self, network: Network, chunks: Sequence[torch.Tensor], samples: int) -> dict[str, Array]:
+        """Moments over draws of the parameters from N(theta, 1/precision); theta is put back afterwards."""
+        theta = network.parameters.theta.detach().clone()
+        posterior = self._newest_posterior()
+        generator = torch.Generator().manual_seed(self.config.train.seed + self.meta["version"])
+        draws = []
+        try:
+            for _ in range(samples):
+                network.parameters.load(posterior.sample(theta.double(), generator).to(theta.dtype))
+                draws.append(_outputs(network, chunks))
+        finally:
+            network.parameters.load(theta)
+        return _moments(draws)
+
+    def _newest_posterior(self) -> DiagonalGaussian:
+        if self.posterior is None or self._posterior_number != self.meta["posterior"]:
+            found = published.read(self.state.posterior)
+            if found is None:
+                raise Refused("not_ready", "there is no posterior yet", retryable=True)
+            meta, tensors = found
+            self.posterior = DiagonalGaussian.from_state(
+                {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+            )
+            self._posterior_number = meta["posterior"]
+        return self.posterior
+
+
+def _outputs(network: Network, chunks: Sequence[torch.Tensor]) -> dict[str, Array]:
+    parts = [network.predict(x) for x in chunks]
+    return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
+
+
+def _moments(draws: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Mixture moments: mean probabilities; or the mean of the means, and the mean variance plus their spread."""
+    stacked = {name: np.stack([draw[name] for draw in draws]).astype(np.float64) for name in draws[0]}
+    moments = {name: values.mean(0) for name, values in stacked.items()}
+    if "variance" in stacked:
+        moments["variance"] = moments["variance"] + stacked["mean"].var(0)
+    return {name: values.astype(draws[0][name].dtype) for name, values in moments.items()}
+
+

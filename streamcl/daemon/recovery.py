@@ -1,0 +1,62 @@
+"""What the ingest process knows at its start: the checkpoint's numbers, the ledger's tasks, then the log's records.
+
+Guarantees: the session after recovery equals the session before the end, up to what was never acknowledged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamcl.daemon.state import StateDirectory
+from streamcl.errors import Damaged
+from streamcl.protocol.session import ProducerState, StreamSession
+from streamcl.protocol.signature import Signature
+from streamcl.storage import checkpoint, ledger, log
+from streamcl.storage.disk import Disk
+from streamcl.storage.records import Batch
+
+ATTEMPTS = 5  # a running trainer may replace the checkpoint and drop segments while we read them
+
+
+def recover(
+    state: StateDirectory, session: StreamSession, disk: Disk
+) -> tuple[log.LogWriter, list[dict[str, Any]]]:
+    """Open the log for writing and bring a fresh session up to date; also the ledger's entries.
+
+    Raises Damaged, UnknownFormat.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        meta = checkpoint.read_meta(state.path)
+        try:
+            writer = log.LogWriter.recover(state.log, disk, next_lsn=meta["next_lsn"] if meta else 0)
+            break
+        except Damaged:
+            moved = checkpoint.read_meta(state.path)
+            if attempt == ATTEMPTS or moved == meta:
+                raise
+    entries = [] if meta is None else ledger.read(state.path, meta["ledger"])
+    if meta is not None:
+        _take_over(session, meta)
+    session.closed.update(entry["task"] for entry in entries)
+    _replay(state, session, writer, meta["next_lsn"] if meta else 0)
+    session.synced()
+    return writer, entries
+
+
+def _take_over(session: StreamSession, meta: dict[str, Any]) -> None:
+    for name, (epoch, seq) in meta["sequences"].items():
+        session.producers[name] = ProducerState(epoch, seq, seq, seq)
+    session.labels.outputs = {label: output for label, output in meta["labels"]}
+    session.stored_batches = session.applied_batches = meta["batches"]
+    if meta["signature"] is not None:
+        session.signature = Signature.from_plain(meta["signature"])
+
+
+def _replay(state: StateDirectory, session: StreamSession, writer: log.LogWriter, applied: int) -> None:
+    """Every record still in the log; those below `applied` only count for what their task holds on disk."""
+    for entry in log.LogReader(state.log).read(writer.first_lsn, writer.next_lsn):
+        session.apply(entry.record, entry.nbytes)
+        if entry.lsn < applied and isinstance(entry.record, Batch):
+            session.stored_batches -= 1
+    if session.open_task is not None and session.open_task in session.closed:
+        session.open_task = None  # consolidated, but its records were not unlinked before the end

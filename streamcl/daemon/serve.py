@@ -1,0 +1,253 @@
+"""``streamcl serve``: start-up, main loop, shutdown. Supervises the three working processes and does none of the work.
+
+Guarantees: one daemon a state directory; `daemon.json` is there exactly while the daemon is ready; a process that
+dies is started again, after a growing pause; SIGTERM and SIGINT drain for at most `DRAIN_SECONDS`, a second one stops
+at once. Killed itself, its children end too, since their channels close.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from streamcl.config import Config
+from streamcl.daemon.channel import Channel
+from streamcl.daemon.logs import configure
+from streamcl.daemon.state import StateDirectory
+from streamcl.errors import ConfigError
+from streamcl.storage.lock import StateLock
+
+DRAIN_SECONDS = 30.0
+LOCK_SECONDS = 10.0  # the children of a killed daemon need a moment to notice
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
+FATAL = 3
+
+
+@dataclass(slots=True)
+class Child:
+    """One working process, its channel, and when it may be started again."""
+
+    role: str
+    side: socket.socket | None = None
+    process: subprocess.Popen[bytes] | None = None
+    channel: Channel | None = None
+    ready: dict[str, Any] | None = None
+    started: float = 0.0
+    pause: float = FIRST_PAUSE
+    restart_at: float = 0.0
+    expected_to_end: bool = False
+
+    def start(self, config: Config) -> None:
+        """Start the process and hand it its configuration."""
+        ours, theirs = Channel.pair()
+        descriptors = [theirs.fileno()] + ([self.side.fileno()] if self.side else [])
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "streamcl.daemon.child", self.role, *map(str, descriptors)],
+            pass_fds=descriptors,
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        self.channel, self.ready, self.started = Channel(ours), None, time.monotonic()
+        self.channel.send("config", config=msgspec.to_builtins(config))
+
+    def schedule_restart(self) -> None:
+        """A process that lived long starts again at once, one that keeps dying after ever longer pauses."""
+        if time.monotonic() - self.started > LONGEST_PAUSE:
+            self.pause = FIRST_PAUSE
+        self.restart_at = time.monotonic() + self.pause
+        self.pause = min(2 * self.pause, LONGEST_PAUSE)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self.process is not None and self.process.poll() is None
+
+
+def serve(config: Config) -> int:
+    """Run the daemon until it is stopped; returns the exit status (0, or 1 after a fatal error)."""
+    configure("serve")
+    config = _absolute(config)
+    lock = StateLock.acquire(Path(config.state_dir), LOCK_SECONDS)
+    try:
+        return Supervisor(config).run()
+    finally:
+        lock.release()
+
+
+def _absolute(config: Config) -> Config:
+    return msgspec.structs.replace(config, state_dir=str(Path(config.state_dir).resolve()))
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Starts, watches and ends the working processes."""
+
+    config: Config
+    children: dict[str, Child] = field(default_factory=dict)
+    announced: bool = False
+    stopping: str | None = None
+    deadline: float = float("inf")
+    signals: int = 0
+    failure: str | None = None
+    ended: bool = False
+    _wake: int = -1
+
+    def run(self) -> int:
+        """Start-up, main loop, shutdown."""
+        self._start_up()
+        try:
+            while not self.ended:
+                self._wait()
+                self._hear()
+                self._tend()
+        finally:
+            self._shut_down()
+        return 1 if self.failure else 0
+
+    # -- start-up ------------------------------------------------------------------------------------------------
+
+    def _start_up(self) -> None:
+        self._watch_signals()
+        ingest_side, trainer_side = Channel.pair()
+        self.children = {
+            "ingest": Child("ingest", ingest_side),
+            "trainer": Child("trainer", trainer_side),
+            "predictor": Child("predictor"),
+        }
+        for child in self.children.values():
+            child.start(self.config)
+
+    def _watch_signals(self) -> None:
+        """Signals only write a byte; the loop's select wakes on it."""
+        self._wake, write = os.pipe()
+        os.set_blocking(self._wake, False)
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, self._note_signal)
+
+    def _note_signal(self, number: int, frame: object) -> None:
+        self.signals += number != signal.SIGCHLD
+
+    # -- main loop -----------------------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        channels = [child.channel for child in self.children.values() if child.channel and not child.channel.closed]
+        due = [child.restart_at for child in self.children.values() if not child.alive and not child.expected_to_end]
+        timeout = min([self.deadline, *due]) - time.monotonic()
+        select.select([self._wake, *channels], [], [], max(0.0, min(timeout, 3600.0)))
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 4096)
+
+    def _hear(self) -> None:
+        for child in self.children.values():
+            if child.channel is None:
+                continue
+            child.channel.flush()
+            for message in child.channel.receive():
+                self._take(child, message)
+        if self.signals and self.stopping is None:
+            self._stop(drain=True, deadline=time.monotonic() + DRAIN_SECONDS)
+        elif self.signals > 1:
+            self.ended = True
+
+    def _take(self, child: Child, message: dict[str, Any]) -> None:
+        match message["type"]:
+            case "ready":
+                self._ready(child, message)
+            case "stop":
+                self._stop(drain=message["drain"], deadline=float("inf"))
+            case "fatal":
+                self.failure = message["message"]
+                structlog.get_logger().error("cannot go on", role=child.role, reason=self.failure)
+                self._stop(drain=False, deadline=time.monotonic() + DRAIN_SECONDS)
+            case "failed":
+                self.children["ingest"].channel.send("failed", role=child.role, message=message["message"])  # type: ignore[union-attr]
+
+    def _ready(self, child: Child, message: dict[str, Any]) -> None:
+        child.ready = message
+        for name, endpoint in message.get("endpoints", {}).items():  # a restart binds the same ports again
+            endpoints = msgspec.structs.replace(self.config.endpoints, **{name: endpoint})
+            self.config = msgspec.structs.replace(self.config, endpoints=endpoints)
+        if not self.announced and all(child.ready for child in self.children.values()):
+            self._announce()
+
+    def _announce(self) -> None:
+        endpoints = msgspec.to_builtins(self.config.endpoints)
+        path = StateDirectory(Path(self.config.state_dir)).daemon
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps({"pid": os.getpid(), "endpoints": endpoints}) + "\n")
+        aside.replace(path)
+        self.announced = True
+        structlog.get_logger().info("ready", state_dir=self.config.state_dir, **endpoints)
+
+    def _tend(self) -> None:
+        """Start again what died; while stopping, end the processes in their order."""
+        for child in self.children.values():
+            if not child.alive and not child.expected_to_end:
+                self._died(child)
+        if self.stopping is not None:
+            self._go_on_stopping()
+
+    def _died(self, child: Child) -> None:
+        status = child.process.returncode if child.process else None
+        if child.restart_at <= child.started:
+            structlog.get_logger().error("process ended", role=child.role, status=status)
+            child.schedule_restart()
+        if status == FATAL or self.stopping is not None:
+            child.expected_to_end = True
+        elif time.monotonic() >= child.restart_at:
+            child.start(self.config)
+
+    # -- shutdown ------------------------------------------------------------------------------------------------
+
+    def _stop(self, drain: bool, deadline: float) -> None:
+        """Ask the trainer to finish; ingest takes nothing more in."""
+        self.stopping, self.deadline = "drain" if drain else "now", deadline
+        structlog.get_logger().info("stopping", drain=drain)
+        self._tell("ingest", "closing")
+        self._tell("trainer", "stop", drain=drain)
+        self.children["trainer"].expected_to_end = True
+
+    def _go_on_stopping(self) -> None:
+        if not self.children["trainer"].alive:
+            self.ended = True
+        elif time.monotonic() > self.deadline and self.stopping == "drain":
+            structlog.get_logger().warning("drain took too long; the rest is learned after the next start")
+            self._stop(drain=False, deadline=time.monotonic() + DRAIN_SECONDS)
+        elif time.monotonic() > self.deadline:
+            self.ended = True
+
+    def _tell(self, role: str, kind: str, **fields: Any) -> None:
+        channel = self.children[role].channel
+        if channel is not None:
+            channel.send(kind, **fields)
+
+    def _shut_down(self) -> None:
+        """End what still runs: ask, then kill; everything durable is on disk already."""
+        StateDirectory(Path(self.config.state_dir)).daemon.unlink(missing_ok=True)
+        for child in self.children.values():
+            self._tell(child.role, "stop", drain=False)
+        patience = time.monotonic() + (0.0 if self.signals > 1 else 5.0)
+        for child in self.children.values():
+            if child.process is not None:
+                try:
+                    child.process.wait(max(0.0, patience - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    child.process.kill()
+                    child.process.wait()
+        if self.failure:
+            raise ConfigError(self.failure)

@@ -1,0 +1,288 @@
+"""The trainer process: follows the log, learns, and makes what was learned durable.
+
+Order at a boundary, which nothing may change: consolidate in memory; append to the ledger and sync; write, verify and
+rename the checkpoint; only then unlink the task's records; last, say so. A crash anywhere repeats the work from the
+checkpoint before, with the same result. One thread; it looks at its channels between steps.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+import torch
+
+from streamcl.config import Config
+from streamcl.daemon.channel import Channel
+from streamcl.daemon.state import StateDirectory
+from streamcl.errors import ConfigError, ModelRefused
+from streamcl.learning.learner import Event, Learner, Progress
+from streamcl.protocol.signature import Signature
+from streamcl.storage import checkpoint, log, published
+from streamcl.storage.disk import Disk
+from streamcl.storage.ledger import Ledger
+
+REPORT_SECONDS = 0.05
+CHECKPOINT_SECONDS = 30.0
+PUBLISH_SECONDS = 0.05
+PUBLISH_SHARE = 0.02  # at most this share of the time goes into publishing parameters
+
+
+class _Stopped(Exception):
+    """The daemon ends now; a consolidation under way is left to the next start."""
+
+
+def run(config: Config, up: Channel, side: Channel) -> None:
+    """The process's main function; returns when the daemon stops."""
+    torch.set_flush_denormal(True)  # squares of small gradients are denormal and slow CPU arithmetic many times
+    Trainer(config, up, side).run()
+
+
+class Trainer:
+    """Applies the log to a learner and answers the ingest process."""
+
+    def __init__(self, config: Config, up: Channel, side: Channel) -> None:
+        self.config = config
+        self.up, self.side = up, side
+        self.state = StateDirectory(Path(config.state_dir))
+        self.disk = Disk()
+        self.learner = Learner(config)
+        self.log = structlog.get_logger()
+        self.reader = log.LogReader(self.state.log)
+        self.ledger: Ledger | None = None
+        self.durable = 0
+        self.checkpointed_lsn = 0
+        self.paused = False
+        self.stopping: str | None = None
+        self.wants_checkpoint: list[Any] = []
+        self.activity = "recovering"
+        self._last_report = self._last_publish = self._last_step = 0.0
+        self._last_checkpoint = time.monotonic()
+        self._publish_cost = 0.0
+        self._step_seconds: list[float] = []
+        self._reported_samples = 0
+        self._published_posterior = -1
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Recover, follow the log, and leave a checkpoint behind."""
+        self._recover()
+        self.side.send("recovered", next_lsn=self.learner.next_lsn)  # ingest answers with how far the log goes
+        self.up.send("ready", device=str(self.learner.device))
+        try:
+            while not self._finished():
+                if not self._apply_next():
+                    self._rest()
+            self._checkpoint_if_due(force=True)
+        except _Stopped:
+            self.log.info("stopped before the end of a record; it will be learned again")
+        self._report(force=True)
+
+    def _finished(self) -> bool:
+        drained = self.learner.next_lsn >= self.durable
+        return self.stopping == "now" or (self.stopping == "drain" and drained)
+
+    def _recover(self) -> None:
+        saved = checkpoint.load(self.state.path)
+        tasks = 0
+        if saved is not None:
+            self.learner.restore(saved.meta, saved.tensors, self.reader)
+            tasks = saved.meta["ledger"]
+            self.checkpointed_lsn = self.durable = self.learner.next_lsn
+        self.ledger = Ledger.recover(self.state.path, tasks, self.disk)
+        self._reported_samples = self.learner.samples
+        if saved is not None:
+            self._drop()
+            self._publish(force=True)
+        self.log.info("recovered", next_lsn=self.learner.next_lsn, tasks=tasks)
+
+    def _rest(self) -> None:
+        """Nothing to learn: wait for a message, waking for a checkpoint that falls due."""
+        self.activity = "idle" if self.learner.open_task is None else "training"
+        self._report(force=True)
+        self._checkpoint_if_due()
+        select.select([self.side, self.up], [], [], 1.0)
+        self._look_up()
+
+    # -- learning ------------------------------------------------------------------------------------------------
+
+    def _apply_next(self) -> bool:
+        """Learn the next durable record, if there is one."""
+        self._look_up()
+        lsn = self.learner.next_lsn
+        if lsn >= self.durable or self.stopping == "now":
+            return False
+        entry = next(iter(self.reader.read(lsn, lsn + 1)))
+        self.activity = "training"
+        self._last_step = time.monotonic()
+        steps = self.learner.apply(entry.lsn, entry.record, entry.arrays, self.reader)
+        while True:
+            try:
+                event = next(steps)
+            except StopIteration as finished:
+                if finished.value is not None:
+                    self._closed_task(finished.value)
+                break
+            self._between_steps(event)
+        self._report()
+        self._publish()
+        self._checkpoint_if_due()
+        return True
+
+    def _between_steps(self, event: Event) -> None:
+        now = time.monotonic()
+        self._step_seconds.append(now - self._last_step)
+        if isinstance(event, Progress):
+            self.activity = "consolidating"
+        self._report(event)
+        self._publish()
+        self._look_up()
+        if self.stopping == "now" and self.activity == "consolidating":
+            raise _Stopped
+        self._last_step = time.monotonic()
+
+    def _closed_task(self, entry: dict[str, Any]) -> None:
+        """Make a consolidated task durable, then drop its data, then say so."""
+        assert self.ledger is not None
+        self.ledger.append(entry)
+        self._save_checkpoint()
+        self._drop()
+        self._publish(force=True)
+        self.side.send("done", entry=entry)
+        self.log.info(
+            "consolidated", task=entry["task"], samples=entry["samples"], loss=entry["loss"], seconds=entry["seconds"]
+        )
+
+    # -- durability ----------------------------------------------------------------------------------------------
+
+    def _checkpoint_if_due(self, force: bool = False) -> None:
+        due = time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS or force
+        if (due and self.learner.next_lsn > self.checkpointed_lsn) or self.wants_checkpoint:
+            self._save_checkpoint()
+
+    def _save_checkpoint(self) -> None:
+        assert self.ledger is not None
+        started = time.monotonic()
+        meta, tensors = self.learner.snapshot()
+        checkpoint.save(self.state.path, {**meta, "ledger": len(self.ledger)}, tensors, self.disk)
+        self._last_checkpoint = time.monotonic()
+        self.checkpointed_lsn = self.learner.next_lsn
+        self.side.send(
+            "checkpointed",
+            next_lsn=self.learner.next_lsn,
+            batches=self.learner.batches,
+            sequences={name: seq for name, (_, seq) in self.learner.sequences.items()},
+            seconds=self._last_checkpoint - started,
+            time=time.time(),
+            ids=self.wants_checkpoint,
+        )
+        self.wants_checkpoint = []
+
+    def _drop(self) -> None:
+        """Unlink the records that the checkpoint has absorbed for good: those of closed tasks."""
+        task = self.learner.open_task
+        log.drop_before(self.state.log, self.learner.next_lsn if task is None else task.lsns[0], self.disk)
+        self.side.send("dropped")
+
+    # -- what others see -----------------------------------------------------------------------------------------
+
+    def _publish(self, force: bool = False) -> None:
+        """Put the parameters where the predictor reads them, seldom enough to cost next to nothing."""
+        started = time.monotonic()
+        wait = max(PUBLISH_SECONDS, self._publish_cost / PUBLISH_SHARE)
+        network = self.learner.network
+        if network is None or (not force and started - self._last_publish < wait):
+            return
+        if self._published_posterior != self.learner.tasks:
+            self._publish_posterior()
+        meta = {
+            "version": self.learner.steps,
+            "signature": self.learner.snapshot_signature(),
+            "labels": self.learner.labels.labels().tolist(),
+            "posterior": self.learner.tasks,
+            "names": network.parameters.names,
+            "shapes": [list(shape) for shape in network.parameters.shapes],
+        }
+        published.publish(self.state.parameters, meta, network.state())
+        self._last_publish = time.monotonic()
+        self._publish_cost = self._last_publish - started
+
+    def _publish_posterior(self) -> None:
+        posterior = self.learner.posterior
+        if posterior is None:
+            return
+        tensors = {name: np.asarray(tensor) for name, tensor in posterior.state().items()}
+        published.publish(self.state.posterior, {"posterior": self.learner.tasks}, tensors)
+        self._published_posterior = self.learner.tasks
+
+    def _report(self, event: Event = None, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and now - self._last_report < REPORT_SECONDS:
+            return
+        self._last_report = now
+        learner = self.learner
+        self.side.send(
+            "progress",
+            state="paused" if self.paused else self.activity,
+            task=learner.open_task.name if learner.open_task else None,
+            next_lsn=learner.next_lsn,
+            samples=learner.samples,
+            new_samples=learner.samples - self._reported_samples,
+            loss=learner.train_loss if np.isfinite(learner.train_loss) else None,
+            scores={"overall": learner.prequential.overall.scores(), "task": learner.prequential.task.scores()},
+            parameters=0 if learner.network is None else learner.network.parameters.size,
+            steps=learner.steps,
+            epoch=event.epoch if isinstance(event, Progress) else None,
+            epochs=event.epochs if isinstance(event, Progress) else None,
+            step_seconds=self._step_seconds[-500:],
+            device=str(learner.device),
+        )
+        self._reported_samples = learner.samples
+        self._step_seconds = []
+
+    # -- being told ----------------------------------------------------------------------------------------------
+
+    def _look_up(self) -> None:
+        """Take what the other processes say; while paused, do nothing else."""
+        self._listen()
+        while self.paused and self.stopping is None:
+            self._report(force=True)
+            if self.wants_checkpoint and self.activity != "consolidating":
+                self._save_checkpoint()
+            select.select([self.side, self.up], [], [], 1.0)
+            self._listen()
+
+    def _listen(self) -> None:
+        self.side.flush()
+        for message in self.side.receive():
+            self._hear(message)
+        for message in self.up.receive():
+            if message["type"] == "stop":
+                self.stopping = "drain" if message["drain"] else "now"
+        if self.up.closed:
+            raise _Stopped
+
+    def _hear(self, message: Mapping[str, Any]) -> None:
+        match message["type"]:
+            case "durable":
+                self.durable = message["lsn"]
+            case "pause" | "resume":
+                self.paused = message["type"] == "pause"
+                self._report(force=True)
+            case "checkpoint":
+                self.wants_checkpoint.append(message["id"])
+            case "try_model":
+                self.side.send("model", **self._try_model(message["signature"]))
+
+    def _try_model(self, signature: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            self.learner.try_model(Signature.from_plain(signature))
+        except (ModelRefused, ConfigError) as error:
+            return {"signature": dict(signature), "refused": str(error)}
+        return {"signature": dict(signature), "refused": None}

@@ -1,0 +1,110 @@
+"""A task's data as the log holds it: minibatches in a seeded order, in bounded memory.
+
+Guarantees: the order depends on the data, the seed and `WINDOW_BYTES` alone, never on the machine; at most one
+window is copied into memory. A task that fits in one window is shuffled whole; of a larger one the records are
+shuffled, packed into windows, and each window is shuffled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+WINDOW_BYTES = 512 << 20
+
+Array = npt.NDArray[Any]
+Block = tuple[Array, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """How the log's arrays become what the model takes: real inputs in `dtype`, integers as int64, on `device`.
+
+    to_outputs: labels to output indices (categorical); None keeps targets as real numbers.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    to_outputs: Callable[[Array], npt.NDArray[np.int64]] | None = None
+
+    def x(self, x: Array) -> Tensor:
+        """Inputs [n, ...] as the model takes them."""
+        return self._place(x, torch.int64 if x.dtype.kind == "i" else self.dtype)
+
+    def y(self, y: Array) -> Tensor:
+        """Targets: output indices [n] int64, or real numbers [n, ...]."""
+        if self.to_outputs is not None:
+            return torch.from_numpy(self.to_outputs(y)).to(self.device)
+        return self._place(y, self.dtype)
+
+    def _place(self, array: Array, dtype: torch.dtype) -> Tensor:
+        writable = array if array.flags.writeable else array.copy()
+        return torch.from_numpy(writable).to(self.device, dtype)
+
+
+@dataclass(slots=True)
+class TaskData:
+    """The rows of one task, read again from the log for every epoch.
+
+    blocks: gives the task's (x, y) arrays, one pair a record, in the order received; called once an epoch.
+    sizes: rows of each record. row_bytes: bytes of one row of x as the model takes it.
+    """
+
+    blocks: Callable[[Iterable[int]], Iterable[Block]]
+    sizes: list[int]
+    row_bytes: int
+    conversion: Conversion
+    _cache: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def samples(self) -> int:
+        """N_t, the number of rows."""
+        return sum(self.sizes)
+
+    def minibatches(self, batch_size: int, generator: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch in random order; the last minibatch of a window may be smaller."""
+        order = generator.permutation(len(self.sizes))
+        for window in self._windows(order):
+            x, y = self._load(window)
+            rows = torch.from_numpy(generator.permutation(len(x))).to(x.device)
+            for start in range(0, len(x), batch_size):
+                index = rows[start : start + batch_size]
+                yield x[index], y[index]
+
+    def chunks(self, rows: int = 4096) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every row once, in the order received."""
+        for window in self._windows(np.arange(len(self.sizes))):
+            x, y = self._load(window)
+            for start in range(0, len(x), rows):
+                yield x[start : start + rows], y[start : start + rows]
+
+    def _windows(self, order: npt.NDArray[np.int64]) -> Iterator[list[int]]:
+        if self.samples * self.row_bytes <= WINDOW_BYTES:
+            yield list(range(len(self.sizes)))  # one window: shuffled whole, so records keep their order
+            return
+        window: list[int] = []
+        held = 0
+        for record in map(int, order):
+            nbytes = self.sizes[record] * self.row_bytes
+            if window and held + nbytes > WINDOW_BYTES:
+                yield window
+                window, held = [], 0
+            window.append(record)
+            held += nbytes
+        yield window
+
+    def _load(self, window: list[int]) -> tuple[Tensor, Tensor]:
+        """One window as two tensors; a task of one window is read from the log once."""
+        if self._cache is not None:
+            return self._cache
+        xs, ys = zip(*((self.conversion.x(x), self.conversion.y(y)) for x, y in self.blocks(window)), strict=True)
+        loaded = torch.cat(xs), torch.cat(ys)
+        if len(window) == len(self.sizes):
+            self._cache = loaded
+        return loaded

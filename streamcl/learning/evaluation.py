@@ -1,0 +1,95 @@
+"""Prequential scores: each batch is scored before it is learned from (test, then train), with River's statistics.
+
+Guarantees: a batch of n rows weighs n times one row, exactly, without a Python loop over rows; the state is plain
+numbers, so a checkpoint restores it to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from river import stats
+from torch import Tensor
+
+SCORES = {
+    "categorical": ("accuracy", "log_loss"),
+    "bernoulli": ("accuracy", "log_loss"),
+    "gaussian": ("mae", "rmse"),
+}
+
+
+@dataclass(slots=True)
+class Running:
+    """Weighted running means of one likelihood's scores (accuracy and log loss, or MAE and RMSE)."""
+
+    likelihood: str
+    means: dict[str, stats.Mean] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.means = {name: stats.Mean() for name in SCORES[self.likelihood]}
+
+    def update(self, batch_means: Mapping[str, float], rows: int) -> None:
+        """Add a batch's mean scores (RMSE as the mean square), `rows` rows of them."""
+        for name, mean in self.means.items():
+            mean.update(batch_means[name], w=rows)
+
+    def scores(self) -> dict[str, float]:
+        """The scores so far; empty before the first row."""
+        return {
+            name: math.sqrt(mean.get()) if name == "rmse" else mean.get()
+            for name, mean in self.means.items()
+            if mean.n
+        }
+
+    def state(self) -> dict[str, list[float]]:
+        """Plain numbers for a checkpoint."""
+        return {name: [mean.n, mean.get()] for name, mean in self.means.items()}
+
+    def restore(self, state: Mapping[str, list[float]]) -> None:
+        """Take over what `state` gave."""
+        self.means = {name: stats.Mean._from_state(n, mean) for name, (n, mean) in state.items()}
+
+
+@dataclass(slots=True)
+class Prequential:
+    """Scores of the whole stream and of the open task."""
+
+    likelihood: str
+    overall: Running = field(init=False)
+    task: Running = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.overall, self.task = Running(self.likelihood), Running(self.likelihood)
+
+    def open_task(self) -> None:
+        """Start the open task's scores afresh."""
+        self.task = Running(self.likelihood)
+
+    def score(self, nll: Tensor, prediction: Mapping[str, Tensor], target: Tensor) -> None:
+        """Score predictions of n rows made before learning from them. nll: [n], in nats."""
+        means = _batch_means(self.likelihood, nll, prediction, target)
+        self.overall.update(means, len(target))
+        self.task.update(means, len(target))
+
+    def state(self) -> dict[str, dict[str, list[float]]]:
+        """Plain numbers for a checkpoint."""
+        return {"overall": self.overall.state(), "task": self.task.state()}
+
+    def restore(self, state: Mapping[str, Mapping[str, list[float]]]) -> None:
+        """Take over what `state` gave."""
+        self.overall.restore(state["overall"])
+        self.task.restore(state["task"])
+
+
+def _batch_means(
+    likelihood: str, nll: Tensor, prediction: Mapping[str, Tensor], target: Tensor
+) -> dict[str, float]:
+    if likelihood == "gaussian":
+        error = (prediction["mean"] - target).double()
+        return {"mae": error.abs().mean().item(), "rmse": error.square().mean().item()}
+    guess = prediction["probs"].argmax(1) if likelihood == "categorical" else prediction["probs"] > 0.5
+    accuracy = (guess == target.to(guess.dtype)).to(torch.float64).mean()
+    return {"accuracy": accuracy.item(), "log_loss": nll.double().mean().item()}

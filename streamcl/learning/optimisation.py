@@ -1,0 +1,179 @@
+"""Minimising ``mean NLL + penalty / N`` (the note's eq. 11 divided by N): steps, epochs, full-batch L-BFGS.
+
+Guarantees: the penalty enters every gradient exactly once, as the value the gradient buffer starts from; the
+optimiser works on the one flat parameter vector. Knows a Gaussian only by its interface, and nothing of tasks' names,
+files or the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from streamcl.config import Train
+from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.learning.data import TaskData
+from streamcl.learning.network import Network
+
+LAST_EPOCH_RATE = 0.1  # the last epoch anneals, so that theta* is near an optimum of eq. 11
+LBFGS_ITERATIONS = 20  # an epoch of L-BFGS
+
+
+@dataclass(frozen=True, slots=True)
+class EpochResult:
+    """One pass over a task: the mean NLL in nats a sample, and the objective ``mean NLL + penalty / N``."""
+
+    epoch: int
+    epochs: int
+    nll: float
+    objective: float
+
+
+class Optimisation:
+    """An optimiser of one network under one penalty; a new task starts a new one."""
+
+    def __init__(self, network: Network, penalty: DiagonalGaussian, train: Train) -> None:
+        self.network = network
+        self.penalty = penalty.to(network.device, network.dtype)
+        self.train = train
+        self.steps = 0
+        self.optimizer = self._optimizer()
+        self._weight = 0.0
+        self._scaled = self.penalty
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        theta = [self.network.parameters.theta]
+        match self.train.optimizer:
+            case "adam":
+                return torch.optim.Adam(theta, lr=self.train.learning_rate, fused=True)
+            case "sgd":
+                return torch.optim.SGD(theta, lr=self.train.learning_rate)
+            case "lbfgs":  # its line search finds the step, so learning_rate is not used
+                return torch.optim.LBFGS(
+                    theta,
+                    max_iter=LBFGS_ITERATIONS,
+                    history_size=LBFGS_ITERATIONS,
+                    tolerance_grad=0.0,
+                    tolerance_change=0.0,
+                    line_search_fn="strong_wolfe",
+                )
+
+    @property
+    def full_batch(self) -> bool:
+        """Whether the optimiser only works on a whole task, at its boundary."""
+        return self.train.optimizer == "lbfgs"
+
+    def set_samples(self, samples: int) -> None:
+        """Scale the penalty by 1/N for the steps that follow; N is the task's samples so far."""
+        if self._weight != 1.0 / samples:
+            self._weight = 1.0 / samples
+            self._scaled = self.penalty.scaled(self._weight)
+
+    def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One step on a minibatch; returns its per-sample NLL [n] and the output it had before the step."""
+        parameters = self.network.parameters
+        self._scaled.gradient(parameters.theta.detach(), out=parameters.grad)
+        output = self.network.module(x)
+        nll = self.network.likelihood.nll(output, y)
+        nll.mean().backward()
+        self.optimizer.step()
+        self.steps += 1
+        return nll.detach(), output.detach()
+
+    def fit(self, data: TaskData, seed: int) -> Iterator[EpochResult | None]:
+        """Up to `epochs` passes over a whole task, stopping at `tolerance`.
+
+        Yields None after every step, so that a caller can look up, and an EpochResult after every epoch.
+        """
+        self.set_samples(data.samples)
+        previous = float("inf")
+        for epoch in range(1, self.train.epochs + 1):
+            nll = yield from self._epoch(data, epoch, np.random.default_rng([seed, epoch]))
+            objective = nll + self.penalty_value() / data.samples
+            yield EpochResult(epoch, self.train.epochs, nll, objective)
+            if previous - objective < self.train.tolerance * abs(previous):
+                return
+            previous = objective
+
+    def penalty_value(self) -> float:
+        """The penalty at the current parameters, in nats, up to its constant."""
+        return float(self.penalty.value(self.network.parameters.theta.detach()))
+
+    def _epoch(self, data: TaskData, epoch: int, rng: np.random.Generator) -> Iterator[None]:
+        if self.full_batch:
+            return (yield from self._lbfgs_epoch(data))
+        self._anneal(last=epoch == self.train.epochs > 1)
+        total = torch.zeros((), dtype=torch.float64, device=self.network.device)
+        for x, y in data.minibatches(self.train.batch_size, rng):
+            total += self.step(x, y)[0].sum()
+            yield None
+        return float(total) / data.samples
+
+    def _anneal(self, last: bool) -> None:
+        rate = self.train.learning_rate * (LAST_EPOCH_RATE if last else 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _lbfgs_epoch(self, data: TaskData) -> Iterator[None]:
+        """One call of L-BFGS on the summed objective, whose scale suits its curvature test."""
+        self.network.flags.eval()  # full batch: the objective must be the same function at every evaluation
+        try:
+            self.optimizer.step(lambda: self._objective(data))
+            self.steps += 1
+            nll = self._nll(data)
+        finally:
+            self.network.flags.train()
+        yield None
+        return nll
+
+    def _objective(self, data: TaskData) -> Tensor:
+        """``sum NLL + penalty`` over the whole task, its gradient left in the flat gradient."""
+        parameters = self.network.parameters
+        theta = parameters.theta.detach()
+        self.penalty.gradient(theta, out=parameters.grad)
+        total = self.penalty.value(theta).double()
+        for x, y in data.chunks():
+            nll = self.network.likelihood.nll(self.network.module(x), y).sum()
+            nll.backward()
+            total = total + nll.detach()
+        return total
+
+    def _nll(self, data: TaskData) -> float:
+        return mean_nll(self.network, data)
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """The optimiser's tensors by name, on the host."""
+        held = self.optimizer.state.get(self.network.parameters.theta, {})
+        return {
+            f"optimizer.{name}": tensor.detach().cpu().numpy()
+            for name, tensor in held.items()
+            if isinstance(tensor, Tensor)
+        }
+
+    def load(self, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take over what `state` gave."""
+        theta = self.network.parameters.theta
+        held = {
+            name.removeprefix("optimizer."): torch.from_numpy(np.array(array))
+            for name, array in tensors.items()
+            if name.startswith("optimizer.")
+        }
+        if held:
+            state = {0: held}
+            self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        assert theta is self.optimizer.param_groups[0]["params"][0]
+
+
+def mean_nll(network: Network, data: TaskData) -> float:
+    """The mean negative log likelihood of a task at the current parameters, in nats a sample."""
+    total = torch.zeros((), dtype=torch.float64, device=network.device)
+    with network.evaluating():
+        for x, y in data.chunks():
+            total += network.likelihood.nll(network.module(x), y).sum()
+    return float(total) / data.samples

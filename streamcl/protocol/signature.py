@@ -1,0 +1,135 @@
+"""What the first batch fixes for every later one: shapes, kinds of numbers, and the map from labels to outputs.
+
+Guarantees: checks change nothing; what a batch adds is applied separately, after it has been stored. Knows
+nothing of sockets, files or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamcl.errors import Refused
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The shape of one row of x and of y, and whether x holds real numbers or integers.
+
+    Real numbers (``<f2 <f4 <f8 |u1``) reach the model in the dtype it is trained in; integers (``<i4 <i8``, tokens
+    for instance) as int64.
+    """
+
+    x_shape: tuple[int, ...]
+    x_integer: bool
+    y_shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: Array, y: Array) -> Signature:
+        """The signature of a batch."""
+        return cls(x.shape[1:], x.dtype.kind == "i", y.shape[1:])
+
+    def plain(self) -> dict[str, Any]:
+        """As plain containers, for a message or a file."""
+        return {"x_shape": list(self.x_shape), "x_integer": self.x_integer, "y_shape": list(self.y_shape)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Signature:
+        """What `plain` gave."""
+        return cls(tuple(plain["x_shape"]), plain["x_integer"], tuple(plain["y_shape"]))
+
+    def check_x(self, x: Array) -> None:
+        """Raise Refused ``bad_shape`` or ``bad_array`` where x is not rows of this signature."""
+        if x.ndim == 0 or x.shape[1:] != self.x_shape:
+            raise Refused("bad_shape", f"batch.x: expected {_rows(self.x_shape)}, got {list(x.shape)}")
+        if (x.dtype.kind == "i") != self.x_integer:
+            kind = "integers (<i4, <i8)" if self.x_integer else "real numbers (<f2, <f4, <f8, |u1)"
+            raise Refused("bad_array", f"batch.x: expected {kind}, as in the first batch, got {x.dtype.str}")
+
+    def check_y(self, y: Array) -> None:
+        """Raise Refused ``bad_shape`` where y is not rows of this signature."""
+        if y.ndim == 0 or y.shape[1:] != self.y_shape:
+            raise Refused("bad_shape", f"batch.y: expected {_rows(self.y_shape)}, got {list(y.shape)}")
+
+
+def _rows(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join(["n", *map(str, shape)]) + "]"
+
+
+def check_rows(x: Array, y: Array) -> None:
+    """Raise Refused ``bad_shape`` unless x and y have the same positive number of rows and no empty dimension."""
+    if x.ndim == 0 or y.ndim == 0 or len(x) == 0 or x.size == 0 or y.size == 0:
+        raise Refused("bad_shape", f"batch: expected at least one row, got x {list(x.shape)} and y {list(y.shape)}")
+    if len(x) != len(y):
+        raise Refused("bad_shape", f"batch: expected as many rows in y as in x, got {len(x)} in x, {len(y)} in y")
+
+
+@dataclass(slots=True)
+class LabelMap:
+    """The append-only map from the labels that producers send to the model's outputs.
+
+    The first batch decides how labels are read. If all of its labels lie in 0..classes-1, label k is output k, and a
+    label outside that range is refused from then on. Otherwise labels are names, given outputs in order of first
+    appearance until there are no more. An output once given never moves.
+    """
+
+    classes: int
+    outputs: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def direct(self) -> bool:
+        """Whether label k is output k (true too while there are no labels)."""
+        return all(label == output for label, output in self.outputs.items()) and self._in_range(self.outputs)
+
+    def _in_range(self, labels: Iterable[int]) -> bool:
+        return all(0 <= label < self.classes for label in labels)
+
+    def new_labels(self, y: Array) -> tuple[int, ...]:
+        """The labels of y not yet in the map, in order of appearance; raises Refused ``bad_label``, changes nothing."""
+        if y.dtype.kind not in "iu":
+            raise Refused("bad_label", f"batch.y: expected integer labels (<i8, <i4 or |u1), got {y.dtype.str}")
+        if y.ndim != 1:
+            raise Refused("bad_shape", f"batch.y: expected one label a row, [n], got {list(y.shape)}")
+        values, first = np.unique(y, return_index=True)
+        fresh = tuple(int(y[i]) for i in np.sort(first) if int(y[i]) not in self.outputs)
+        self._check(fresh, values)
+        return fresh
+
+    def _check(self, fresh: tuple[int, ...], values: Array) -> None:
+        direct = self.direct if self.outputs else self._in_range(fresh)
+        if direct and not self._in_range(fresh):
+            wrong = next(label for label in fresh if not 0 <= label < self.classes)
+            raise Refused("bad_label", f"batch.y: expected labels 0 to {self.classes - 1}, got {wrong}")
+        if len(self.outputs) + len(fresh) > self.classes:
+            raise Refused(
+                "bad_label",
+                f"batch.y: {self.classes} outputs, {len(self.outputs)} of them taken, cannot hold {len(fresh)} new "
+                f"labels such as {fresh[-1]}; set model.classes to the number of labels there will be",
+            )
+
+    def add(self, fresh: Iterable[int]) -> None:
+        """Give outputs to labels that `new_labels` has found."""
+        fresh = tuple(fresh)
+        direct = self.direct if self.outputs else self._in_range(fresh)
+        for label in fresh:
+            self.outputs[label] = label if direct else len(self.outputs)
+
+    def to_outputs(self, y: Array) -> npt.NDArray[np.int64]:
+        """The output index of every label of y, int64."""
+        if self.direct:
+            return y.astype(np.int64)
+        values, inverse = np.unique(y, return_inverse=True)
+        return np.array([self.outputs[int(value)] for value in values], np.int64)[inverse]
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The label of every output, [classes], -1 where none has been seen yet."""
+        labels = np.full(self.classes, -1, np.int64)
+        for label, output in self.outputs.items():
+            labels[output] = label
+        return labels
