@@ -50,13 +50,13 @@ class Child:
     restart_at: float = 0.0
     expected_to_end: bool = False
 
-    def start(self, config: Config) -> None:
-        """Start the process and hand it its configuration."""
+    def start(self, config: Config, lock: int) -> None:
+        """Start the process; it inherits the state directory's lock and is handed its configuration."""
         ours, theirs = Channel.pair()
         descriptors = [theirs.fileno()] + ([self.side.fileno()] if self.side else [])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "streamcl.daemon.child", self.role, *map(str, descriptors)],
-            pass_fds=descriptors,
+            pass_fds=[*descriptors, lock],
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
@@ -82,7 +82,7 @@ def serve(config: Config) -> int:
     config = _absolute(config)
     lock = StateLock.acquire(Path(config.state_dir), LOCK_SECONDS)
     try:
-        return Supervisor(config).run()
+        return Supervisor(config, lock).run()
     finally:
         lock.release()
 
@@ -96,6 +96,7 @@ class Supervisor:
     """Starts, watches and ends the working processes."""
 
     config: Config
+    lock: StateLock
     children: dict[str, Child] = field(default_factory=dict)
     announced: bool = False
     stopping: str | None = None
@@ -128,7 +129,7 @@ class Supervisor:
             "predictor": Child("predictor"),
         }
         for child in self.children.values():
-            child.start(self.config)
+            child.start(self.config, self.lock.fd)
 
     def _watch_signals(self) -> None:
         """Signals only write a byte; the loop's select wakes on it."""
@@ -210,7 +211,7 @@ class Supervisor:
         if status == FATAL or self.stopping is not None:
             child.expected_to_end = True
         elif time.monotonic() >= child.restart_at:
-            child.start(self.config)
+            child.start(self.config, self.lock.fd)
 
     # -- shutdown ------------------------------------------------------------------------------------------------
 

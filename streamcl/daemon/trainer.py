@@ -187,7 +187,9 @@ class Trainer:
     def _drop(self) -> None:
         """Unlink the records that the checkpoint has absorbed for good: those of closed tasks."""
         task = self.learner.open_task
-        log.drop_before(self.state.log, self.learner.next_lsn if task is None else task.lsns[0], self.disk)
+        first = self.learner.next_lsn if task is None else task.lsns[0]
+        log.drop_before(self.state.log, first, self.disk)
+        self.reader.forget(first)
         self.side.send("dropped")
 
     # -- what others see -----------------------------------------------------------------------------------------

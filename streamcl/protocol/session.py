@@ -196,6 +196,10 @@ class StreamSession:
         return ()
 
     def _check_room(self, nbytes: int) -> None:
+        if nbytes > self.terms.task_bytes:
+            raise Refused(
+                "too_large", f"a batch of {nbytes} bytes never fits a task of {self.terms.task_bytes} (stream.task_bytes)"
+            )
         room = self.room()
         if nbytes > room:
             raise Refused(

@@ -1,0 +1,77 @@
+"""The few file operations that durability rests on, in one injectable place.
+
+Guarantees: `write` writes everything or raises; a failed sync raises `SyncFailed` and is never tried again, since the
+kernel may have dropped the pages (the process must end and recover from what is on disk).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from streamcl.errors import StreamclError
+
+Buffer = bytes | bytearray | memoryview
+MAX_VECTORS = 512
+
+
+class SyncFailed(StreamclError):
+    """The disk did not confirm a write; what is on it is unknown until the next start reads it."""
+
+
+class Disk:
+    """The real disk; tests put one in its place that fails, or records what it is asked."""
+
+    def create(self, path: Path) -> int:
+        """Open a new file for writing; raises FileExistsError."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def open(self, path: Path) -> int:
+        """Open an existing file for writing."""
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        """Write all buffers at an offset; returns the offset behind them. Raises OSError, some bytes written."""
+        views = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+        while views:
+            written = os.pwritev(fd, views[:MAX_VECTORS], offset)
+            offset += written
+            while views and written >= len(views[0]):
+                written -= len(views.pop(0))
+            if written:
+                views[0] = views[0][written:]
+        return offset
+
+    def sync_data(self, fd: int) -> None:
+        """fdatasync: the bytes and the length are on disk. Raises SyncFailed."""
+        try:
+            os.fdatasync(fd)
+        except OSError as error:
+            raise SyncFailed(f"fdatasync failed: {error}; stopping, to recover from what is on disk") from error
+
+    def sync_directory(self, path: Path) -> None:
+        """Names created, renamed and removed in a directory are on disk. Raises SyncFailed."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            raise SyncFailed(f"fsync of {path} failed: {error}; stopping, to recover from disk") from error
+        finally:
+            os.close(fd)
+
+    def truncate(self, fd: int, length: int) -> None:
+        """Cut a file to a length."""
+        os.ftruncate(fd, length)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Atomic rename."""
+        os.replace(source, target)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file; one that is gone already is fine."""
+        path.unlink(missing_ok=True)
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        os.close(fd)

@@ -1,0 +1,85 @@
+"""The ledger: one entry for each consolidated task, appended and synced before the checkpoint that counts it.
+
+STATE/ledger holds entries of length u32, crc32 u32, msgpack map. The checkpoint says how many are valid, so an entry
+behind that number belongs to a consolidation that never finished and is cut off. Kept apart from the checkpoint, whose
+size must not grow with the number of tasks.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from streamcl.errors import Damaged
+from streamcl.storage.disk import Disk
+
+NAME = "ledger"
+_HEAD = struct.Struct("<II")
+
+
+class Ledger:
+    """Appends entries; made by `recover`."""
+
+    def __init__(self, fd: int, end: int, count: int, disk: Disk) -> None:
+        self._fd, self._end, self._count, self._disk = fd, end, count, disk
+
+    @classmethod
+    def recover(cls, directory: Path, count: int, disk: Disk) -> Ledger:
+        """Open the ledger at `count` entries and cut off what is behind them; raises Damaged where there are fewer."""
+        path = directory / NAME
+        end = _offset_behind(path, count)
+        if not path.exists():
+            disk.close(disk.create(path))
+            disk.sync_directory(directory)
+        fd = disk.open(path)
+        disk.truncate(fd, end)
+        disk.sync_data(fd)
+        return cls(fd, end, count, disk)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Add one entry, durable on return; raises OSError, SyncFailed."""
+        packed: bytes = msgpack.packb(dict(entry))
+        self._end = self._disk.write(self._fd, [_HEAD.pack(len(packed), zlib.crc32(packed)), packed], self._end)
+        self._disk.sync_data(self._fd)
+        self._count += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._disk.close(self._fd)
+
+
+def read(directory: Path, count: int) -> list[dict[str, Any]]:
+    """The first `count` entries; raises Damaged where there are fewer sound ones."""
+    return [entry for entry, _ in _entries(directory / NAME, count)]
+
+
+def _offset_behind(path: Path, count: int) -> int:
+    end = 0
+    for _, end in _entries(path, count):
+        pass
+    return end
+
+
+def _entries(path: Path, count: int) -> Iterator[tuple[dict[str, Any], int]]:
+    data = path.read_bytes() if path.exists() else b""
+    offset = 0
+    for number in range(count):
+        packed = b""
+        if offset + _HEAD.size <= len(data):
+            length, checksum = _HEAD.unpack_from(data, offset)
+            packed = data[offset + _HEAD.size : offset + _HEAD.size + length]
+        if not packed or len(packed) != length or zlib.crc32(packed) != checksum:
+            raise Damaged(
+                f"{path}: offset {offset}: expected {count} entries, entry {number} is missing or damaged; restore the "
+                f"state directory from a backup"
+            )
+        offset += _HEAD.size + length
+        yield msgpack.unpackb(packed), offset

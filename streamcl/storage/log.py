@@ -1,0 +1,455 @@
+"""The append-only log between ingest and training.
+
+STATE/log holds segments named by their first LSN (the number of a record in the whole history, from 0, never used
+again). All numbers are little-endian.
+
+    segment   32 bytes: magic "SCLLOG\\0\\0", version u32, zero u32, first LSN u64, crc32 u32 of the former, zero u32
+    record    32 bytes: magic "RECD", record length u32, payload length u64, LSN u64, crc32 u32 of record and payload,
+              crc32 u32 of the former; then the record (msgpack) padded with zeros to 8 bytes, then the payload (raw
+              arrays) padded likewise
+
+Guarantees: what `sync` returned for survives a power cut. A segment never holds records of two tasks, so that a
+consolidated task's bytes can be unlinked. A torn tail is cut off at recovery and counted; damage anywhere else raises
+Damaged. The two are told apart so: an invalid record in the last segment is a torn tail only if no sound record header
+with a later LSN follows it in the file.
+
+One process writes; another reads below the durable end and drops what it has absorbed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamcl.errors import Damaged, UnknownFormat
+from streamcl.storage.disk import Buffer, Disk
+from streamcl.storage.records import Batch, Record, closes_task, decode, encode
+
+VERSION = 1
+SEGMENT_BYTES = 64 << 20
+_SEGMENT = struct.Struct("<8sIIQII")
+_RECORD = struct.Struct("<4sIQQII")
+_SEGMENT_MAGIC = b"SCLLOG\0\0"
+_RECORD_MAGIC = b"RECD"
+_ALIGNMENT = 8
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record read back: its number, its arrays as read-only views of the file, its bytes on disk."""
+
+    lsn: int
+    record: Record
+    arrays: dict[str, Array]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TornTail:
+    """What recovery cut off: an append that never finished, so was never acknowledged."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
+def record_bytes(parts: Sequence[Buffer]) -> int:
+    """An upper bound of what a message takes in the log, known before it is stored."""
+    return sum(len(part) for part in parts) + 512
+
+
+def spool_bytes(directory: Path) -> int:
+    """Bytes that all segments take."""
+    total = 0
+    for path in _segments(directory):
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:  # dropped meanwhile
+            continue
+    return total
+
+
+def drop_before(directory: Path, lsn: int, disk: Disk) -> int:
+    """Unlink every segment that begins before `lsn`, where a task begins or the log ends; returns how many.
+
+    A segment holds one task's records, so one that begins before a task's first record ends before it too.
+    """
+    doomed = [path for path in _segments(directory) if _first_lsn(path) < lsn]
+    for path in doomed:
+        disk.unlink(path)
+    if doomed:
+        disk.sync_directory(directory)
+    return len(doomed)
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+class LogWriter:
+    """Appends records and syncs them in groups; made by `recover`.
+
+    next_lsn: number of the next record. durable: everything below is on disk. first_lsn: the oldest record still held.
+    """
+
+    def __init__(self, directory: Path, disk: Disk, segment_bytes: int, first_lsn: int, next_lsn: int) -> None:
+        self.directory = directory
+        self.disk = disk
+        self.segment_bytes = segment_bytes
+        self.first_lsn = first_lsn
+        self.next_lsn = self.durable = next_lsn
+        self.torn: TornTail | None = None
+        self.end_bytes = 0
+        self._fd: int | None = None
+        self._end = 0
+        self._unsynced: list[int] = []
+        self._directory_changed = False
+
+    @classmethod
+    def recover(
+        cls, directory: Path, disk: Disk, next_lsn: int = 0, segment_bytes: int = SEGMENT_BYTES
+    ) -> LogWriter:
+        """Check every segment, cut a torn tail, and go on where the log ends, at `next_lsn` at least.
+
+        Raises Damaged, UnknownFormat.
+        """
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        paths = _segments(directory)
+        first = end = _first_lsn(paths[0]) if paths else next_lsn
+        scan = None
+        for path in paths:
+            if _first_lsn(path) != end:
+                raise Damaged(f"{path}: expected a segment that begins with LSN {end}; one is missing or misnamed")
+            scan = _scan(path, last=path == paths[-1])
+            end = scan.next_lsn
+        writer = cls(directory, disk, segment_bytes, first, max(end, next_lsn))
+        if scan is not None:
+            writer._resume(paths[-1], scan, fresh=end < next_lsn)
+        return writer
+
+    def _resume(self, path: Path, scan: _Scan, fresh: bool) -> None:
+        """Cut the torn tail off the last segment, and append there unless its task is closed."""
+        size = path.stat().st_size
+        if scan.end < size:
+            self.torn = TornTail(path, scan.end, size - scan.end)
+        if scan.end < _SEGMENT.size:
+            self.disk.unlink(path)
+            self.disk.sync_directory(self.directory)
+            return
+        fd = self.disk.open(path)
+        if self.torn is not None:
+            self.disk.truncate(fd, scan.end)
+        self.disk.sync_data(fd)  # what a crash left in the page cache counts as durable from here on
+        self.disk.sync_directory(self.directory)
+        if fresh or (scan.last is not None and closes_task(scan.last)):
+            self.disk.close(fd)
+        else:
+            self._fd, self._end = fd, scan.end
+
+    def append(self, record: Record, payloads: Sequence[Buffer] = ()) -> int:
+        """Write one record behind the others; returns its LSN. It is durable only after `sync`.
+
+        Raises OSError where it cannot be written (a full disk); nothing is stored then, and the log goes on as before.
+        """
+        body = encode(record)
+        length = sum(len(payload) for payload in payloads)
+        checksum = zlib.crc32(body)
+        for payload in payloads:
+            checksum = zlib.crc32(payload, checksum)
+        head = _RECORD.pack(_RECORD_MAGIC, len(body), length, self.next_lsn, checksum, 0)[:-4]
+        buffers = [head, struct.pack("<I", zlib.crc32(head)), body, _padding(len(body)), *payloads, _padding(length)]
+        self._write(buffers)
+        self.next_lsn += 1
+        return self.next_lsn - 1
+
+    def _write(self, buffers: Sequence[Buffer]) -> None:
+        if self._fd is None or self._end >= self.segment_bytes:
+            self._begin_segment()
+        assert self._fd is not None
+        try:
+            end = self.disk.write(self._fd, buffers, self._end)
+        except OSError:
+            self.disk.truncate(self._fd, self._end)
+            raise
+        self.end_bytes += end - self._end
+        self._end = end
+
+    def _begin_segment(self) -> None:
+        path = self.directory / f"{self.next_lsn:020d}.seg"
+        head = _SEGMENT.pack(_SEGMENT_MAGIC, VERSION, 0, self.next_lsn, 0, 0)[:-8]
+        fd = self.disk.create(path)
+        try:
+            end = self.disk.write(fd, [head, struct.pack("<II", zlib.crc32(head), 0)], 0)
+        except OSError:
+            self.disk.close(fd)
+            self.disk.unlink(path)
+            raise
+        self.rotate()
+        self._fd, self._end = fd, end
+        self.end_bytes += end
+        self._directory_changed = True
+
+    def rotate(self) -> None:
+        """Close the segment; the next record begins a new one. To be called after a task's last record."""
+        if self._fd is not None:
+            self._unsynced.append(self._fd)
+            self._fd = None
+
+    def sync(self) -> int:
+        """Make everything appended durable with one sync of each file touched; returns the durable LSN.
+
+        Raises SyncFailed, after which the process must end.
+        """
+        for fd in self._unsynced:
+            self.disk.sync_data(fd)
+            self.disk.close(fd)
+        self._unsynced.clear()
+        if self._fd is not None:
+            self.disk.sync_data(self._fd)
+        if self._directory_changed:
+            self.disk.sync_directory(self.directory)
+            self._directory_changed = False
+        self.durable = self.next_lsn
+        return self.durable
+
+    def close(self) -> None:
+        """Close the files; syncs nothing."""
+        for fd in [*self._unsynced, *([] if self._fd is None else [self._fd])]:
+            self.disk.close(fd)
+        self._unsynced, self._fd = [], None
+
+
+def _padding(length: int) -> bytes:
+    return bytes(-length % _ALIGNMENT)
+
+
+def _padded(length: int) -> int:
+    return length + -length % _ALIGNMENT
+
+
+# -- checking ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Scan:
+    """A segment's sound part: where it ends, the LSN that follows, its last record."""
+
+    end: int
+    next_lsn: int
+    last: Record | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """A record's fixed header, its own checksum verified."""
+
+    lsn: int
+    body: int
+    payload: int
+    checksum: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole record, padding included."""
+        return _RECORD.size + _padded(self.body) + _padded(self.payload)
+
+
+def _scan(path: Path, last: bool) -> _Scan:
+    data = _map(path)
+    first = _first_lsn(path)
+    if not _segment_is_sound(path, data, first):
+        if last and len(data) <= _SEGMENT.size:
+            return _Scan(0, first)
+        raise Damaged(f"{path}: offset 0: the segment's header is damaged; restore the file from a backup")
+    scan = _Scan(_SEGMENT.size, first)
+    while scan.end < len(data):
+        head = _sound_record(data, scan.end, scan.next_lsn)
+        if head is None:
+            _require_torn_tail(path, data, scan, last)
+            return scan
+        body = scan.end + _RECORD.size
+        scan.last = decode(data[body : body + head.body])
+        scan.end += head.size
+        scan.next_lsn += 1
+    return scan
+
+
+def _segment_is_sound(path: Path, data: memoryview, first: int) -> bool:
+    if len(data) < _SEGMENT.size:
+        return False
+    magic, version, _, lsn, checksum, _ = _SEGMENT.unpack_from(data)
+    if magic != _SEGMENT_MAGIC or checksum != zlib.crc32(data[: _SEGMENT.size - 8]) or lsn != first:
+        return False
+    if version > VERSION:
+        raise UnknownFormat(f"{path}: log format {version}; this streamcl reads up to {VERSION}: upgrade it")
+    return True
+
+
+def _head(data: memoryview, offset: int) -> _Head | None:
+    """The fixed header at an offset, if it is sound."""
+    if offset + _RECORD.size > len(data):
+        return None
+    magic, body, payload, lsn, checksum, own = _RECORD.unpack_from(data, offset)
+    if magic != _RECORD_MAGIC or own != zlib.crc32(data[offset : offset + _RECORD.size - 4]):
+        return None
+    return _Head(lsn, body, payload, checksum)
+
+
+def _sound_record(data: memoryview, offset: int, lsn: int) -> _Head | None:
+    head = _head(data, offset)
+    if head is None or head.lsn != lsn or offset + head.size > len(data):
+        return None
+    return head if _checksum(data, offset, head) == head.checksum else None
+
+
+def _checksum(data: memoryview, offset: int, head: _Head) -> int:
+    body = offset + _RECORD.size
+    payload = body + _padded(head.body)
+    return zlib.crc32(data[payload : payload + head.payload], zlib.crc32(data[body : body + head.body]))
+
+
+def _require_torn_tail(path: Path, data: memoryview, scan: _Scan, last: bool) -> None:
+    if last and not _later_record(data, scan.end + 1, scan.next_lsn):
+        return
+    raise Damaged(
+        f"{path}: offset {scan.end}: record {scan.next_lsn} is damaged, and sound records follow it; restore the file "
+        "from a backup, or move the log aside to lose what has not been consolidated"
+    )
+
+
+def _later_record(data: memoryview, start: int, lsn: int) -> bool:
+    """Whether a sound header with a later LSN stands anywhere behind `start`."""
+    whole = data.obj
+    assert isinstance(whole, mmap.mmap)
+    offset = whole.find(_RECORD_MAGIC, start)
+    while offset >= 0:
+        head = _head(data, offset)
+        if head is not None and head.lsn > lsn:
+            return True
+        offset = whole.find(_RECORD_MAGIC, offset + 1)
+    return False
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Segment:
+    """A mapped segment and where its records lie; mapped again when the file has grown.
+
+    offsets: of every record found whole so far, and last, where the next one would begin.
+    """
+
+    path: Path
+    first_lsn: int
+    data: memoryview
+    offsets: list[int] = field(default_factory=lambda: [_SEGMENT.size])
+
+    def locate(self, lsn: int) -> int | None:
+        """Where a record begins; None unless the mapped part holds the whole of it."""
+        while len(self.offsets) <= lsn - self.first_lsn + 1:
+            head = _head(self.data, self.offsets[-1])
+            if head is None or self.offsets[-1] + head.size > len(self.data):
+                return None
+            self.offsets.append(self.offsets[-1] + head.size)
+        return self.offsets[lsn - self.first_lsn]
+
+
+class LogReader:
+    """Reads records below the durable end, in order or by number; opens files when first asked.
+
+    The arrays it gives are views of the file: valid for as long as they are held, also after the file was dropped.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._open: list[_Segment] = []
+
+    def read(self, first: int, end: int, verify: bool = True) -> Iterator[Entry]:
+        """Records first..end-1, all of them durable. verify: check the checksums again.
+
+        Raises Damaged where a record is not what was written or is missing.
+        """
+        for lsn in range(first, end):
+            yield self._read(lsn, verify)
+
+    def forget(self, lsn: int) -> None:
+        """Let go of segments that begin before `lsn`, once they have been dropped."""
+        self._open = [segment for segment in self._open if segment.first_lsn >= lsn]
+
+    def _read(self, lsn: int, verify: bool) -> Entry:
+        segment, offset = self._find(lsn)
+        head = _head(segment.data, offset)
+        if head is None or head.lsn != lsn or (verify and _checksum(segment.data, offset, head) != head.checksum):
+            raise Damaged(f"{segment.path}: offset {offset}: record {lsn} is damaged; restore the file from a backup")
+        body = offset + _RECORD.size
+        record = decode(segment.data[body : body + head.body])
+        return Entry(lsn, record, _arrays(record, segment.data, body + _padded(head.body)), head.size)
+
+    def _find(self, lsn: int) -> tuple[_Segment, int]:
+        """The segment that holds a record, and where; looks at the directory only for what is not mapped yet."""
+        for look in (False, True):
+            if look:
+                self._look_for(lsn)
+            held = [segment for segment in self._open if segment.first_lsn <= lsn]
+            offset = held[-1].locate(lsn) if held else None
+            if offset is not None:
+                return held[-1], offset
+        raise Damaged(f"{self.directory}: record {lsn} is missing or damaged; restore the log from a backup")
+
+    def _look_for(self, lsn: int) -> None:
+        """Map the newest segment that may hold a record, again if it was mapped before."""
+        paths = [path for path in _segments(self.directory) if _first_lsn(path) <= lsn]
+        if not paths:
+            return
+        first = _first_lsn(paths[-1])
+        for segment in self._open:
+            if segment.first_lsn == first:
+                segment.data = _map(segment.path)
+                return
+        self._open.append(_Segment(paths[-1], first, _map(paths[-1])))
+        self._open.sort(key=lambda segment: segment.first_lsn)
+
+
+def _arrays(record: Record, data: memoryview, offset: int) -> dict[str, Array]:
+    arrays = {}
+    for spec in record.arrays if isinstance(record, Batch) else ():
+        dtype = np.dtype(spec.dtype)
+        count = int(np.prod(spec.shape, dtype=np.int64))
+        arrays[spec.name] = np.frombuffer(data, dtype, count, offset).reshape(spec.shape)
+        offset += count * dtype.itemsize
+    return arrays
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _segments(directory: Path) -> list[Path]:
+    return sorted(directory.glob("[0-9]*.seg"))
+
+
+def _first_lsn(path: Path) -> int:
+    try:
+        return int(path.stem)
+    except ValueError:
+        raise Damaged(f"{path}: expected a segment's name of 20 digits") from None
+
+
+def _map(path: Path) -> memoryview:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_size == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+    finally:
+        os.close(fd)

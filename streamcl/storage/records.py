@@ -1,0 +1,81 @@
+"""The records of the log: what happened, in the one order that counts.
+
+Guarantees: a record that decodes has fields of the right types. A kind of record that this version does not know is an
+`UnknownFormat`, never skipped.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from streamcl.errors import UnknownFormat
+
+
+class ArraySpec(msgspec.Struct, frozen=True, array_like=True):
+    """One array behind a record: raw, C-contiguous, little-endian."""
+
+    name: str
+    dtype: Literal["<f4", "<f8", "<f2", "<i8", "<i4", "|u1"]
+    shape: tuple[int, ...]
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What every record carries: who sent it, with which number, about which task.
+
+    producer is None where the daemon or an operator caused the record; epoch and seq are 0 then.
+    """
+
+    producer: str | None
+    epoch: int
+    seq: int
+    task: str
+
+
+class Batch(_Record, frozen=True, tag="batch"):
+    """Rows of one task. new_labels: labels first seen here, in order of appearance."""
+
+    samples: int
+    arrays: tuple[ArraySpec, ...]
+    boundary: bool = False
+    new_labels: tuple[int, ...] = ()
+
+
+class Boundary(_Record, frozen=True, tag="boundary"):
+    """The end of a task. weight: lambda_t, None for scale * N_t."""
+
+    weight: float | None = None
+    origin: Literal["stream", "admin", "on-change"] = "stream"
+
+
+class Revisit(_Record, frozen=True, tag="revisit"):
+    """A consolidated task is reopened."""
+
+    damping: float | None = None
+
+
+Record = Batch | Boundary | Revisit
+
+_decoder = msgspec.msgpack.Decoder(Record)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(record: Record) -> bytes:
+    """A record as msgpack."""
+    return _encoder.encode(record)
+
+
+def decode(body: bytes | memoryview) -> Record:
+    """The record of `encode`; raises UnknownFormat for one that this version does not know."""
+    try:
+        return _decoder.decode(body)
+    except msgspec.MsgspecError as error:
+        raise UnknownFormat(
+            f"log record: {error}; it was written by another version of streamcl: start that one, or upgrade"
+        ) from None
+
+
+def closes_task(record: Record) -> bool:
+    """Whether a task ends with this record."""
+    return isinstance(record, Boundary) or (isinstance(record, Batch) and record.boundary)

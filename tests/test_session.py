@@ -1,0 +1,211 @@
+"""The session: sequences, epochs, tasks, credit; decisions change nothing, records alone do."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamcl.errors import Refused
+from streamcl.protocol import messages
+from streamcl.protocol.frames import NamedArrays
+from streamcl.protocol.session import StreamSession, Terms
+from streamcl.protocol.signature import LabelMap
+
+
+def batch(seq: int, task: str = "a", **fields: Any) -> messages.Batch:
+    return messages.Batch(seq=seq, task=task, **fields)
+
+
+def data(n: int = 4, width: int = 3, labels: Any = (0, 1)) -> NamedArrays:
+    y = np.resize(np.array(labels, "<i8"), n)
+    return NamedArrays({"x": np.ones((n, width), "<f4"), "y": y})
+
+
+def session(**terms: Any) -> StreamSession:
+    started = StreamSession(Terms(**terms))
+    started.hello(messages.Hello(producer="p"))
+    return started
+
+
+def store(state: StreamSession, message: Any, arrays: NamedArrays | None = None, nbytes: int = 100) -> None:
+    if isinstance(message, messages.Batch):
+        records = state.admit_batch("p", message, arrays or data(), nbytes)
+    else:
+        records = state.admit_boundary("p", message)
+    for record in records:
+        state.apply(record, nbytes)
+    state.synced()
+
+
+def refused(state: StreamSession, message: Any, arrays: NamedArrays | None = None, nbytes: int = 100) -> str:
+    before = copy.deepcopy(state)
+    with pytest.raises(Refused) as caught:
+        store(state, message, arrays, nbytes)
+    assert state == before
+    return caught.value.code
+
+
+def test_one_task_is_open_at_a_time_and_closes_for_good() -> None:
+    state = session()
+    store(state, batch(1))
+    assert state.open_task == "a"
+    assert refused(state, batch(2, "b")) == "task_mismatch"
+    store(state, messages.Boundary(seq=2, task="a"))
+    assert state.open_task is None
+    assert refused(state, batch(3, "a")) == "task_closed"
+    store(state, batch(3, "b"))
+    assert state.open_task == "b"
+
+
+@pytest.mark.parametrize(("task", "code"), [("a", "task_closed"), ("never", "unknown_task")])
+def test_a_boundary_needs_its_task_open(task: str, code: str) -> None:
+    state = session()
+    store(state, batch(1, boundary=True))
+    assert refused(state, messages.Boundary(seq=2, task=task)) == code
+    store(state, batch(2, "b"))
+    assert refused(state, messages.Boundary(seq=3, task=task)) == code
+
+
+def test_a_batch_with_boundary_closes_its_task() -> None:
+    state = session()
+    store(state, batch(1, boundary=True))
+    assert state.open_task is None
+    assert state.closed == {"a"}
+
+
+def test_boundaries_on_change_close_the_open_task_first() -> None:
+    state = session(on_change=True)
+    store(state, batch(1))
+    store(state, batch(2, "b"))
+    assert state.closed == {"a"}
+    assert state.open_task == "b"
+
+
+def test_gaps_and_duplicates_are_told_apart() -> None:
+    state = session()
+    store(state, batch(1))
+    assert state.is_duplicate("p", 1)
+    with pytest.raises(Refused) as caught:
+        state.check_sequence("p", 3)
+    assert caught.value.fields["expected"] == 2
+    state.check_sequence("p", 2)
+
+
+def test_an_older_epoch_is_fenced() -> None:
+    state = session()
+    state.hello(messages.Hello(producer="p", epoch=5))
+    with pytest.raises(Refused) as caught:
+        state.hello(messages.Hello(producer="p", epoch=4))
+    assert (caught.value.code, caught.value.fields["epoch"]) == ("stale_epoch", 5)
+    with pytest.raises(Refused):
+        state.check_epoch("p", 4)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "code"),
+    [
+        (data(width=4), "bad_shape"),
+        (NamedArrays({"x": np.ones((2, 3), "<f4"), "y": np.ones(3, "<i8")}), "bad_shape"),
+        (NamedArrays({"x": np.ones((0, 3), "<f4"), "y": np.ones(0, "<i8")}), "bad_shape"),
+        (NamedArrays({"x": np.float32(1.0) * np.ones(()), "y": np.ones((), "<i8")}), "bad_shape"),
+        (NamedArrays({"x": np.ones((2, 3), "<i8"), "y": np.ones(2, "<i8")}), "bad_array"),
+        (NamedArrays({"x": np.ones((2, 3), "<f4"), "y": np.ones(2, "<f4")}), "bad_label"),
+        (NamedArrays({"x": np.ones((2, 3), "<f4"), "y": np.ones((2, 1), "<i8")}), "bad_shape"),
+        (data(labels=(0, 10)), "bad_label"),
+        (data(labels=(-1,)), "bad_label"),
+    ],
+)
+def test_data_unlike_the_first_batch_is_refused(arrays: NamedArrays, code: str) -> None:
+    state = session()
+    store(state, batch(1))
+    assert refused(state, batch(2), arrays) == code
+
+
+def test_bernoulli_targets_are_zeros_and_ones() -> None:
+    state = session(likelihood="bernoulli")
+    store(state, batch(1))
+    assert refused(state, batch(2), data(labels=(0, 2))) == "bad_label"
+
+
+def test_gaussian_targets_may_have_any_shape_but_one() -> None:
+    state = session(likelihood="gaussian")
+    store(state, batch(1), NamedArrays({"x": np.ones((2, 3), "<f4"), "y": np.ones((2, 5), "<f8")}))
+    assert refused(state, batch(2), NamedArrays({"x": np.ones((2, 3), "<f4"), "y": np.ones(2, "<f8")})) == "bad_shape"
+
+
+def test_a_full_task_gets_no_credit_and_room_comes_back_with_its_consolidation() -> None:
+    state = session(task_bytes=250)
+    store(state, batch(1))
+    assert state.credit() == {"messages": 16, "bytes": 150}
+    store(state, batch(2))
+    assert state.credit() == {"messages": 0, "bytes": 50}
+    assert refused(state, batch(3)) == "no_credit"
+    store(state, messages.Boundary(seq=3, task="a"), nbytes=0)
+    assert state.credit()["messages"] == 16
+
+
+def test_a_batch_that_can_never_fit_is_too_large() -> None:
+    assert refused(session(task_bytes=99), batch(1)) == "too_large"
+
+
+def test_a_barrier_holds_once_everyone_is_durable() -> None:
+    state = session()
+    assert state.barrier_holds(None)
+    assert not state.barrier_holds({"p": 1})
+    assert not state.barrier_holds({"stranger": 0})
+    store(state, batch(1))
+    assert state.barrier_holds({"p": 1})
+
+
+@given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=5), min_size=1, max_size=8))
+def test_labels_in_range_are_their_own_outputs(batches: list[list[int]]) -> None:
+    labels = LabelMap(7)
+    for values in batches:
+        y = np.array(values, "<i8")
+        labels.add(labels.new_labels(y))
+        np.testing.assert_array_equal(labels.to_outputs(y), y)
+
+
+@given(st.lists(st.lists(st.integers(-5, 1000), min_size=1, max_size=4), min_size=1, max_size=8))
+def test_an_output_once_given_never_moves(batches: list[list[int]]) -> None:
+    labels = LabelMap(8)
+    given_outputs: dict[int, int] = {}
+    for values in batches:
+        y = np.array(values, "<i8")
+        try:
+            labels.add(labels.new_labels(y))
+        except Refused:
+            continue
+        for label, output in zip(values, labels.to_outputs(y).tolist(), strict=True):
+            assert given_outputs.setdefault(label, output) == output
+            assert 0 <= output < 8
+            assert labels.labels()[output] == label
+    assert len(set(given_outputs.values())) == len(given_outputs)
+
+
+def test_more_names_than_outputs_are_refused() -> None:
+    labels = LabelMap(3)
+    labels.add(labels.new_labels(np.array([100, 200], "<i8")))
+    with pytest.raises(Refused):
+        labels.new_labels(np.array([300, 400], "<i8"))
+    labels.add(labels.new_labels(np.array([300], "<i8")))
+    assert labels.labels().tolist() == [100, 200, 300]
+
+
+def test_recovery_is_the_same_call_as_live() -> None:
+    live, replayed = session(on_change=True), StreamSession(Terms(on_change=True))
+    log = []
+    for message in (batch(1), batch(2), batch(3, "b"), batch(4, "b", boundary=True), batch(5, "c")):
+        for record in live.admit_batch("p", message, data(), 10):
+            live.apply(record, 10)
+            log.append(record)
+    live.synced()
+    for record in log:
+        replayed.apply(record, 10)
+    replayed.synced()
+    assert replayed == live
