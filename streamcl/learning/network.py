@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from streamcl import models
 from streamcl.config import Config
-from streamcl.core.fisher import TrainingFlags, refuse_batchnorm
 from streamcl.core.likelihood import Likelihood, likelihood
+from streamcl.core.modes import TrainingFlags, refuse_batchnorm
 from streamcl.core.parameters import FlatParameters
 from streamcl.errors import ConfigError, ModelRefused
 from streamcl.learning.data import Conversion

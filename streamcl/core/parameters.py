@@ -1,0 +1,69 @@
+"""A module's trainable parameters as one flat vector, with the parameters and their gradients as views into it.
+
+Guarantees: autograd accumulates straight into `grad`, an optimiser of `theta` moves every parameter, a tied
+parameter stands in it once and a frozen one not at all.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from streamcl.errors import ModelRefused
+
+
+class FlatParameters:
+    """The trainable parameters of a module, which must be on its device and in its dtype already.
+
+    theta: [P], a leaf that an optimiser takes as its one parameter. grad: [P], its gradient. names, shapes: of the
+    parameters, in the module's order. Raises ModelRefused where there is nothing to train or dtypes differ.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        _check_uniform(trainable)
+        self.names = list(trainable)
+        self.shapes = [tuple(p.shape) for p in trainable.values()]
+        self.parameters = list(trainable.values())
+        flat = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        self.theta = nn.Parameter(flat)
+        self.grad = torch.zeros_like(flat)
+        self.theta.grad = self.grad
+        self._make_views()
+
+    def _make_views(self) -> None:
+        with torch.no_grad():
+            for p, value, gradient in zip(
+                self.parameters, self._pieces(self.theta.data), self._pieces(self.grad), strict=True
+            ):
+                p.data = value
+                p.grad = gradient
+
+    def _pieces(self, vector: Tensor) -> list[Tensor]:
+        sizes = [math.prod(shape) for shape in self.shapes]
+        return [piece.view(shape) for piece, shape in zip(vector.split(sizes), self.shapes, strict=True)]
+
+    @property
+    def size(self) -> int:
+        """P, the number of trainable parameters."""
+        return self.theta.numel()
+
+    def load(self, vector: Tensor) -> None:
+        """Copy a vector [P] in; every parameter changes with it."""
+        with torch.no_grad():
+            self.theta.copy_(vector)
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """A flat vector [P] as views in the parameters' shapes, by name."""
+        return dict(zip(self.names, self._pieces(vector), strict=True))
+
+
+def _check_uniform(trainable: dict[str, nn.Parameter]) -> None:
+    if not trainable:
+        raise ModelRefused("the model has no trainable parameters; expected at least one with requires_grad")
+    kinds = {(p.dtype, p.device) for p in trainable.values()}
+    if len(kinds) > 1:
+        found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+        raise ModelRefused(f"the model's parameters must share one dtype and device, got {found}")

@@ -1,0 +1,142 @@
+"""Ready-made model factories, and how any factory named in the configuration is called.
+
+A factory is any callable that returns an `nn.Module`. It is given ``input_shape`` (of one row) and ``outputs`` (their
+number) if it has parameters of these names, and ``model.args``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamcl.errors import ConfigError, ModelRefused
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
+    "identity": nn.Identity,
+}
+
+
+class Cast(nn.Module):
+    """Inputs in the dtype of the layers behind, and flat if asked for; integers come in as int64."""
+
+    def __init__(self, like: nn.Module, flatten: bool) -> None:
+        super().__init__()
+        self._like = [next(like.parameters())]  # in a list, so that it is not registered here too
+        self.flatten = flatten
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [n, ...]."""
+        x = x.to(self._like[0].dtype)
+        return x.flatten(1) if self.flatten else x
+
+
+def linear(input_shape: Sequence[int], outputs: int, bias: bool = True) -> nn.Module:
+    """One linear layer on the flattened input."""
+    layer = nn.Linear(math.prod(input_shape), outputs, bias=bias)
+    return nn.Sequential(Cast(layer, flatten=True), layer)
+
+
+def mlp(
+    input_shape: Sequence[int], outputs: int, hidden: Sequence[int] = (256, 256), activation: str = "relu"
+) -> nn.Module:
+    """A multilayer perceptron on the flattened input; `hidden` may be of any length. Raises ModelRefused."""
+    if activation not in ACTIVATIONS:
+        raise ModelRefused(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    widths = [math.prod(input_shape), *hidden, outputs]
+    layers: list[nn.Module] = []
+    for before, after in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+    return nn.Sequential(Cast(layers[0], flatten=True), *layers[:-1])
+
+
+def convnet(
+    input_shape: Sequence[int], outputs: int, channels: Sequence[int] = (32, 64), hidden: int = 128
+) -> nn.Module:
+    """A small convolutional network for images [H, W] or [C, H, W]; no batch normalisation. Raises ModelRefused."""
+    if len(input_shape) not in (2, 3):
+        raise ModelRefused(f"convnet: expected rows of shape [H, W] or [C, H, W], got {list(input_shape)}")
+    depth, height, width = (1, *input_shape) if len(input_shape) == 2 else tuple(input_shape)
+    layers: list[nn.Module] = []
+    for after in channels:
+        layers += [nn.Conv2d(depth, after, 3, padding=1), nn.ReLU()]
+        if min(height, width) > 1:
+            layers.append(nn.MaxPool2d(2))
+            height, width = height // 2, width // 2
+        depth = after
+    head = [nn.Flatten(), nn.Linear(depth * height * width, hidden), nn.ReLU(), nn.Linear(hidden, outputs)]
+    first = [nn.Unflatten(1, (1, int(input_shape[0])))] if len(input_shape) == 2 else []
+    return nn.Sequential(Cast(nn.Sequential(*layers, *head), flatten=False), *first, *layers, *head)
+
+
+def build(
+    factory: str, args: Mapping[str, Any], input_shape: Sequence[int], outputs: int, seed: int
+) -> nn.Module:
+    """Call a factory, seeded; PyTorch's global generator is left as it was.
+
+    Raises ConfigError where there is no such callable, ModelRefused where it fails or returns something else.
+    """
+    function = load_factory(factory)
+    sizes = {"input_shape": tuple(input_shape), "outputs": outputs}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            module = function(**_accepted(function, sizes), **args)
+        except ModelRefused:
+            raise
+        except Exception as error:
+            raise ModelRefused(
+                f"model.factory {factory}{_signature(function)} failed with args {dict(args)} for rows of shape "
+                f"{list(input_shape)} and {outputs} outputs: {type(error).__name__}: {error}"
+            ) from error
+    if not isinstance(module, nn.Module):
+        raise ModelRefused(f"model.factory {factory}: expected a torch.nn.Module, got {type(module).__name__}")
+    return module
+
+
+def load_factory(factory: str) -> Callable[..., Any]:
+    """The callable of ``package.module:name``, also from the working directory. Raises ConfigError."""
+    module_name, _, name = factory.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"model.factory {factory!r}: {error}; expected 'package.module:callable'") from None
+    if not callable(function):
+        raise ConfigError(f"model.factory {factory!r}: expected a callable, got {type(function).__name__}")
+    return function  # type: ignore[no-any-return]
+
+
+def _accepted(function: Callable[..., Any], sizes: dict[str, Any]) -> dict[str, Any]:
+    """Those of the sizes that the factory has parameters for."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return sizes
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return sizes
+    return {name: value for name, value in sizes.items() if any(p.name == name for p in parameters)}
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    try:
+        return str(inspect.signature(function))
+    except (TypeError, ValueError):
+        return "(...)"
