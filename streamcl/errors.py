@@ -53,3 +53,7 @@ class UnknownFormat(StreamclError):
 
 class StateInUse(StreamclError):
     """Another daemon holds the state directory."""
+
+
+class DataError(StreamclError):
+    """A data file cannot be read as rows and targets; names the file, the place and the remedy."""

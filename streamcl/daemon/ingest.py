@@ -139,8 +139,8 @@ class Ingest:
         self.up.send(
             "ready",
             endpoints={
-                "stream": self.stream.last_endpoint,
-                "admin": self.admin.socket.last_endpoint,
+                "stream": sockets.endpoint(self.stream),
+                "admin": sockets.endpoint(self.admin.socket),
                 "http": self.http.address,
             },
         )

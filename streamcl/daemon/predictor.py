@@ -17,7 +17,7 @@ import zmq
 from streamcl.config import Config
 from streamcl.core.gaussian import DiagonalGaussian
 from streamcl.daemon.channel import Channel
-from streamcl.daemon.sockets import bind_router, receive, send
+from streamcl.daemon.sockets import bind_router, endpoint, receive, send
 from streamcl.daemon.state import StateDirectory
 from streamcl.errors import Refused
 from streamcl.learning.network import Network
@@ -34,7 +34,7 @@ def run(config: Config, up: Channel) -> None:
     torch.set_num_threads(1)  # one core answers; the others belong to training
     socket = bind_router(config.endpoints.predict)
     predictor = Predictor(config)
-    up.send("ready", endpoints={"predict": socket.last_endpoint})
+    up.send("ready", endpoints={"predict": endpoint(socket)})
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)
     poller.register(up.fileno(), zmq.POLLIN)

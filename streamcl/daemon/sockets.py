@@ -69,3 +69,8 @@ def send(socket: zmq.Socket[bytes], peer: Peer, message: Sequence[Buffer]) -> No
 def close(socket: zmq.Socket[bytes]) -> None:
     """Close, giving replies on their way a second."""
     socket.close(1000)
+
+
+def endpoint(socket: zmq.Socket[bytes]) -> str:
+    """Where a socket is bound, its port resolved."""
+    return socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()

@@ -167,7 +167,7 @@ class Learner:
     def _score(self, x: torch.Tensor, y: torch.Tensor) -> None:
         network = self._network
         with network.evaluating():
-            output = network.module(x)
+            output = network.shaped(network.module(x))
             nll, prediction = network.likelihood.nll(output, y), network.likelihood.predict(output)
         self.prequential.score(nll, prediction, y)
 

@@ -102,7 +102,13 @@ class Network:
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """The predictive distribution of rows x, as the likelihood gives it."""
         with self.evaluating():
-            return self.likelihood.predict(self.module(x))
+            return self.likelihood.predict(self.shaped(self.module(x)))
+
+    def shaped(self, output: Tensor) -> Tensor:
+        """Outputs in the targets' shape: a target [n] may come out of the module as [n, 1]."""
+        if self.conversion.to_outputs is not None:
+            return output
+        return output.reshape(len(output), *self.signature.y_shape)
 
     def fixed(self) -> dict[str, Tensor]:
         """Buffers and frozen parameters by name: what `theta` does not hold."""

@@ -1,0 +1,7 @@
+"""``python -m streamcl``."""
+
+import sys
+
+from streamcl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,153 @@
+"""A real daemon of one's own for a demo, a benchmark or a test: free loopback ports, ended whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from streamcl.client import Admin, Producer, Reader
+from streamcl.errors import StreamclError
+
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
+FREE_ENDPOINTS = {
+    "stream": "tcp://127.0.0.1:*",
+    "predict": "tcp://127.0.0.1:*",
+    "admin": "tcp://127.0.0.1:*",
+    "http": "127.0.0.1:0",
+}
+
+
+class LocalDaemon:
+    """``streamcl serve`` as a child process.
+
+    tree: the configuration as nested maps; endpoints default to free loopback ports. state_dir: a temporary one unless
+    given. Raises StreamclError with the end of the daemon's log where it does not become ready.
+    """
+
+    def __init__(self, tree: Mapping[str, Any], state_dir: Path | None = None) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="streamcl-") if state_dir is None else None
+        self.state_dir = Path(self._temporary.name) / "state" if self._temporary else Path(str(state_dir))
+        self.tree = {"endpoints": FREE_ENDPOINTS, **tree, "state_dir": str(self.state_dir)}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.endpoints: dict[str, str] = {}
+
+    def start(self) -> Self:
+        """Start it and wait until it is ready."""
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        self._wait_until_gone()
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "streamcl", "serve", *self._flags()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            self.endpoints = self._wait_until_ready()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    @property
+    def _log(self) -> Path:
+        return self.state_dir.with_name(self.state_dir.name + ".log")
+
+    def log_text(self) -> str:
+        """What the daemon has written to its standard error."""
+        return self._log.read_text(errors="replace")
+
+    def _flags(self) -> list[str]:
+        return [text for key, value in _leaves(self.tree) for text in (f"--{key}", _flag(value))]
+
+    def _wait_until_gone(self) -> None:
+        """A daemon.json left by a killed daemon must not be taken for the new one's."""
+        (self.state_dir / "daemon.json").unlink(missing_ok=True)
+
+    def _wait_until_ready(self) -> dict[str, str]:
+        deadline = time.monotonic() + START_SECONDS
+        path = self.state_dir / "daemon.json"
+        while time.monotonic() < deadline:
+            if self.process is not None and self.process.poll() is not None:
+                raise StreamclError(f"the daemon ended with status {self.process.returncode}:\n{self.log_text()[-2000:]}")
+            if path.exists():
+                endpoints: dict[str, str] = json.loads(path.read_text())["endpoints"]
+                return endpoints
+            time.sleep(0.01)
+        raise StreamclError(f"the daemon was not ready within {START_SECONDS:g} s:\n{self.log_text()[-2000:]}")
+
+    def producer(self, name: str = "producer", **options: Any) -> Producer:
+        """A producer connected to it."""
+        return Producer(self.endpoints["stream"], name, **options)
+
+    def reader(self) -> Reader:
+        """A reader connected to it."""
+        return Reader(self.endpoints["predict"])
+
+    def admin(self) -> Admin:
+        """An operator connected to it."""
+        return Admin(self.endpoints["admin"])
+
+    def url(self, path: str) -> str:
+        """The address of an HTTP path."""
+        return f"http://{self.endpoints['http']}{path}"
+
+    def kill(self) -> None:
+        """SIGKILL, as in a crash; its children end by themselves."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> int:
+        """Stop it in an orderly way; returns its exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.stop()
+        finally:
+            if self._temporary is not None:
+                with contextlib.suppress(OSError):
+                    self._temporary.cleanup()
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested maps as dotted keys; ``model.args`` is itself a value."""
+    leaves = []
+    for key, value in tree.items():
+        name = prefix + key
+        if isinstance(value, Mapping) and name != "model.args":
+            leaves += _leaves(value, f"{name}.")
+        else:
+            leaves.append((name, value))
+    return leaves
+
+
+def _flag(value: Any) -> str:
+    """A value as a flag's text: strings bare, the rest as TOML."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {json.dumps(inner)}" for key, inner in value.items()) + "}"
+    return json.dumps(value)
