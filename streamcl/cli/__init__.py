@@ -1,0 +1,52 @@
+"""The command line. Exit status 0, 1 (the daemon refused or did not answer, with its reason), 2 (usage).
+
+Starts fast: nothing heavy is imported before the command that needs it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from streamcl import __version__
+from streamcl.errors import ConfigError, DataError, Refused, StreamclError, Unreachable
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options) or 0)
+    except (ConfigError, DataError) as error:
+        return _fail(error, 2)
+    except (Refused, Unreachable, StreamclError) as error:
+        return _fail(error, 1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(error: Exception, status: int) -> int:
+    print(f"streamcl: {error}", file=sys.stderr)
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    from streamcl.cli import benches, operate, produce, run
+
+    parser = argparse.ArgumentParser(
+        prog="streamcl",
+        description="A continual-learning daemon: stream tasks in, keep one quadratic penalty, drop the data.",
+        epilog="Start with `streamcl demo`, or `streamcl serve` and, beside it, `streamcl send data.csv --task monday "
+        "--boundary`.",
+    )
+    parser.add_argument("--version", action="version", version=f"streamcl {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (run, produce, operate, benches):
+        module.add_commands(commands)
+    return parser

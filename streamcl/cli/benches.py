@@ -1,0 +1,59 @@
+"""``streamcl demo`` and ``streamcl bench``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from streamcl.cli.common import command
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands."""
+    parser = command(
+        commands,
+        "demo",
+        demo,
+        "Watch forgetting happen and not happen: five tasks of real digits through a real daemon, beside fine-tuning.",
+        "streamcl demo --out ./streamcl-demo",
+    )
+    parser.add_argument("--out", type=Path, default=Path("streamcl-demo"), help="where the plot and the figures go")
+    parser.add_argument("--tasks", type=int, default=5, help="how many tasks (default 5)")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs at each boundary (default 20)")
+    bench = commands.add_parser("bench", help="Reproducible comparisons.", description="Reproducible comparisons.")
+    _add_permuted_mnist(bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True))
+
+
+def _add_permuted_mnist(benches: Any) -> None:
+    parser = command(
+        benches,
+        "permuted-mnist",
+        permuted_mnist,
+        "Permuted MNIST, task after task through a real daemon in single-penalty mode; mean test accuracy at the end.",
+        "streamcl bench permuted-mnist --data mnist.npz --scale 10 30",
+    )
+    parser.add_argument("--data", type=Path, required=True, help="NPZ with train_x train_y test_x test_y (uint8)")
+    parser.add_argument("--scale", type=float, nargs="+", default=[10.0, 30.0], help="lambda_t = scale * N_t, each in turn")
+    parser.add_argument("--baseline", action="store_true", help="fine-tuning (scale 0) as well")
+    parser.add_argument("--tasks", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--train-rows", type=int, default=10_000, help="training images (default the first 10,000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures, configuration and versions here")
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Run the demo."""
+    from streamcl.bench.demo import run
+
+    run(options.out, tasks=options.tasks, epochs=options.epochs)
+
+
+def permuted_mnist(options: argparse.Namespace) -> None:
+    """Run the benchmark."""
+    from streamcl.bench.permuted_mnist import Settings, run
+
+    scales = [0.0] * options.baseline + options.scale
+    settings = Settings(options.tasks, options.epochs, options.train_rows, options.seed)
+    run(options.data, scales, settings, options.json)

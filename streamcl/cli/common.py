@@ -1,0 +1,129 @@
+"""What the commands share: finding the daemon, printing data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamcl.errors import Unreachable
+
+if TYPE_CHECKING:
+    from streamcl.client import Admin, Producer, Reader
+
+DEFAULT_STATE = "./streamcl-state"
+
+Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str
+) -> argparse.ArgumentParser:
+    """Add one command with its help and an example."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=f"example: {example}"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_connection(parser: argparse.ArgumentParser, *sockets: str) -> None:
+    """Options that say where the daemon is."""
+    parser.add_argument(
+        "--state-dir", default=DEFAULT_STATE, help="the daemon's state directory, where its endpoints are found"
+    )
+    for name in sockets:
+        parser.add_argument(f"--{name}", metavar="ENDPOINT", help=f"the daemon's {name} endpoint, instead")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option that prints data as JSON."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def endpoint(options: argparse.Namespace, name: str) -> str:
+    """The endpoint given, or that of the daemon of the state directory. Raises Unreachable."""
+    given = getattr(options, name, None)
+    if given:
+        return str(given)
+    path = Path(options.state_dir) / "daemon.json"
+    try:
+        endpoints: Mapping[str, str] = json.loads(path.read_text())["endpoints"]
+        return endpoints[name]
+    except FileNotFoundError:
+        raise Unreachable(
+            f"no daemon is running on {options.state_dir} ({path} is not there); start one with `streamcl serve "
+            f"--state-dir {options.state_dir}`, or name its endpoint with --{name}"
+        ) from None
+
+
+def admin(options: argparse.Namespace) -> Admin:
+    """An Admin connected to the daemon."""
+    from streamcl.client import Admin
+
+    return Admin(endpoint(options, "admin"))
+
+
+def reader(options: argparse.Namespace) -> Reader:
+    """A Reader connected to the daemon."""
+    from streamcl.client import Reader
+
+    return Reader(endpoint(options, "predict"))
+
+
+def producer(options: argparse.Namespace, name: str) -> Producer:
+    """A Producer connected to the daemon."""
+    from streamcl.client import Producer
+
+    return Producer(endpoint(options, "stream"), name)
+
+
+def print_json(data: Any) -> None:
+    """Data as indented JSON; numbers that JSON has no word for become null."""
+    print(json.dumps(_clean(data), indent=2))
+
+
+def _clean(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _clean(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_clean(value) for value in data]
+    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
+        return None
+    return data
+
+
+def print_fields(data: Mapping[str, Any], indent: str = "") -> None:
+    """A map as aligned lines, nested maps indented."""
+    width = max((len(key) for key in data), default=0)
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            print(f"{indent}{key.replace('_', ' ')}")
+            print_fields(value, indent + "  ")
+        else:
+            print(f"{indent}{key.replace('_', ' '):<{width}}  {_text(value)}")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def print_table(rows: list[dict[str, Any]], columns: list[str], empty: str) -> None:
+    """Rows as a table; `empty` where there are none."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        print(empty)
+        return
+    table = Table(box=box.SIMPLE)
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="left" if column == columns[0] else "right")
+    for row in rows:
+        table.add_row(*(_text(row[column]) for column in columns))
+    Console().print(table)

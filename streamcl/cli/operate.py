@@ -1,0 +1,274 @@
+"""The operators' commands: status, tasks, boundary, revisit, predict, export, checkpoint, pause, resume, stop."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from streamcl.cli.common import (
+    add_connection,
+    add_json,
+    admin,
+    command,
+    print_fields,
+    print_json,
+    print_table,
+    reader,
+)
+from streamcl.errors import DataError
+
+TASK_COLUMNS = ["task", "samples", "weight", "loss", "revisits", "penalty", "penalty_rise", "closed"]
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands."""
+    for name, run, text in (
+        ("status", status, "Show what the daemon is doing."),
+        ("tasks", tasks, "List the tasks learned so far."),
+        ("checkpoint", checkpoint, "Write a checkpoint of everything applied."),
+        ("pause", pause, "Stop training; data is still taken in, predictions are still answered."),
+        ("resume", resume, "Go on training."),
+    ):
+        parser = command(commands, name, run, text, f"streamcl {name}")
+        add_connection(parser, "admin")
+        add_json(parser)
+    _add_boundary(commands)
+    _add_revisit(commands)
+    _add_predict(commands)
+    _add_export(commands)
+    _add_stop(commands)
+
+
+def _add_boundary(commands: Any) -> None:
+    parser = command(
+        commands, "boundary", boundary, "Close a task and wait until it is consolidated.", "streamcl boundary monday"
+    )
+    parser.add_argument("task", metavar="TASK")
+    parser.add_argument("--weight", type=float, help="lambda_t instead of scale * N_t")
+    parser.add_argument("--no-wait", action="store_true", help="return as soon as the boundary is durable")
+    add_connection(parser, "admin")
+    add_json(parser)
+
+
+def _add_revisit(commands: Any) -> None:
+    parser = command(
+        commands, "revisit", revisit, "Reopen a consolidated task (needs factor mode).", "streamcl revisit monday"
+    )
+    parser.add_argument("task", metavar="TASK")
+    parser.add_argument("--damping", type=float, help="0 < d <= 1, instead of posterior.damping")
+    add_connection(parser, "admin")
+    add_json(parser)
+
+
+def _add_predict(commands: Any) -> None:
+    parser = command(
+        commands,
+        "predict",
+        predict,
+        "Predict every row of a data file; with targets in it, score the predictions too.",
+        "streamcl predict test.csv --label price",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--samples", type=int, default=0, help="average over so many draws from the posterior")
+    parser.add_argument("--label", "--y", help="the target's column or array, if the file has one")
+    parser.add_argument("--x", help="the array of inputs in an NPZ file")
+    parser.add_argument("--out", type=Path, help="write the predictions to this NPZ file")
+    add_connection(parser, "predict")
+    add_json(parser)
+
+
+def _add_export(commands: Any) -> None:
+    parser = command(
+        commands,
+        "export",
+        export,
+        "Write the parameters and the posterior (safetensors), tasks and status (JSON) to a directory.",
+        "streamcl export ./export",
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    add_connection(parser, "admin")
+    add_json(parser)
+
+
+def _add_stop(commands: Any) -> None:
+    parser = command(
+        commands, "stop", stop, "End the daemon once everything durable has been learned.", "streamcl stop"
+    )
+    parser.add_argument("--no-drain", action="store_true", help="end now; the rest is learned after the next start")
+    parser.add_argument("--no-wait", action="store_true", help="do not wait until it has ended")
+    add_connection(parser, "admin")
+    add_json(parser)
+
+
+# -- the commands ------------------------------------------------------------------------------------------------------
+
+
+def status(options: argparse.Namespace) -> None:
+    """Print the daemon's status."""
+    with admin(options) as daemon:
+        _show(options, daemon.status())
+
+
+def tasks(options: argparse.Namespace) -> None:
+    """Print the tasks."""
+    with admin(options) as daemon:
+        rows = daemon.tasks()
+    if options.json:
+        print_json({"tasks": rows})
+        return
+    for row in rows:
+        row["closed"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["closed_at"]))
+    print_table(rows, TASK_COLUMNS, "no task has been consolidated yet")
+
+
+def boundary(options: argparse.Namespace) -> None:
+    """Close a task."""
+    with admin(options) as daemon:
+        _show(options, daemon.boundary(options.task, weight=options.weight, wait=not options.no_wait))
+
+
+def revisit(options: argparse.Namespace) -> None:
+    """Reopen a task."""
+    with admin(options) as daemon:
+        _show(options, daemon.revisit(options.task, damping=options.damping))
+
+
+def checkpoint(options: argparse.Namespace) -> None:
+    """Write a checkpoint."""
+    with admin(options) as daemon:
+        _show(options, daemon.checkpoint())
+
+
+def pause(options: argparse.Namespace) -> None:
+    """Pause training."""
+    with admin(options) as daemon:
+        daemon.pause()
+    _show(options, {"state": "paused"})
+
+
+def resume(options: argparse.Namespace) -> None:
+    """Resume training."""
+    with admin(options) as daemon:
+        daemon.resume()
+    _show(options, {"state": "resumed"})
+
+
+def stop(options: argparse.Namespace) -> None:
+    """Stop the daemon and, unless told otherwise, wait until it has ended."""
+    pid = _pid(options)
+    with admin(options) as daemon:
+        daemon.stop(drain=not options.no_drain)
+    while not options.no_wait and pid is not None and _lives(pid):
+        time.sleep(0.05)
+    _show(options, {"state": "stopping" if options.no_wait or pid is None else "stopped"})
+
+
+def _pid(options: argparse.Namespace) -> int | None:
+    """The daemon's pid, where it runs on this machine on the state directory given."""
+    path = Path(options.state_dir) / "daemon.json"
+    if options.admin or not path.exists():
+        return None
+    return int(json.loads(path.read_text())["pid"])
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return False
+
+
+def _show(options: argparse.Namespace, data: dict[str, Any]) -> None:
+    if options.json:
+        print_json(data)
+    else:
+        print_fields(data)
+
+
+# -- predictions and parameters ----------------------------------------------------------------------------------------
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Predict a file's rows."""
+    import numpy as np
+
+    from streamcl.datafiles import Columns, open_data
+
+    labelled = options.label is not None or options.file.suffix.lower() == ".npz"
+    data = open_data(options.file, Columns(options.x, options.label, labelled), rows=4096)
+    with reader(options) as daemon:
+        try:
+            blocks = list(data.blocks())
+        except DataError:
+            if options.label is not None:
+                raise
+            blocks = list(open_data(options.file, Columns(options.x, None, False), rows=4096).blocks())
+        answers = [daemon.predict(x, samples=options.samples) for x, _ in blocks]
+    if not answers:
+        raise DataError(f"{options.file}: expected at least one row")
+    arrays = {name: np.concatenate([answer.arrays[name] for answer in answers]) for name in answers[0].arrays}
+    if "probs" in arrays and answers[0].labels is not None:
+        arrays["label"] = np.concatenate([answer.label for answer in answers])
+    targets = [y for _, y in blocks if y is not None]
+    _report(options, arrays, np.concatenate(targets) if targets else None, answers[-1].version)
+
+
+def _report(options: argparse.Namespace, arrays: dict[str, Any], y: Any, version: int) -> None:
+    import numpy as np
+
+    if options.out is not None:
+        with options.out.open("wb") as file:
+            np.savez(file, **arrays)
+    summary: dict[str, Any] = {"rows": len(next(iter(arrays.values()))), "version": version}
+    if y is not None:
+        summary |= _scores(arrays, y)
+    if options.json:
+        print_json(summary | {name: array.tolist() for name, array in arrays.items()})
+        return
+    if options.out is None:
+        name = next(name for name in ("label", "mean", "probs") if name in arrays)
+        for value in arrays[name]:
+            print(value if np.ndim(value) == 0 else " ".join(f"{v:.6g}" for v in np.ravel(value)))
+    else:
+        print_fields(summary)
+
+
+def _scores(arrays: dict[str, Any], y: Any) -> dict[str, float]:
+    import numpy as np
+
+    if "label" in arrays:
+        return {"accuracy": float(np.mean(arrays["label"] == y))}
+    if "probs" in arrays:
+        return {"accuracy": float(np.mean((arrays["probs"] > 0.5) == y.reshape(arrays["probs"].shape)))}
+    return {"rmse": float(np.sqrt(np.mean((arrays["mean"] - y.reshape(arrays["mean"].shape)) ** 2)))}
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write parameters, posterior, tasks and status to a directory."""
+    from safetensors.numpy import save_file
+
+    with admin(options) as daemon:
+        parameters, description = daemon.parameters(), {"status": daemon.status(), "tasks": daemon.tasks()}
+    options.directory.mkdir(parents=True, exist_ok=True)
+    vectors = {name: getattr(parameters, name) for name in ("theta", "precision", "shift")}
+    layout = {"names": json.dumps(parameters.names), "shapes": json.dumps(parameters.shapes)}
+    tensors, texts = options.directory / "parameters.safetensors", options.directory / "export.json"
+    save_file(vectors, tensors, metadata=layout)
+    texts.write_text(json.dumps({**description, "names": parameters.names, "shapes": parameters.shapes}, indent=2))
+    _show(options, {"parameters": str(tensors), "description": str(texts), "size": len(parameters.theta)})
+
+

@@ -1,0 +1,118 @@
+"""``streamcl send``: a data file as batches of one task, resumable."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from streamcl.cli.common import add_connection, add_json, command, print_json, producer
+
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands."""
+    parser = command(
+        commands,
+        "send",
+        send,
+        "Stream a data file (CSV, Parquet, NPZ) to the daemon as batches of one task. Run again after an interruption, it "
+        "goes on where the daemon's disk is, and nothing is trained on twice.",
+        "streamcl send monday.csv --task monday --label price --boundary",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--task", required=True, help="the task the data belongs to")
+    parser.add_argument("--boundary", action="store_true", help="close the task behind it and wait for it")
+    parser.add_argument("--weight", type=float, help="with --boundary: lambda_t instead of scale * N_t")
+    parser.add_argument("--label", "--y", help="the target's column or array (default: y, label, target or the last)")
+    parser.add_argument("--x", help="the array of inputs in an NPZ file")
+    parser.add_argument("--rows", type=int, default=256, help="rows a batch (default 256)")
+    parser.add_argument("--producer", help="name of the stream (default: made of the file's content and the task)")
+    add_connection(parser, "stream")
+    add_json(parser)
+
+
+def send(options: argparse.Namespace) -> int:
+    """Send what the daemon does not hold yet, then close the task if asked."""
+    from streamcl.datafiles import Columns, open_data
+
+    if options.rows < 1:
+        print("streamcl: --rows: expected at least 1", file=sys.stderr)
+        return 2
+    if options.weight is not None and not options.boundary:
+        print("streamcl: --weight is given at a task's boundary; add --boundary", file=sys.stderr)
+        return 2
+    data = open_data(options.file, Columns(options.x, options.label), options.rows)
+    started = time.monotonic()
+    with producer(options, options.producer or _name(options)) as stream:
+        report = _send_blocks(options, data, stream)
+        if options.boundary:
+            done = stream.boundary(options.task, weight=options.weight)
+            report |= {name: done[name] for name in ("samples", "loss", "seconds")}
+    _print(options, report | {"elapsed": time.monotonic() - started})
+    return 0
+
+
+def _send_blocks(options: argparse.Namespace, data: Any, stream: Any) -> dict[str, Any]:
+    rows = batches = skipped = 0
+    held = 0 if options.producer else stream.durable  # a name of one's own goes on counting, and repeats nothing
+    with _progress(data.count(), options) as advance:
+        for number, (x, y) in enumerate(data.blocks(), start=1):
+            if number <= held:
+                skipped += 1
+            else:
+                stream.send(x, y, options.task)
+                rows, batches = rows + len(x), batches + 1
+            advance(len(x))
+        stream.flush()
+    return {"task": options.task, "rows": rows, "batches": batches, "batches_already_there": skipped}
+
+
+def _name(options: argparse.Namespace) -> str:
+    """A stable name for this file, task and way of cutting it, so that an interrupted upload is recognised."""
+    digest = hashlib.sha256(repr((options.task, options.x, options.label, options.rows)).encode())
+    if options.file.is_file():
+        with options.file.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return f"send-{digest.hexdigest()[:16]}"
+
+
+@contextmanager
+def _progress(total: int | None, options: argparse.Namespace) -> Iterator[Any]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    if options.json or not sys.stderr.isatty():
+        yield lambda rows: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn("{task.fields[rate]} rows/s")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    started = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        job = bar.add_task(options.file.name, total=total, rate="-")
+
+        def advance(rows: int) -> None:
+            done = bar.tasks[job].completed + rows
+            bar.update(job, completed=done, rate=f"{done / (time.monotonic() - started):,.0f}")
+
+        yield advance
+
+
+def _print(options: argparse.Namespace, report: dict[str, Any]) -> None:
+    if options.json:
+        print_json(report)
+        return
+    there = report["batches_already_there"]
+    print(
+        f"sent {report['rows']} rows in {report['batches']} batches to task {report['task']!r}"
+        + (f" ({there} batches were there already)" if there else "")
+    )
+    if "loss" in report:
+        print(f"consolidated: {report['samples']} samples, loss {report['loss']:.4g}, {report['seconds']:.2f} s")
