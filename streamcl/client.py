@@ -27,6 +27,7 @@ Array = npt.NDArray[Any]
 STREAM = "tcp://127.0.0.1:5757"
 PREDICT = "tcp://127.0.0.1:5758"
 ADMIN = "tcp://127.0.0.1:5759"
+PING_SECONDS = 5.0  # how often a patient request makes sure that the daemon still lives
 SILENCE_MS = 2000  # without a word for so long while one is owed, a producer asks again
 
 
@@ -355,18 +356,23 @@ class _Requester:
         self.close()
 
     def _request(
-        self, header: Mapping[str, Any], arrays: dict[str, Array] | None = None, timeout: float | None = None
+        self, header: Mapping[str, Any], arrays: dict[str, Array] | None = None, *, patient: bool = False
     ) -> tuple[dict[str, Any], NamedArrays]:
+        """Ask and wait for the answer; `patient`: for as long as the daemon shows that it lives."""
         number = next(self._ids)
         self._connection.send(frames.build({**header, "id": number}, arrays))
-        wait = self.timeout if timeout is None else timeout
-        deadline = time.monotonic() + wait
-        while (received := self._connection.receive((deadline - time.monotonic()) * 1000)) is not None:
-            if received[0].get("id") == number:
+        heard = time.monotonic()
+        while (left := heard + self.timeout - time.monotonic()) > 0:
+            received = self._connection.receive(1000 * min(left, PING_SECONDS))
+            if received is None and patient:
+                self._connection.send(frames.build({"type": "status", "id": 0}))
+            elif received is not None and received[0].get("id") == number:
                 return self._checked(received)
+            elif received is not None and patient:
+                heard = time.monotonic()
         self._connection.open()  # a late answer must not meet the next request
         raise Unreachable(
-            f"{self._connection.endpoint}: no answer to {header['type']!r} within {wait:g} s; "
+            f"{self._connection.endpoint}: no answer to {header['type']!r} within {self.timeout:g} s; "
             "is a daemon running there (`streamcl serve`)?"
         )
 
@@ -438,7 +444,6 @@ class Admin(_Requester):
         weight: float | None = None,
         barrier: Mapping[str, int] | None = None,
         wait: bool = True,
-        timeout: float = float("inf"),
     ) -> dict[str, Any]:
         """Close a task after everything durable now; with `wait`, until it is consolidated."""
         header: dict[str, Any] = {"type": "boundary", "task": task, "wait": wait}
@@ -446,7 +451,7 @@ class Admin(_Requester):
             header["weight"] = float(weight)
         if barrier:
             header["barrier"] = dict(barrier)
-        return self._ask(header, timeout=min(timeout, 10 * 365 * 86400.0) if wait else None)
+        return self._ask(header, patient=wait)
 
     def revisit(self, task: str, damping: float | None = None) -> dict[str, Any]:
         """Reopen a consolidated task."""
@@ -457,7 +462,7 @@ class Admin(_Requester):
 
     def checkpoint(self) -> dict[str, Any]:
         """Write a checkpoint of everything applied; waits for a consolidation under way."""
-        return self._ask({"type": "checkpoint"}, timeout=max(self.timeout, 3600.0))
+        return self._ask({"type": "checkpoint"}, patient=True)
 
     def pause(self) -> dict[str, Any]:
         """Stop training; data is still taken in."""
@@ -477,6 +482,6 @@ class Admin(_Requester):
         vectors = {name: array.copy() for name, array in arrays.by_name.items()}
         return ParameterVectors(**vectors, names=reply["names"], shapes=reply["shapes"])
 
-    def _ask(self, header: Mapping[str, Any], timeout: float | None = None) -> dict[str, Any]:
-        reply, _ = self._request(header, timeout=timeout)
+    def _ask(self, header: Mapping[str, Any], *, patient: bool = False) -> dict[str, Any]:
+        reply, _ = self._request(header, patient=patient)
         return {key: value for key, value in reply.items() if key not in ("v", "type", "id")}

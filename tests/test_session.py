@@ -139,12 +139,12 @@ def test_gaussian_targets_may_have_any_shape_but_one() -> None:
 
 
 def test_a_full_task_gets_no_credit_and_room_comes_back_with_its_consolidation() -> None:
-    state = session(task_bytes=250)
-    store(state, batch(1))
-    assert state.credit() == {"messages": 16, "bytes": 150}
-    store(state, batch(2))
-    assert state.credit() == {"messages": 0, "bytes": 50}
-    assert refused(state, batch(3)) == "no_credit"
+    state = session(task_bytes=3000)
+    store(state, batch(1), nbytes=1000)
+    assert state.credit() == {"messages": 16, "bytes": 2000}
+    store(state, batch(2), nbytes=1000)
+    assert state.credit() == {"messages": 0, "bytes": 1000}
+    assert refused(state, batch(3), nbytes=1001) == "no_credit"
     store(state, messages.Boundary(seq=3, task="a"), nbytes=0)
     assert state.credit()["messages"] == 16
 

@@ -18,7 +18,8 @@ from streamcl.errors import Refused
 from streamcl.protocol import messages
 from streamcl.protocol.frames import MESSAGE_BYTES, NamedArrays
 from streamcl.protocol.signature import Array, LabelMap, Signature, check_rows
-from streamcl.storage.records import ArraySpec, Batch, Boundary, Record, Revisit
+from streamcl.storage.log import RECORD_OVERHEAD
+from streamcl.storage.records import ArraySpec, Batch, Boundary, Record
 
 SPOOL_FACTOR = 2  # closed tasks awaiting consolidation may hold as much disk again as the open one
 
@@ -275,7 +276,7 @@ class StreamSession:
     def credit(self) -> dict[str, int]:
         """What each producer may hold unacknowledged: no messages once another batch might not fit on disk."""
         room = self.room()
-        return {"messages": self.terms.credit if room > self.largest_batch else 0, "bytes": room}
+        return {"messages": self.terms.credit if room >= self.largest_batch + RECORD_OVERHEAD else 0, "bytes": room}
 
     def limits(self) -> dict[str, int]:
         """The bounds a producer must keep to, for its welcome."""
@@ -293,5 +294,3 @@ def signature_of(batch: Batch) -> Signature:
     x, y = specs["x"], specs["y"]
     return Signature(tuple(x.shape[1:]), x.dtype in ("<i4", "<i8"), tuple(y.shape[1:]))
 
-
-__all__ = ["ProducerState", "Revisit", "StreamSession", "Terms", "signature_of"]

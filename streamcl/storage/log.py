@@ -36,6 +36,7 @@ from streamcl.storage.records import Batch, Record, closes_task, decode, encode
 
 VERSION = 1
 SEGMENT_BYTES = 64 << 20
+RECORD_OVERHEAD = 512  # more than a batch's record, headers and padding add to its frames
 _SEGMENT = struct.Struct("<8sIIQII")
 _RECORD = struct.Struct("<4sIQQII")
 _SEGMENT_MAGIC = b"SCLLOG\0\0"
@@ -66,7 +67,7 @@ class TornTail:
 
 def record_bytes(parts: Sequence[Buffer]) -> int:
     """An upper bound of what a message takes in the log, known before it is stored."""
-    return sum(len(part) for part in parts) + 512
+    return sum(len(part) for part in parts) + RECORD_OVERHEAD
 
 
 def spool_bytes(directory: Path) -> int:

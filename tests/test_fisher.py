@@ -1,0 +1,251 @@
+"""The diagonal Fisher against a loop over samples in float64, which squares each sample's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from streamcl.core.fisher import DiagonalFisher
+from streamcl.core.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
+from streamcl.core.parameters import FlatParameters
+
+OUT = 3
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 5, batch_first=True)
+        self.head = nn.Linear(5, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 6)
+        self.block = nn.TransformerEncoderLayer(6, 2, 7, dropout=0.3, batch_first=True)
+        self.head = nn.Linear(6, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.embed(x)).mean(1))
+
+
+class Tied(nn.Module):
+    """One weight in two layers, one layer used twice, and one weight used again by a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.two.weight = self.one.weight
+        self.again, self.lent = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.head = nn.Linear(4, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.two(torch.tanh(self.one(x))))
+        x = torch.tanh(self.again(torch.tanh(self.again(x))))
+        return self.head(F.linear(torch.tanh(self.lent(x)), self.lent.weight))
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4)
+        self.head = nn.Linear(4, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.embedding(x).mean(1))
+
+
+class Branching(nn.Module):
+    """What a sample is decides what is done with it, which vmap cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.head = nn.Linear(4, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.head(row * self.scale if row.sum() > 0 else row)[None] for row in x])
+
+
+def frozen() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, OUT))
+    model[0].weight.requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    return model
+
+
+def normalised() -> nn.Module:
+    batch_norm = nn.BatchNorm1d(5).eval()
+    return nn.Sequential(nn.Linear(4, 5), batch_norm, nn.LayerNorm(5), nn.Linear(5, OUT))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Sequential(nn.Linear(4, OUT)), (4,)),
+    "bare linear": (lambda: nn.Linear(4, OUT), (4,)),
+    "mlp with in-place relu and dropout": (
+        lambda: nn.Sequential(
+            nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(6, OUT, bias=False)
+        ),
+        (4,),
+    ),
+    "convolutional": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, OUT)
+        ),
+        (1, 6, 6),
+    ),
+    "recurrent": (Recurrent, (3, 4)),
+    "attention": (Attention, (3, 4)),
+    "tied": (Tied, (4,)),
+    "frozen": (frozen, (4,)),
+    "normalised": (normalised, (4,)),
+    "branching": (Branching, (4,)),
+    "weight norm": (
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, OUT)),
+        (4,),
+    ),
+}
+LIKELIHOODS: dict[str, tuple[Likelihood, Callable[[int], Tensor]]] = {
+    "categorical": (Categorical(OUT), lambda n: torch.arange(n) % OUT),
+    "bernoulli": (Bernoulli(), lambda n: (torch.arange(n * OUT).reshape(n, OUT) % 2).double()),
+    "gaussian": (Gaussian(0.3), lambda n: torch.linspace(-1, 1, n * OUT, dtype=torch.float64).reshape(n, OUT)),
+}
+
+
+def log_likelihood(name: str, output: Tensor, y: Tensor) -> Tensor:
+    """log p(y | output) of one sample, written out again."""
+    if name == "categorical":
+        return torch.log_softmax(output, 0)[y]
+    if name == "bernoulli":
+        return (y * F.logsigmoid(output) + (1 - y) * F.logsigmoid(-output)).sum()
+    return torch.distributions.Normal(output, 0.3**0.5).log_prob(y).sum()
+
+
+def expectation(name: str, output: Tensor) -> list[tuple[float, Tensor]]:
+    """(probability, y) for every y a sample may have; for a Gaussian, quadrature points that give the exact answer."""
+    if name == "categorical":
+        return [(float(p), torch.tensor(c)) for c, p in enumerate(output.softmax(0))]
+    if name == "bernoulli":
+        p, every = output.sigmoid(), torch.cartesian_prod(*[torch.arange(2.0, dtype=torch.float64)] * OUT)
+        return [(float(torch.where(y == 1, p, 1 - p).prod()), y) for y in every]
+    deviation = (OUT * 0.3) ** 0.5  # a spherical rule of degree 3
+    return [
+        (1 / (2 * OUT), output + sign * deviation * torch.eye(OUT, dtype=torch.float64)[j])
+        for j in range(OUT)
+        for sign in (-1, 1)
+    ]
+
+
+def loop(name: str, model: nn.Module, x: Tensor, kind: str, y: Tensor) -> Tensor:
+    """sum_n E[(d log p / d theta)^2], one backward pass at a time."""
+    model.eval()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
+    for n in range(len(x)):
+        output = model(x[n : n + 1])[0]
+        outcomes = [(1.0, y[n])] if kind == "empirical" else expectation(name, output.detach())
+        for probability, label in outcomes:
+            gradients = torch.autograd.grad(
+                log_likelihood(name, output, label), parameters, retain_graph=True, allow_unused=True
+            )
+            flat = [torch.zeros(p.numel()) if g is None else g.reshape(-1) for g, p in zip(gradients, parameters, strict=True)]
+            total += probability * torch.cat(flat).double().square()
+    return total
+
+
+def build(model: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    make, shape = MODELS[model]
+    return make().double(), torch.randn(7, *shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("model", MODELS)
+def test_it_equals_a_loop_over_samples(model: str, likelihood: str, kind: Any) -> None:
+    module, x = build(model)
+    rule, targets = LIKELIHOODS[likelihood]
+    y = targets(len(x))
+    expected = loop(likelihood, module, x, kind, y)
+    fisher = DiagonalFisher(module, FlatParameters(module), rule, kind)
+    fisher.add(x[:4], y[:4])
+    fisher.add(x[4:], y[4:])
+    torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-10 * float(expected.max()))
+
+
+def test_integer_inputs_are_taken() -> None:
+    torch.manual_seed(0)
+    module, x = Tokens().double(), torch.randint(0, 9, (6, 5))
+    y = torch.arange(6) % OUT
+    expected = loop("categorical", module, x, "empirical", y)
+    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT), "empirical")
+    fisher.add(x, y)
+    torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_monte_carlo_approaches_the_exact_one(likelihood: str) -> None:
+    module, x = build("mlp with in-place relu and dropout")
+    rule, targets = LIKELIHOODS[likelihood]
+    exact = loop(likelihood, module, x, "exact", targets(len(x)))
+    parameters, draws = FlatParameters(module), 4000
+    fisher = DiagonalFisher(module, parameters, rule, "mc", torch.Generator().manual_seed(0))
+    for _ in range(draws // 100):
+        fisher.add(x.repeat(100, 1))
+    torch.testing.assert_close(fisher.total / draws, exact, rtol=0.15, atol=0.02 * float(exact.max()))
+
+
+def test_monte_carlo_is_reproducible() -> None:
+    module, x = build("linear")
+    totals = []
+    for _ in range(2):
+        fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT), "mc", torch.Generator().manual_seed(3))
+        fisher.add(x)
+        totals.append(fisher.total)
+    torch.testing.assert_close(*totals, rtol=0, atol=0)
+
+
+def test_everything_is_left_as_it_was() -> None:
+    module, x = build("mlp with in-place relu and dropout")
+    module[2].eval()
+    parameters = FlatParameters(module)
+    parameters.grad.fill_(7.0)
+    theta, flags, state = parameters.theta.detach().clone(), [m.training for m in module.modules()], torch.get_rng_state()
+    DiagonalFisher(module, parameters, Categorical(OUT)).add(x)
+    assert [m.training for m in module.modules()] == flags
+    assert torch.equal(parameters.theta, theta)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (parameters.grad == 7.0).all()
+    assert all(p.grad is not None and (p.grad == 7.0).all() for p in module.parameters())
+
+
+def test_the_reason_for_a_loop_over_samples_is_recorded() -> None:
+    module, x = build("branching")
+    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher.add(x)
+    assert fisher.unvectorised
+    module, x = build("attention")
+    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher.add(x)
+    assert fisher.unvectorised is None
+
+
+def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for one sample's gradients only, the answer is the same."""
+    module, x = build("convolutional")
+    y = torch.arange(len(x)) % OUT
+    expected = loop("categorical", module, x, "exact", y)
+    monkeypatch.setattr("streamcl.core.fisher.CHUNK_BYTES", 1)
+    monkeypatch.setattr("streamcl.core.fisher.BLOCK_BYTES", 1)
+    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher.add(x)
+    torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-12)
