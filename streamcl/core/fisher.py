@@ -105,13 +105,14 @@ class DiagonalFisher:
         with self._capturing(plan.layers) as captured, torch.enable_grad():
             output = self.module(x)
         cotangents = self.likelihood.cotangents(output.detach(), self.kind, y, self.generator).to(output.dtype)
-        if plan.layers:
-            self._add_layers(plan, captured, output, cotangents)
-        del captured, output
-        if plan.general and plan.vectorised:
-            self._add_vectorised(plan, x, cotangents)
-        elif plan.general:
-            self._add_one_by_one(plan, x, cotangents)
+        with torch.no_grad():
+            if plan.layers:
+                self._add_layers(plan, captured, output, cotangents)
+            del captured, output
+            if plan.general and plan.vectorised:
+                self._add_vectorised(plan, x, cotangents)
+            elif plan.general:
+                self._add_one_by_one(plan, x, cotangents)
 
     # -- closed form -----------------------------------------------------------------------------------------------
 
@@ -133,7 +134,7 @@ class DiagonalFisher:
         for (name, layer), gradient in zip(
             plan.layers.items(), _output_gradients(output, outputs, cotangents), strict=True
         ):
-            squares = gradient.square_().sum(0)
+            squares = torch.linalg.vector_norm(gradient, dim=0).square()  # not in place: it may be the cotangents
             weight, bias = _names(name)
             if weight in self._sums and layer.weight.requires_grad:
                 self._sums[weight] += squares.T @ captured[name].inputs[0].detach().square()
