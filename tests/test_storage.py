@@ -1,0 +1,396 @@
+"""The log, the checkpoint and the ledger on real files, some of them damaged on purpose."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamcl.errors import Damaged, StateInUse, UnknownFormat
+from streamcl.storage import checkpoint, container, ledger, log, published
+from streamcl.storage.disk import Buffer, Disk, SyncFailed
+from streamcl.storage.lock import StateLock
+from streamcl.storage.records import ArraySpec, Batch, Boundary, Record, decode, encode
+
+DISK = Disk()
+
+
+def batch(seq: int, x: np.ndarray | None = None, task: str = "a", **fields: Any) -> tuple[Batch, list[bytes]]:
+    x = np.arange(6, dtype="<f4").reshape(2, 3) + seq if x is None else x
+    y = np.arange(len(x), dtype="<i8")
+    specs = (ArraySpec("x", x.dtype.str, x.shape), ArraySpec("y", y.dtype.str, y.shape))
+    record = Batch(producer="p", epoch=0, seq=seq, task=task, samples=len(x), arrays=specs, **fields)
+    return record, [x.tobytes(), y.tobytes()]
+
+
+def boundary(seq: int, task: str = "a") -> Boundary:
+    return Boundary(producer="p", epoch=0, seq=seq, task=task)
+
+
+def written(directory: Path, count: int, **options: Any) -> log.LogWriter:
+    writer = log.LogWriter.recover(directory, DISK, **options)
+    for seq in range(writer.next_lsn + 1, writer.next_lsn + count + 1):
+        writer.append(*batch(seq))
+    writer.sync()
+    return writer
+
+
+def contents(directory: Path) -> list[tuple[int, Record]]:
+    writer = log.LogWriter.recover(directory, DISK)
+    writer.close()
+    entries = log.LogReader(directory).read(writer.first_lsn, writer.next_lsn)
+    return [(entry.lsn, entry.record) for entry in entries]
+
+
+# -- the log -----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7)), min_size=1, max_size=12),
+    segment_bytes=st.sampled_from([64, 500, 1 << 20]),
+)
+def test_records_come_back_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory, shapes: list[tuple[int, int]], segment_bytes: int
+) -> None:
+    directory = tmp_path_factory.mktemp("log")
+    writer = log.LogWriter.recover(directory, DISK, segment_bytes=segment_bytes)
+    sent = [batch(n, np.random.default_rng(n).normal(size=shape)) for n, shape in enumerate(shapes, start=1)]
+    for record, payloads in sent:
+        writer.append(record, payloads)
+    assert writer.sync() == len(sent)
+    entries = list(log.LogReader(directory).read(0, len(sent)))
+    for number, ((record, (x, y)), entry) in enumerate(zip(sent, entries, strict=True)):
+        assert (entry.lsn, entry.record) == (number, record)
+        assert (entry.arrays["x"].tobytes(), entry.arrays["y"].tobytes()) == (x, y)
+    assert sum(entry.nbytes for entry in entries) + 32 * len(list(directory.iterdir())) == log.spool_bytes(directory)
+
+
+def test_a_reader_follows_a_log_that_grows(tmp_path: Path) -> None:
+    writer = log.LogWriter.recover(tmp_path, DISK, segment_bytes=300)
+    reader = log.LogReader(tmp_path)
+    for number in range(20):
+        writer.append(*batch(number + 1))
+        writer.sync()
+        (entry,) = reader.read(number, number + 1)
+        assert entry.record.seq == number + 1
+    assert [entry.lsn for entry in reader.read(3, 9)] == list(range(3, 9))
+
+
+def test_recovery_goes_on_where_the_log_ends(tmp_path: Path) -> None:
+    written(tmp_path, 3).close()
+    written(tmp_path, 2).close()
+    assert [lsn for lsn, _ in contents(tmp_path)] == [0, 1, 2, 3, 4]
+
+
+def test_the_log_truncated_at_any_byte_of_its_last_two_records_loses_only_what_is_cut(tmp_path: Path) -> None:
+    written(tmp_path / "whole", 4).close()
+    (segment,) = (tmp_path / "whole").iterdir()
+    data = segment.read_bytes()
+    sizes = [entry.nbytes for entry in log.LogReader(tmp_path / "whole").read(0, 4)]
+    for cut in range(len(data) - sum(sizes[2:]), len(data)):
+        directory = tmp_path / str(cut)
+        directory.mkdir()
+        (directory / segment.name).write_bytes(data[:cut])
+        writer = log.LogWriter.recover(directory, DISK)
+        writer.close()
+        assert writer.next_lsn == (2 if cut < len(data) - sizes[3] else 3)
+        left = cut - (len(data) - sum(sizes[2:]) + (0 if writer.next_lsn == 2 else sizes[2]))
+        assert (writer.torn.nbytes if writer.torn else 0) == left
+        assert (directory / segment.name).stat().st_size == cut - left
+        assert len(contents(directory)) == writer.next_lsn
+
+
+def test_every_flipped_byte_of_a_record_is_noticed(tmp_path: Path) -> None:
+    written(tmp_path, 4).close()
+    (segment,) = tmp_path.iterdir()
+    data = bytearray(segment.read_bytes())
+    sizes = [entry.nbytes for entry in log.LogReader(tmp_path).read(0, 4)]
+    padding = unchecked(data, 32 + sizes[0])
+    for offset in range(32 + sizes[0], 32 + sizes[0] + sizes[1]):
+        flipped = bytearray(data)
+        flipped[offset] ^= 0x10
+        segment.write_bytes(flipped)
+        if offset in padding:
+            assert len(contents(tmp_path)) == 4
+        else:
+            with pytest.raises(Damaged, match=segment.name):
+                log.LogWriter.recover(tmp_path, DISK)
+
+
+def unchecked(data: bytearray, start: int) -> set[int]:
+    """Offsets of a record's padding, which means nothing and is not covered by its checksum."""
+    head = log._head(memoryview(bytes(data)), start)
+    assert head is not None
+    body, payload = start + 32 + head.body, start + 32 + log._padded(head.body) + head.payload
+    return {*range(body, start + 32 + log._padded(head.body)), *range(payload, start + head.size)}
+
+
+def test_a_flipped_byte_of_the_last_record_costs_that_record_and_is_reported(tmp_path: Path) -> None:
+    written(tmp_path, 3).close()
+    (segment,) = tmp_path.iterdir()
+    data = bytearray(segment.read_bytes())
+    data[-9] ^= 1
+    segment.write_bytes(data)
+    writer = log.LogWriter.recover(tmp_path, DISK)
+    assert writer.next_lsn == 2
+    assert writer.torn is not None
+    assert writer.torn.path == segment
+
+
+def test_zeros_behind_the_end_are_a_torn_tail(tmp_path: Path) -> None:
+    written(tmp_path, 2).close()
+    (segment,) = tmp_path.iterdir()
+    with segment.open("ab") as file:
+        file.write(bytes(5000))
+    assert [lsn for lsn, _ in contents(tmp_path)] == [0, 1]
+
+
+def test_a_last_segment_without_a_whole_header_is_removed(tmp_path: Path) -> None:
+    writer = written(tmp_path, 2)
+    writer.rotate()
+    writer.sync()
+    (tmp_path / f"{2:020d}.seg").write_bytes(b"SCLLOG")
+    writer = log.LogWriter.recover(tmp_path, DISK)
+    assert writer.next_lsn == 2
+    writer.append(*batch(3))
+    writer.sync()
+    assert len(contents(tmp_path)) == 3
+
+
+def test_a_missing_segment_is_damage(tmp_path: Path) -> None:
+    written(tmp_path, 9, segment_bytes=300).close()
+    sorted(tmp_path.iterdir())[1].unlink()
+    with pytest.raises(Damaged, match="missing"):
+        log.LogWriter.recover(tmp_path, DISK)
+
+
+def test_damage_in_an_older_segment_stops_the_start(tmp_path: Path) -> None:
+    written(tmp_path, 9, segment_bytes=300).close()
+    older = sorted(tmp_path.iterdir())[0]
+    older.write_bytes(older.read_bytes()[:-1])
+    with pytest.raises(Damaged, match="offset"):
+        log.LogWriter.recover(tmp_path, DISK)
+
+
+def test_a_newer_format_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "VERSION", 2)
+    written(tmp_path, 1).close()
+    monkeypatch.undo()
+    with pytest.raises(UnknownFormat, match="format 2"):
+        log.LogWriter.recover(tmp_path, DISK)
+
+
+def test_an_unknown_record_is_never_skipped() -> None:
+    with pytest.raises(UnknownFormat):
+        decode(encode(boundary(1)).replace(b"boundary", b"bouncing"))
+
+
+class FullDisk(Disk):
+    """Writes a few bytes of a record, then finds no room."""
+
+    room = 1 << 30
+
+    def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        data = b"".join(bytes(buffer) for buffer in buffers)
+        if len(data) > self.room:
+            super().write(fd, [data[: self.room]], offset)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(fd, [data], offset)
+
+
+@pytest.mark.parametrize("room", [0, 10, 100])
+def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path, room: int) -> None:
+    disk = FullDisk()
+    writer = log.LogWriter.recover(tmp_path, disk)
+    writer.append(*batch(1))
+    disk.room = room
+    with pytest.raises(OSError, match="No space"):
+        writer.append(*batch(2))
+    disk.room = 1 << 30
+    assert writer.append(*batch(2)) == 1
+    writer.sync()
+    assert [record.seq for _, record in contents(tmp_path)] == [1, 2]
+
+
+def test_a_failed_sync_is_said_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = written(tmp_path, 1)
+    calls: list[int] = []
+
+    def fail(fd: int) -> None:
+        calls.append(fd)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    writer.append(*batch(2))
+    with pytest.raises(SyncFailed):
+        writer.sync()
+    assert len(calls) == 1
+    assert writer.durable == 1
+
+
+def test_dropping_unlinks_whole_tasks_and_numbers_go_on(tmp_path: Path) -> None:
+    writer = written(tmp_path, 3)
+    writer.append(boundary(4))
+    writer.rotate()
+    writer.append(*batch(5, task="b"))
+    writer.sync()
+    assert log.drop_before(tmp_path, 4, DISK) == 1
+    assert [record.task for _, record in contents(tmp_path)] == ["b"]
+    writer.append(boundary(6, "b"))
+    writer.rotate()
+    writer.sync()
+    assert log.drop_before(tmp_path, 6, DISK) == 1
+    assert list(tmp_path.iterdir()) == []
+    writer = log.LogWriter.recover(tmp_path, DISK, next_lsn=6)
+    assert writer.append(*batch(7, task="c")) == 6
+
+
+def test_after_a_boundary_recovery_begins_a_new_segment(tmp_path: Path) -> None:
+    writer = written(tmp_path, 1)
+    writer.append(boundary(2))
+    writer.sync()
+    writer.close()
+    writer = log.LogWriter.recover(tmp_path, DISK)
+    writer.append(*batch(3, task="b"))
+    writer.sync()
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"{0:020d}.seg", f"{2:020d}.seg"]
+
+
+# -- the checkpoint ----------------------------------------------------------------------------------------------------
+
+META = {"next_lsn": 7, "name": "ä", "nested": {"a": [1, 2.5, None]}}
+ARRAYS = {
+    "theta": np.arange(5, dtype="<f4"),
+    "precision": np.ones((2, 3)),
+    "step": np.array(3, "<i8"),
+    "empty": np.zeros((0, 2), "|u1"),
+}
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    assert checkpoint.load(tmp_path) is None
+    assert checkpoint.read_meta(tmp_path) is None
+    checkpoint.save(tmp_path, {"old": 1}, {}, DISK)
+    checkpoint.save(tmp_path, META, ARRAYS, DISK)
+    saved = checkpoint.load(tmp_path)
+    assert saved is not None
+    assert saved.meta == META == checkpoint.read_meta(tmp_path)
+    assert list(saved.tensors) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(saved.tensors[name], array)
+        assert saved.tensors[name].dtype == array.dtype
+
+
+def test_its_arrays_are_a_safetensors_file(tmp_path: Path) -> None:
+    body = b"".join(bytes(buffer) for buffer in container._safetensors(ARRAYS))
+    for name, array in safetensors.numpy.load(body).items():
+        np.testing.assert_array_equal(array, ARRAYS[name])
+
+
+def test_every_flipped_byte_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, META, ARRAYS, DISK)
+    path = tmp_path / checkpoint.NAME
+    data = bytearray(path.read_bytes())
+    meaningful = [*range(container._HEAD.size + 64), *range(4096, 4096 + len(msgpack.packb(META))), *range(8192, len(data))]
+    for offset in meaningful:
+        flipped = bytearray(data)
+        flipped[offset] ^= 0x04
+        path.write_bytes(flipped)
+        with pytest.raises((Damaged, UnknownFormat)):
+            checkpoint.load(tmp_path)
+
+
+def test_a_truncated_checkpoint_is_noticed(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, META, ARRAYS, DISK)
+    path = tmp_path / checkpoint.NAME
+    data = path.read_bytes()
+    for length in (0, 10, 4095, 4096, 8192, len(data) - 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(Damaged):
+            checkpoint.load(tmp_path)
+
+
+class WrongDisk(Disk):
+    """Writes one byte other than it was given."""
+
+    def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        data = bytearray(b"".join(bytes(buffer) for buffer in buffers))
+        data[-1] ^= 1
+        return super().write(fd, [data], offset)
+
+
+def test_a_checkpoint_that_reads_back_wrong_leaves_the_one_before(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, META, ARRAYS, DISK)
+    with pytest.raises(Damaged):
+        checkpoint.save(tmp_path, {"new": True}, ARRAYS, WrongDisk())
+    assert checkpoint.read_meta(tmp_path) == META
+
+
+def test_its_size_does_not_follow_the_digits_of_its_numbers(tmp_path: Path) -> None:
+    sizes = set()
+    for number in (1, 10**3, 10**6, 10**12):
+        checkpoint.save(tmp_path, {"n": number, "samples": number}, ARRAYS, DISK)
+        sizes.add((tmp_path / checkpoint.NAME).stat().st_size)
+    assert len(sizes) == 1
+
+
+# -- the ledger, what is published, the lock ---------------------------------------------------------------------------
+
+
+def test_ledger_entries_behind_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
+    book = ledger.Ledger.recover(tmp_path, 0, DISK)
+    for number in range(3):
+        book.append({"task": f"t{number}", "loss": 0.5})
+    book.close()
+    book = ledger.Ledger.recover(tmp_path, 2, DISK)
+    assert len(book) == 2
+    book.append({"task": "again"})
+    assert [entry["task"] for entry in ledger.read(tmp_path, 3)] == ["t0", "t1", "again"]
+    with pytest.raises(Damaged, match="entry 3"):
+        ledger.read(tmp_path, 4)
+
+
+def test_a_flipped_byte_of_the_ledger_is_noticed(tmp_path: Path) -> None:
+    book = ledger.Ledger.recover(tmp_path, 0, DISK)
+    book.append({"task": "t"})
+    path = tmp_path / ledger.NAME
+    data = bytearray(path.read_bytes())
+    for offset in range(4, len(data)):
+        flipped = bytearray(data)
+        flipped[offset] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(Damaged):
+            ledger.read(tmp_path, 1)
+
+
+def test_what_is_published_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "live" / "parameters"
+    assert published.read(path) is None
+    assert published.stamp(path) is None
+    stamps = set()
+    for version in range(3):
+        published.publish(path, {"version": version}, {"theta": np.full(4, float(version))})
+        found = published.read(path)
+        assert found is not None
+        assert found[0]["version"] == found[1]["theta"][0]
+        stamps.add(published.stamp(path))
+    assert len(stamps) == 3
+
+
+def test_a_state_directory_has_one_daemon(tmp_path: Path) -> None:
+    lock = StateLock.acquire(tmp_path / "state")
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+    with pytest.raises(StateInUse, match=str(os.getpid())):
+        StateLock.acquire(tmp_path / "state", wait_seconds=5)
+    lock.release()
+    StateLock.acquire(tmp_path / "state").release()
