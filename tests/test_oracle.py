@@ -51,9 +51,9 @@ class Recursion:
 def assert_equal(daemon: LocalDaemon, expected: Recursion) -> None:
     with daemon.admin() as admin:
         got = admin.parameters()
-    np.testing.assert_allclose(got.theta, expected.theta, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(got.theta, expected.theta, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(got.precision, expected.precision, rtol=1e-6)
-    np.testing.assert_allclose(got.shift / got.precision, expected.theta, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(got.shift / got.precision, expected.theta, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("weight", [None, 7.0])
