@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 TEST_ROWS = 400
-SCALE = 30.0
+SCALE = 150.0
 METHODS = (("streamcl", SCALE), ("fine-tuning", 0.0))
 
 
@@ -65,8 +65,8 @@ def digits() -> Images:
 
 def _run_method(name: str, scale: float, images: Images, permutations: list[Array], epochs: int) -> Array:
     tree = {
-        "model": {"args": {"hidden": [128, 128]}, "classes": 10},
-        "train": {"epochs": epochs, "learning_rate": 2e-3, "batch_size": 32, "seed": 1},
+        "model": {"args": {"hidden": [1000]}, "classes": 10},
+        "train": {"epochs": epochs, "learning_rate": 1e-3, "batch_size": 64},
         "posterior": {"scale": scale, "prior_precision": 1.0},
     }
     with LocalDaemon(tree) as daemon, _live(name, len(permutations)) as show:

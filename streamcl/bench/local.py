@@ -41,7 +41,7 @@ class LocalDaemon:
         self.endpoints: dict[str, str] = {}
 
     def start(self) -> Self:
-        """Start it and wait until it is ready."""
+        """Start it and wait until it is ready; started again, it listens where it did before."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
         self._wait_until_gone()
         with self._log.open("ab") as log:
@@ -67,7 +67,8 @@ class LocalDaemon:
         return self._log.read_text(errors="replace")
 
     def _flags(self) -> list[str]:
-        return [text for key, value in _leaves(self.tree) for text in (f"--{key}", _flag(value))]
+        tree = {**self.tree, "endpoints": self.endpoints} if self.endpoints else self.tree
+        return [text for key, value in _leaves(tree) for text in (f"--{key}", _flag(value))]
 
     def _wait_until_gone(self) -> None:
         """A daemon.json left by a killed daemon must not be taken for the new one's."""

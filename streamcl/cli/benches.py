@@ -20,7 +20,7 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("streamcl-demo"), help="where the plot and the figures go")
     parser.add_argument("--tasks", type=int, default=5, help="how many tasks (default 5)")
-    parser.add_argument("--epochs", type=int, default=20, help="epochs at each boundary (default 20)")
+    parser.add_argument("--epochs", type=int, default=30, help="epochs at each boundary (default 30)")
     bench = commands.add_parser("bench", help="Reproducible comparisons.", description="Reproducible comparisons.")
     _add_permuted_mnist(bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True))
 

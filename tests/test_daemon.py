@@ -1,0 +1,291 @@
+"""The daemon's life: crashes, restarts, several producers, what a user's model may do. Through real sockets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamcl import Producer
+from streamcl.bench.local import LocalDaemon
+from streamcl.errors import Refused, StreamclError, Unreachable
+
+TREE: dict[str, Any] = {
+    "model": {"args": {"hidden": [16]}, "classes": 4},
+    "train": {"epochs": 3, "learning_rate": 0.01},
+    "posterior": {"scale": 3.0},
+}
+
+
+def rows(seed: int, n: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 4, n)
+    return (rng.normal(size=(n, 5)) + y[:, None]).astype("<f4"), y
+
+
+def learn(daemon: LocalDaemon, between: Callable[[int], None] = lambda number: None) -> None:
+    """Three tasks of four batches; `between` runs behind every message."""
+    number = 0
+    with daemon.producer(timeout=60) as producer:
+        for task in range(3):
+            for part in range(4):
+                producer.send(*rows(10 * task + part), f"task-{task}")
+                between(number := number + 1)
+            producer.boundary(f"task-{task}", wait=False)
+            between(number := number + 1)
+    with daemon.admin() as admin:
+        while len(admin.tasks()) < 3:
+            time.sleep(0.02)
+
+
+def parameters(daemon: LocalDaemon) -> list[np.ndarray]:
+    with daemon.admin() as admin:
+        got = admin.parameters()
+    return [got.theta, got.precision, got.shift]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
+    with LocalDaemon(TREE, tmp_path_factory.mktemp("whole") / "state") as daemon:
+        learn(daemon)
+        return parameters(daemon)
+
+
+def assert_equal(daemon: LocalDaemon, expected: list[np.ndarray]) -> None:
+    for got, wanted in zip(parameters(daemon), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_the_same_stream_gives_the_same_bits(start: Callable[..., LocalDaemon], undisturbed: list[np.ndarray]) -> None:
+    daemon = start(TREE)
+    learn(daemon)
+    assert_equal(daemon, undisturbed)
+
+
+@pytest.mark.parametrize("moments", [(2, 7), (5, 6, 11), (1, 14)])
+def test_killed_and_started_again_it_ends_with_the_same_bits(
+    start: Callable[..., LocalDaemon], undisturbed: list[np.ndarray], moments: tuple[int, ...]
+) -> None:
+    """kill -9 of the whole daemon behind given messages; the producer goes on by itself."""
+    daemon = start(TREE)
+
+    def between(number: int) -> None:
+        if number in moments:
+            daemon.kill()
+            daemon.start()
+
+    learn(daemon, between)
+    assert_equal(daemon, undisturbed)
+    with daemon.admin() as admin:
+        assert [task["samples"] for task in admin.tasks()] == [4 * 96] * 3
+        assert admin.status()["samples_seen"] == 3 * 4 * 96
+
+
+def test_a_killed_trainer_is_started_again_and_loses_nothing(
+    start: Callable[..., LocalDaemon], undisturbed: list[np.ndarray]
+) -> None:
+    daemon = start(TREE)
+
+    def between(number: int) -> None:
+        if number in (3, 8):
+            kill_child(daemon, "trainer")
+
+    learn(daemon, between)
+    assert_equal(daemon, undisturbed)
+
+
+def test_a_killed_ingest_process_is_started_again_and_loses_nothing(
+    start: Callable[..., LocalDaemon], undisturbed: list[np.ndarray]
+) -> None:
+    daemon = start(TREE)
+
+    def between(number: int) -> None:
+        if number in (3, 8):
+            kill_child(daemon, "ingest")
+
+    learn(daemon, between)
+    assert_equal(daemon, undisturbed)
+
+
+def kill_child(daemon: LocalDaemon, role: str) -> None:
+    """SIGKILL to one working process, once it is there."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for pid in children(daemon, role):
+            os.kill(pid, signal.SIGKILL)
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no {role} process")
+
+
+def children(daemon: LocalDaemon, role: str) -> list[int]:
+    assert daemon.process is not None
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (path / "cmdline").read_bytes().split(b"\0")
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == daemon.process.pid and role.encode() in arguments:
+            found.append(int(path.name))
+    return found
+
+
+def test_stopped_and_started_again_it_goes_on_in_the_middle_of_a_task(
+    start: Callable[..., LocalDaemon], undisturbed: list[np.ndarray]
+) -> None:
+    daemon = start(TREE)
+
+    def between(number: int) -> None:
+        if number in (3, 9):
+            assert daemon.stop() == 0
+            daemon.start()
+
+    learn(daemon, between)
+    assert_equal(daemon, undisturbed)
+
+
+def test_checkpoints_change_nothing(start: Callable[..., LocalDaemon], undisturbed: list[np.ndarray]) -> None:
+    daemon = start(TREE)
+    with daemon.admin() as admin:
+        learn(daemon, lambda number: admin.checkpoint() and None)
+    assert_equal(daemon, undisturbed)
+
+
+def test_everyone_is_answered_during_a_long_consolidation(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start({**TREE, "train": {"epochs": 100_000}})
+    with daemon.producer() as producer, daemon.admin() as admin, daemon.reader() as reader:
+        producer.send(*rows(0), "long")
+        producer.boundary("long", wait=False)
+        while admin.status()["state"] != "consolidating":
+            time.sleep(0.01)
+        first = reader.predict(rows(1)[0]).version
+        producer.send(*rows(2), "next")
+        assert producer.flush() == 3
+        assert admin.status()["task"] == "next"
+        assert "streamcl_trainer_up" in admin.metrics()
+        while reader.predict(rows(1)[0]).version == first:  # predictions follow the training
+            time.sleep(0.01)
+        assert admin.status()["state"] == "consolidating"
+        admin.stop(drain=False)
+    assert daemon.process is not None
+    assert daemon.process.wait(30) == 0
+
+
+def test_two_producers_share_a_task(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start(TREE)
+    with daemon.producer("first") as first, daemon.producer("second") as second:
+        for number in range(10):
+            first.send(*rows(number), "shared")
+            second.send(*rows(100 + number), "shared")
+        second.flush()
+        done = first.boundary("shared", barrier={"second": 10})
+        assert done["samples"] == 20 * 96
+
+
+def test_a_second_process_of_a_name_fences_the_first(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start(TREE)
+    with pytest.raises(Refused) as caught, daemon.producer("one", epoch=1) as old, daemon.producer("one", epoch=2) as new:
+        new.send(*rows(0), "a")
+        new.flush()
+        old.send(*rows(1), "a")
+        old.flush()
+    assert caught.value.code == "stale_epoch"
+
+
+def test_a_restarted_producer_whose_clock_is_behind_still_goes_on(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start(TREE)
+    far_ahead = 10**15
+    with daemon.producer("one", epoch=far_ahead) as producer:
+        producer.send(*rows(0), "a")
+    with daemon.producer("one") as producer:
+        assert producer.send(*rows(1), "a") == 2
+
+
+def test_a_refused_batch_is_told_and_the_producer_goes_on(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start(TREE)
+    with daemon.producer() as producer:
+        producer.send(*rows(0), "a")
+        producer.flush()
+        with pytest.raises(Refused) as caught:
+            producer.send(np.ones((4, 99), "<f4"), np.zeros(4, "<i8"), "a")
+            producer.flush()
+        assert caught.value.code == "bad_shape"
+        producer.send(*rows(1), "a")
+        assert producer.boundary("a")["samples"] == 192
+
+
+def test_torch_tensors_and_booleans_are_taken(start: Callable[..., LocalDaemon]) -> None:
+    torch = pytest.importorskip("torch")
+    daemon = start({**TREE, "model": {"likelihood": "bernoulli", "args": {"hidden": [4]}}})
+    with daemon.producer() as producer, daemon.reader() as reader:
+        x = torch.randn(32, 3, requires_grad=True)
+        producer.send(x, x[:, 0] > 0, "a")
+        producer.boundary("a")
+        assert reader.predict(x).probs.shape == (32,)
+
+
+def test_credit_bounds_what_a_producer_sends_ahead(start: Callable[..., LocalDaemon]) -> None:
+    """A producer faster than its credit waits; a boundary from elsewhere gives room again."""
+    daemon = start({**TREE, "stream": {"task_bytes": 20_000, "credit": 4}})
+    sent: list[int] = []
+
+    def produce() -> None:
+        with daemon.producer("fast") as producer:
+            for number in range(12):
+                producer.send(*rows(number), "a" if not closed.is_set() else "b")
+                sent.append(number)
+
+    closed = threading.Event()
+    thread = threading.Thread(target=produce)
+    thread.start()
+    with daemon.admin() as admin:
+        while admin.metrics().get("streamcl_spool_bytes", 0) < 15_000:
+            time.sleep(0.01)
+        closed.set()
+        assert len(sent) < 12
+        assert admin.boundary("a")["samples"] >= 96
+    thread.join(1)
+    assert not thread.is_alive() or sent
+
+
+def test_no_daemon_is_said_in_words() -> None:
+    with pytest.raises(Unreachable, match="streamcl serve"):
+        Producer("tcp://127.0.0.1:1", "p", timeout=0.3)
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"posterior": {"mode": "factors"}}, "not available"),
+        ({"stream": {"boundary": "drift"}}, "not available"),
+        ({"train": {"device": "cuda:99"}}, "train.device"),
+    ],
+)
+def test_a_daemon_that_cannot_start_says_why(tmp_path: Path, tree: dict[str, Any], said: str) -> None:
+    with pytest.raises(StreamclError, match=said):
+        LocalDaemon(tree, tmp_path / "state").start()
+
+
+def test_another_models_state_directory_is_refused(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start(TREE)
+    with daemon.producer() as producer:
+        producer.send(*rows(0), "a")
+        producer.boundary("a")
+    daemon.stop()
+    with pytest.raises(StreamclError, match=r"model was .*state_dir"):
+        start({**TREE, "model": {"args": {"hidden": [17]}, "classes": 4}})
+
+
+def test_a_second_daemon_on_the_directory_is_refused(start: Callable[..., LocalDaemon]) -> None:
+    start(TREE)
+    with pytest.raises(StreamclError, match="in use"):
+        start(TREE)
