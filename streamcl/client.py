@@ -73,7 +73,7 @@ class _Connection:
     def receive(self, timeout_ms: float) -> tuple[dict[str, Any], NamedArrays] | None:
         """The next message within the time, or None."""
         assert self._socket is not None
-        if not self._socket.poll(max(0, timeout_ms)):
+        if not self._socket.poll(max(0, int(timeout_ms))):
             return None
         parts = self._socket.recv_multipart(copy=False)
         envelope = frames.parse([part.buffer for part in parts], message_bytes=1 << 40)
@@ -101,7 +101,12 @@ class Producer:
     """
 
     def __init__(
-        self, endpoint: str = STREAM, producer: str = "producer", *, epoch: int | None = None, timeout: float = 60.0
+        self,
+        endpoint: str = STREAM,
+        producer: str = "producer",
+        *,
+        epoch: int | None = None,
+        timeout: float = 60.0,
     ) -> None:
         self.producer = producer
         self.timeout = timeout
@@ -169,9 +174,7 @@ class Producer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if kind is None:
                 self.flush()
@@ -273,9 +276,7 @@ class Producer:
         started = time.monotonic()
         while True:
             self._connection.open()
-            self._connection.send(
-                frames.build({"type": "hello", "producer": self.producer, "epoch": self._epoch})
-            )
+            self._connection.send(frames.build({"type": "hello", "producer": self.producer, "epoch": self._epoch}))
             if self._welcomed():
                 return
             if time.monotonic() - started > self.timeout:
@@ -332,7 +333,7 @@ class Prediction:
     @property
     def label(self) -> Array:
         """The most probable label of each row, [n] (categorical)."""
-        best = self.probs.argmax(1)
+        best: Array = self.probs.argmax(1)
         return best if self.labels is None else np.asarray(self.labels)[best]
 
 

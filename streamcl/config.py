@@ -116,7 +116,7 @@ def from_tree(tree: Mapping[str, Any]) -> Config:
     return config
 
 
-def keys() -> Iterator[tuple[str, Any, Any]]:
+def all_keys() -> Iterator[tuple[str, Any, Any]]:
     """Every key as (dotted name, annotated type, default), in the file's order."""
     for name, hint, default in _fields(Config):
         if isinstance(default, _Section):
@@ -151,7 +151,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def _parse_flag(key: str, text: str) -> Any:
     """A flag's text in the type of its key: strings as they are, the rest as a TOML value."""
-    hint = next((hint for name, hint, _ in keys() if name == key), None)
+    hint = next((hint for name, hint, _ in all_keys() if name == key), None)
     bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     if bare is str or get_origin(bare) is Literal:
         return text
@@ -162,12 +162,12 @@ def _parse_flag(key: str, text: str) -> Any:
 
 
 def _example(key: str) -> str:
-    default = next((default for name, _, default in keys() if name == key), 1)
+    default = next((default for name, _, default in all_keys() if name == key), 1)
     return "{ hidden = [256, 256] }" if isinstance(default, dict) else str(default)
 
 
 def _refuse_unknown_keys(tree: Mapping[str, Any]) -> None:
-    known = [name for name, _, _ in keys()]
+    known = [name for name, _, _ in all_keys()]
     sections = {name.split(".")[0] for name in known if "." in name}
     for key in _dotted(tree, sections):
         if key not in known and key not in sections:
@@ -205,7 +205,7 @@ def _refuse_absent(key: str, value: str, absent: str) -> None:
 
 
 def _numbers(config: Config) -> Iterator[tuple[str, float]]:
-    for key, _, _ in keys():
+    for key, _, _ in all_keys():
         value: Any = config
         for part in key.split("."):
             value = getattr(value, part)

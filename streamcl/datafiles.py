@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 LABEL_NAMES = ("y", "label", "target", "class")
-NPZ_PAIRS = (("x", "y"), ("X", "Y"), ("X", "y"), ("train_x", "train_y"), ("images", "labels"), ("test_x", "test_y"))
+NPZ_PAIRS = (
+    ("x", "y"),
+    ("X", "Y"),
+    ("X", "y"),
+    ("train_x", "train_y"),
+    ("images", "labels"),
+    ("test_x", "test_y"),
+)
 WIRE_KINDS = {"f": "<f8", "i": "<i8", "u": "<i8", "b": "|u1"}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -60,14 +61,12 @@ def mlp(
         raise ModelRefused(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     widths = [math.prod(input_shape), *hidden, outputs]
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
     return nn.Sequential(Cast(layers[0], flatten=True), *layers[:-1])
 
 
-def convnet(
-    input_shape: Sequence[int], outputs: int, channels: Sequence[int] = (32, 64), hidden: int = 128
-) -> nn.Module:
+def convnet(input_shape: Sequence[int], outputs: int, channels: Sequence[int] = (32, 64), hidden: int = 128) -> nn.Module:
     """A small convolutional network for images [H, W] or [C, H, W]; no batch normalisation. Raises ModelRefused."""
     if len(input_shape) not in (2, 3):
         raise ModelRefused(f"convnet: expected rows of shape [H, W] or [C, H, W], got {list(input_shape)}")
@@ -84,9 +83,7 @@ def convnet(
     return nn.Sequential(Cast(nn.Sequential(*layers, *head), flatten=False), *first, *layers, *head)
 
 
-def build(
-    factory: str, args: Mapping[str, Any], input_shape: Sequence[int], outputs: int, seed: int
-) -> nn.Module:
+def build(factory: str, args: Mapping[str, Any], input_shape: Sequence[int], outputs: int, seed: int) -> nn.Module:
     """Call a factory, seeded; PyTorch's global generator is left as it was.
 
     Raises ConfigError where there is no such callable, ModelRefused where it fails or returns something else.

@@ -31,9 +31,7 @@ class PlainClient:
         arrays = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
         header = {"v": 1, "type": kind, **fields}
         if arrays:
-            header["arrays"] = [
-                {"name": name, "dtype": a.dtype.str, "shape": list(a.shape)} for name, a in arrays.items()
-            ]
+            header["arrays"] = [{"name": name, "dtype": a.dtype.str, "shape": list(a.shape)} for name, a in arrays.items()]
         self.raw(msgpack.packb(header), *(a.tobytes() for a in arrays.values()))
 
     def raw(self, *parts: bytes) -> None:

@@ -72,7 +72,10 @@ def test_the_gradient_is_that_of_the_value() -> None:
 
 @given(st.integers(0, 1000), st.floats(0.01, 1.0))
 def test_a_factor_replaced_by_itself_changes_nothing(seed: int, damping: float) -> None:
-    prior, factors = DiagonalGaussian.prior(torch.zeros(D, dtype=torch.float64), PRIOR), [gaussian(seed), gaussian(seed + 1)]
+    prior, factors = (
+        DiagonalGaussian.prior(torch.zeros(D, dtype=torch.float64), PRIOR),
+        [gaussian(seed), gaussian(seed + 1)],
+    )
     replaced = [damped(factors[0], factors[0], damping), factors[1]]
     one, other = product(prior, factors), product(prior, replaced)
     torch.testing.assert_close(other.precision, one.precision, rtol=1e-12, atol=0)

@@ -59,7 +59,12 @@ def open_task(daemon: LocalDaemon, client: Any, task: str) -> int:
 def test_welcome_says_where_to_go_on(daemon: LocalDaemon, connect: Callable[..., Any]) -> None:
     client = connect(daemon.endpoints["stream"])
     welcome = client.ask("hello", producer="w", epoch=3, id="q1")
-    assert (welcome["type"], welcome["producer"], welcome["durable"], welcome["applied"]) == ("welcome", "w", 0, 0)
+    assert (welcome["type"], welcome["producer"], welcome["durable"], welcome["applied"]) == (
+        "welcome",
+        "w",
+        0,
+        0,
+    )
     assert welcome["credit"]["messages"] == 4
     assert welcome["credit"]["bytes"] > 0
     assert set(welcome["limits"]) >= {"message_bytes", "header_bytes", "arrays"}
@@ -125,9 +130,7 @@ def test_weight_sets_lambda(daemon: LocalDaemon, stream: Any) -> None:
         assert {t["task"]: t["weight"] for t in admin.tasks()}["weighted"] == 123.5
 
 
-def test_a_barrier_waits_for_the_other_producer(
-    daemon: LocalDaemon, stream: Any, connect: Callable[..., Any]
-) -> None:
+def test_a_barrier_waits_for_the_other_producer(daemon: LocalDaemon, stream: Any, connect: Callable[..., Any]) -> None:
     seq = open_task(daemon, stream, "barrier")
     other = connect(daemon.endpoints["stream"])
     other.ask("hello", producer="barrier-other")
@@ -251,9 +254,7 @@ def test_a_batch_before_hello_is_refused(daemon: LocalDaemon, connect: Callable[
     assert (refused["code"], refused["seq"]) == ("not_ready", 1)
 
 
-def test_an_older_epoch_is_refused_also_on_its_own_connection(
-    daemon: LocalDaemon, connect: Callable[..., Any]
-) -> None:
+def test_an_older_epoch_is_refused_also_on_its_own_connection(daemon: LocalDaemon, connect: Callable[..., Any]) -> None:
     old, new = (connect(daemon.endpoints["stream"]) for _ in range(2))
     assert old.ask("hello", producer="fenced", epoch=1)["type"] == "welcome"
     assert new.ask("hello", producer="fenced", epoch=2)["type"] == "welcome"
@@ -362,12 +363,27 @@ STATUS = {
     "spool_bytes",
     "device",
 }
-METRICS = (
-    "samples_trained_total batches_rejected_total duplicates_total boundaries_total revisits_total "
-    "drift_detected_total train_loss prequential_accuracy_ratio spool_bytes applied_lag_batches trainer_up build_info "
-    "batches_received_total ack_latency_seconds_count fsync_duration_seconds_count train_step_duration_seconds_count "
-    "consolidation_duration_seconds_count checkpoint_duration_seconds_count checkpoint_last_success_timestamp_seconds"
-).split()
+METRICS = [
+    "samples_trained_total",
+    "batches_rejected_total",
+    "duplicates_total",
+    "boundaries_total",
+    "revisits_total",
+    "drift_detected_total",
+    "train_loss",
+    "prequential_accuracy_ratio",
+    "spool_bytes",
+    "applied_lag_batches",
+    "trainer_up",
+    "build_info",
+    "batches_received_total",
+    "ack_latency_seconds_count",
+    "fsync_duration_seconds_count",
+    "train_step_duration_seconds_count",
+    "consolidation_duration_seconds_count",
+    "checkpoint_duration_seconds_count",
+    "checkpoint_last_success_timestamp_seconds",
+]
 
 
 def test_status_has_the_fields_of_the_contract(daemon: LocalDaemon, connect: Callable[..., Any]) -> None:
@@ -384,8 +400,21 @@ def test_tasks_have_the_fields_of_the_contract(daemon: LocalDaemon, stream: Any)
     with daemon.admin() as admin:
         admin.boundary("listed", weight=2.0)
         (task,) = [task for task in admin.tasks() if task["task"] == "listed"]
-    assert {k: task[k] for k in ("samples", "weight", "revisits")} == {"samples": 8, "weight": 2.0, "revisits": 0}
-    assert set(task) == {"task", "samples", "weight", "loss", "revisits", "penalty", "penalty_rise", "closed_at"}
+    assert {k: task[k] for k in ("samples", "weight", "revisits")} == {
+        "samples": 8,
+        "weight": 2.0,
+        "revisits": 0,
+    }
+    assert set(task) == {
+        "task",
+        "samples",
+        "weight",
+        "loss",
+        "revisits",
+        "penalty",
+        "penalty_rise",
+        "closed_at",
+    }
 
 
 def test_metrics_have_the_names_of_the_contract(daemon: LocalDaemon, connect: Callable[..., Any]) -> None:
@@ -432,9 +461,7 @@ def test_a_bad_request_gets_an_error(
     assert (answer["type"], answer["code"], answer["id"]) == ("error", code, "x")
 
 
-def test_parameters_are_flat_float64_vectors_with_their_layout(
-    daemon: LocalDaemon, connect: Callable[..., Any]
-) -> None:
+def test_parameters_are_flat_float64_vectors_with_their_layout(daemon: LocalDaemon, connect: Callable[..., Any]) -> None:
     client = connect(daemon.endpoints["admin"])
     answer = client.ask("parameters")
     arrays = client.arrays(answer)

@@ -193,7 +193,11 @@ def test_two_producers_share_a_task(start: Callable[..., LocalDaemon]) -> None:
 
 def test_a_second_process_of_a_name_fences_the_first(start: Callable[..., LocalDaemon]) -> None:
     daemon = start(TREE)
-    with pytest.raises(Refused) as caught, daemon.producer("one", epoch=1) as old, daemon.producer("one", epoch=2) as new:
+    with (
+        pytest.raises(Refused) as caught,
+        daemon.producer("one", epoch=1) as old,
+        daemon.producer("one", epoch=2) as new,
+    ):
         new.send(*rows(0), "a")
         new.flush()
         old.send(*rows(1), "a")

@@ -92,15 +92,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Sequential(nn.Linear(4, OUT)), (4,)),
     "bare linear": (lambda: nn.Linear(4, OUT), (4,)),
     "mlp with in-place relu and dropout": (
-        lambda: nn.Sequential(
-            nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(6, OUT, bias=False)
-        ),
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(6, OUT, bias=False)),
         (4,),
     ),
     "convolutional": (
-        lambda: nn.Sequential(
-            nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, OUT)
-        ),
+        lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, OUT)),
         (1, 6, 6),
     ),
     "recurrent": (Recurrent, (3, 4)),
@@ -117,7 +113,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 LIKELIHOODS: dict[str, tuple[Likelihood, Callable[[int], Tensor]]] = {
     "categorical": (Categorical(OUT), lambda n: torch.arange(n) % OUT),
     "bernoulli": (Bernoulli(), lambda n: (torch.arange(n * OUT).reshape(n, OUT) % 2).double()),
-    "gaussian": (Gaussian(0.3), lambda n: torch.linspace(-1, 1, n * OUT, dtype=torch.float64).reshape(n, OUT)),
+    "gaussian": (
+        Gaussian(0.3),
+        lambda n: torch.linspace(-1, 1, n * OUT, dtype=torch.float64).reshape(n, OUT),
+    ),
 }
 
 
@@ -157,7 +156,9 @@ def loop(name: str, model: nn.Module, x: Tensor, kind: str, y: Tensor) -> Tensor
             gradients = torch.autograd.grad(
                 log_likelihood(name, output, label), parameters, retain_graph=True, allow_unused=True
             )
-            flat = [torch.zeros(p.numel()) if g is None else g.reshape(-1) for g, p in zip(gradients, parameters, strict=True)]
+            flat = [
+                torch.zeros(p.numel()) if g is None else g.reshape(-1) for g, p in zip(gradients, parameters, strict=True)
+            ]
             total += probability * torch.cat(flat).double().square()
     return total
 
@@ -219,7 +220,11 @@ def test_everything_is_left_as_it_was() -> None:
     module[2].eval()
     parameters = FlatParameters(module)
     parameters.grad.fill_(7.0)
-    theta, flags, state = parameters.theta.detach().clone(), [m.training for m in module.modules()], torch.get_rng_state()
+    theta, flags, state = (
+        parameters.theta.detach().clone(),
+        [m.training for m in module.modules()],
+        torch.get_rng_state(),
+    )
     DiagonalFisher(module, parameters, Categorical(OUT)).add(x)
     assert [m.training for m in module.modules()] == flags
     assert torch.equal(parameters.theta, theta)

@@ -40,9 +40,7 @@ class Recursion:
 
     def task(self, x: np.ndarray, y: np.ndarray, scale: float = 1.0, weight: float | None = None) -> None:
         a = np.c_[x, np.ones(len(x))]
-        self.theta = np.linalg.solve(
-            np.diag(self.precision) + a.T @ a / NOISE, self.shift + a.T @ y / NOISE
-        )
+        self.theta = np.linalg.solve(np.diag(self.precision) + a.T @ a / NOISE, self.shift + a.T @ y / NOISE)
         fisher = (a**2).mean(0) / NOISE
         self.precision = self.precision + (scale * len(x) if weight is None else weight) * fisher
         self.shift = self.precision * self.theta

@@ -301,7 +301,11 @@ def test_every_flipped_byte_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, META, ARRAYS, DISK)
     path = tmp_path / checkpoint.NAME
     data = bytearray(path.read_bytes())
-    meaningful = [*range(container._HEAD.size + 64), *range(4096, 4096 + len(msgpack.packb(META))), *range(8192, len(data))]
+    meaningful = [
+        *range(container._HEAD.size + 64),
+        *range(4096, 4096 + len(msgpack.packb(META))),
+        *range(8192, len(data)),
+    ]
     for offset in meaningful:
         flipped = bytearray(data)
         flipped[offset] ^= 0x04

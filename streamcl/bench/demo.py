@@ -177,7 +177,14 @@ def _heat_map(axes: Any, name: str, matrix: Array) -> Any:
     image = axes.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
     for (row, column), value in np.ndenumerate(matrix):
         if value == value:
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
+            axes.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                color="white" if value < 0.6 else "black",
+            )
     ticks, labels = range(len(matrix)), [str(n + 1) for n in range(len(matrix))]
     axes.set_xticks(ticks, labels)
     axes.set_yticks(ticks, labels)

@@ -78,7 +78,10 @@ def _run_scale(scale: float, images: Images, permutations: list[Any], settings: 
     started = time.monotonic()
 
     def after(number: int, scores: list[float], done: dict[str, Any]) -> None:
-        print(f"  {method}: after task {number + 1:2d}  mean {np.mean(scores):.4f}  newest {scores[-1]:.4f}", flush=True)
+        print(
+            f"  {method}: after task {number + 1:2d}  mean {np.mean(scores):.4f}  newest {scores[-1]:.4f}",
+            flush=True,
+        )
 
     with LocalDaemon(settings.configuration(scale)) as daemon:
         matrix = run_tasks(daemon, images, permutations, after)
@@ -97,4 +100,9 @@ def _document(results: list[dict[str, Any]], settings: Settings) -> dict[str, An
     import torch
 
     versions = {"streamcl": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    return {"benchmark": "permuted-mnist", "settings": asdict(settings), "versions": versions, "results": results}
+    return {
+        "benchmark": "permuted-mnist",
+        "settings": asdict(settings),
+        "versions": versions,
+        "results": results,
+    }

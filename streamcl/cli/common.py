@@ -22,9 +22,7 @@ def command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str
 ) -> argparse.ArgumentParser:
     """Add one command with its help and an example."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=f"example: {example}"
-    )
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
     parser.set_defaults(run=run)
     return parser
 
@@ -32,7 +30,9 @@ def command(
 def add_connection(parser: argparse.ArgumentParser, *sockets: str) -> None:
     """Options that say where the daemon is."""
     parser.add_argument(
-        "--state-dir", default=DEFAULT_STATE, help="the daemon's state directory, where its endpoints are found"
+        "--state-dir",
+        default=DEFAULT_STATE,
+        help="the daemon's state directory, where its endpoints are found",
     )
     for name in sockets:
         parser.add_argument(f"--{name}", metavar="ENDPOINT", help=f"the daemon's {name} endpoint, instead")

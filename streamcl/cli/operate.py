@@ -45,7 +45,11 @@ def add_commands(commands: Any) -> None:
 
 def _add_boundary(commands: Any) -> None:
     parser = command(
-        commands, "boundary", boundary, "Close a task and wait until it is consolidated.", "streamcl boundary monday"
+        commands,
+        "boundary",
+        boundary,
+        "Close a task and wait until it is consolidated.",
+        "streamcl boundary monday",
     )
     parser.add_argument("task", metavar="TASK")
     parser.add_argument("--weight", type=float, help="lambda_t instead of scale * N_t")
@@ -56,7 +60,11 @@ def _add_boundary(commands: Any) -> None:
 
 def _add_revisit(commands: Any) -> None:
     parser = command(
-        commands, "revisit", revisit, "Reopen a consolidated task (needs factor mode).", "streamcl revisit monday"
+        commands,
+        "revisit",
+        revisit,
+        "Reopen a consolidated task (needs factor mode).",
+        "streamcl revisit monday",
     )
     parser.add_argument("task", metavar="TASK")
     parser.add_argument("--damping", type=float, help="0 < d <= 1, instead of posterior.damping")
@@ -95,9 +103,7 @@ def _add_export(commands: Any) -> None:
 
 
 def _add_stop(commands: Any) -> None:
-    parser = command(
-        commands, "stop", stop, "End the daemon once everything durable has been learned.", "streamcl stop"
-    )
+    parser = command(commands, "stop", stop, "End the daemon once everything durable has been learned.", "streamcl stop")
     parser.add_argument("--no-drain", action="store_true", help="end now; the rest is learned after the next start")
     parser.add_argument("--no-wait", action="store_true", help="do not wait until it has ended")
     add_connection(parser, "admin")
@@ -270,5 +276,3 @@ def export(options: argparse.Namespace) -> None:
     save_file(vectors, tensors, metadata=layout)
     texts.write_text(json.dumps({**description, "names": parameters.names, "shapes": parameters.shapes}, indent=2))
     _show(options, {"parameters": str(tensors), "description": str(texts), "size": len(parameters.theta)})
-
-

@@ -14,7 +14,6 @@ from typing import Any
 from streamcl.cli.common import add_connection, add_json, command, print_json, producer
 
 
-
 def add_commands(commands: Any) -> None:
     """Add this module's commands."""
     parser = command(
@@ -93,7 +92,13 @@ def _progress(total: int | None, options: argparse.Namespace) -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     rate = TextColumn("{task.fields[rate]} rows/s")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        rate,
+        TimeRemainingColumn(),
+    )
     started = time.monotonic()
     with Progress(*columns, console=Console(stderr=True)) as bar:
         job = bar.add_task(options.file.name, total=total, rate="-")

@@ -21,11 +21,9 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file; every key is optional")
     keys = parser.add_argument_group("configuration keys, each overriding the file's")
-    for key, hint, default in config.keys():
+    for key, hint, default in config.all_keys():
         spellings = dict.fromkeys([f"--{key.replace('_', '-')}", f"--{key}"])
-        keys.add_argument(
-            *spellings, dest=f"key:{key}", metavar="VALUE", help=f"{_allowed(hint)}default {_shown(default)}"
-        )
+        keys.add_argument(*spellings, dest=f"key:{key}", metavar="VALUE", help=f"{_allowed(hint)}default {_shown(default)}")
 
 
 def _allowed(hint: Any) -> str:

@@ -53,9 +53,7 @@ def damped(old: DiagonalGaussian, new: DiagonalGaussian, damping: float) -> Diag
     """``(1-d) old + d new`` in natural parameters; d = 1 is undamped. Raises ValueError unless 0 < d <= 1."""
     if not 0 < damping <= 1:
         raise ValueError(f"damping: expected 0 < d <= 1, got {damping}")
-    return DiagonalGaussian(
-        torch.lerp(old.precision, new.precision, damping), torch.lerp(old.shift, new.shift, damping)
-    )
+    return DiagonalGaussian(torch.lerp(old.precision, new.precision, damping), torch.lerp(old.shift, new.shift, damping))
 
 
 def product(prior: DiagonalGaussian, factors: Iterable[DiagonalGaussian]) -> DiagonalGaussian:

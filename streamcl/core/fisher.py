@@ -126,9 +126,7 @@ class DiagonalFisher:
             for handle in handles:
                 handle.remove()
 
-    def _add_layers(
-        self, plan: _Plan, captured: dict[str, _Captured], output: Tensor, cotangents: Tensor
-    ) -> None:
+    def _add_layers(self, plan: _Plan, captured: dict[str, _Captured], output: Tensor, cotangents: Tensor) -> None:
         """``(sum_k G_k*G_k)^T (A*A)`` for weights, ``sum G_k*G_k`` for biases."""
         outputs = [captured[name].outputs[0] for name in plan.layers]
         for (name, layer), gradient in zip(
@@ -160,7 +158,7 @@ class DiagonalFisher:
                 output: Tensor = functional_call(self.module, values, (row.unsqueeze(0),))
                 return output.squeeze(0)
 
-            _, pull = vjp(forward, values)
+            pull = vjp(forward, values)[1]
             gradients: dict[str, Tensor] = vmap(lambda vector: pull(vector)[0])(vectors)
             return gradients
 
@@ -219,12 +217,8 @@ class DiagonalFisher:
             name: layer for name, layer in used.items() if self._is_sound(name, layer, captured[name], output, cotangent)
         }
 
-    def _is_sound(
-        self, name: str, layer: nn.Linear, captured: _Captured, output: Tensor, cotangent: Tensor
-    ) -> bool:
-        (g,) = torch.autograd.grad(output, captured.outputs, cotangent, retain_graph=True, allow_unused=True)
-        if g is None:
-            return False
+    def _is_sound(self, name: str, layer: nn.Linear, captured: _Captured, output: Tensor, cotangent: Tensor) -> bool:
+        (g,) = torch.autograd.grad(output, captured.outputs, cotangent, retain_graph=True, materialize_grads=True)
         weight, bias = _names(name)
         closed = {weight: g.T @ captured.inputs[0], bias: g.sum(0)}
         for parameter_name, expected in closed.items():

@@ -105,7 +105,9 @@ class DiagonalGaussian:
     def sample(self, centre: Tensor, generator: torch.Generator) -> Tensor:
         """A draw from ``N(centre, 1 / Lambda)``; an entry without precision stays at its centre."""
         noise = torch.randn(centre.shape, generator=generator, dtype=centre.dtype, device=centre.device)
-        deviation = torch.where(self.precision > 0, self.precision.clamp(min=torch.finfo(self.precision.dtype).tiny).rsqrt(), 0).to(centre.dtype)
+        deviation = torch.where(
+            self.precision > 0, self.precision.clamp(min=torch.finfo(self.precision.dtype).tiny).rsqrt(), 0
+        ).to(centre.dtype)
         return centre + noise * deviation
 
     def to(self, device: torch.device, dtype: torch.dtype) -> DiagonalGaussian:

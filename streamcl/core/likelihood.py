@@ -30,7 +30,9 @@ class Likelihood(Protocol):
     def predict(self, output: Tensor) -> dict[str, Tensor]:
         """The predictive distribution: ``probs``, or ``mean`` and ``variance``."""
 
-    def cotangents(self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    def cotangents(
+        self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
         """Vectors v [k, n, *output.shape[1:]] whose products with the Jacobian J_n of each sample's output give the Fisher.
 
         The diagonal Fisher, summed over the samples, is ``sum_k sum_n (J_n^T v_kn)^2``, elementwise.
@@ -56,7 +58,9 @@ class Categorical:
         """Probabilities [n, classes]."""
         return {"probs": self._checked(output).softmax(1)}
 
-    def cotangents(self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    def cotangents(
+        self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
         """exact: sqrt(p_c) (p - e_c) for every class c; otherwise p - e_y for one label y a sample."""
         p = self._checked(output).softmax(1)
         if kind == "exact":
@@ -89,7 +93,9 @@ class Bernoulli:
         """Probabilities of one."""
         return {"probs": output.sigmoid()}
 
-    def cotangents(self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    def cotangents(
+        self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
         """exact: sqrt(p (1-p)) e_j for every output j; otherwise p - y."""
         p = output.sigmoid()
         if kind == "exact":
@@ -119,14 +125,16 @@ class Gaussian:
         """Mean and variance."""
         return {"mean": output, "variance": torch.full_like(output, self.noise_variance)}
 
-    def cotangents(self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    def cotangents(
+        self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
         """exact: e_j / s for every output j; otherwise (f - y) / s2."""
         if kind == "exact":
             return _one_at_a_time(torch.full_like(output, self.noise_variance**-0.5))
         if kind == "empirical":
             return ((output - _like(_required(target), output)) / self.noise_variance).unsqueeze(0)
         noise = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
-        return (noise / self.noise_variance**0.5).unsqueeze(0)
+        return noise.mul(self.noise_variance**-0.5).unsqueeze(0)
 
 
 def likelihood(name: str, classes: int, noise_variance: float) -> Likelihood:

@@ -43,7 +43,7 @@ class FlatParameters:
 
     def _pieces(self, vector: Tensor) -> list[Tensor]:
         sizes = [math.prod(shape) for shape in self.shapes]
-        return [piece.view(shape) for piece, shape in zip(vector.split(sizes), self.shapes, strict=True)]
+        return [piece.view(shape) for piece, shape in zip(torch.split(vector, sizes), self.shapes, strict=True)]
 
     @property
     def size(self) -> int:

@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -18,6 +18,7 @@ from streamcl.daemon.page import PAGE
 
 Readiness = Callable[[], str | None]
 Status = Callable[[], dict[str, Any]]
+Routes = dict[str, Callable[[str], tuple[int, str, bytes]]]
 
 SAFE_HEADERS = {
     "Cache-Control": "no-store",
@@ -32,11 +33,9 @@ SAFE_HEADERS = {
 class HttpServer:
     """Answers GET requests until `close`. not_ready: the reason the daemon is not ready, or None."""
 
-    def __init__(
-        self, address: tuple[str, int], registry: CollectorRegistry, status: Status, not_ready: Readiness
-    ) -> None:
+    def __init__(self, address: tuple[str, int], registry: CollectorRegistry, status: Status, not_ready: Readiness) -> None:
         class Handler(_Handler):
-            routes = {
+            routes: ClassVar[Routes] = {
                 "/metrics": lambda accept: _metrics(registry, accept),
                 "/healthz": lambda accept: (200, "text/plain; charset=utf-8", b"ok\n"),
                 "/readyz": lambda accept: _readiness(not_ready()),
@@ -71,7 +70,7 @@ def _readiness(reason: str | None) -> tuple[int, str, bytes]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    routes: dict[str, Callable[[str], tuple[int, str, bytes]]] = {}
+    routes: ClassVar[Routes] = {}
     server_version = "streamcl"
     sys_version = ""
     timeout = 10

@@ -53,7 +53,7 @@ class Pending:
     """A message that is sound but has to wait: for a barrier, for the model, or for one that waits before it."""
 
     peer: Peer
-    message: messages.Batch | messages.Boundary
+    message: messages.Batch | messages.Boundary | messages.Revisit
     arrays: NamedArrays
     nbytes: int
 
@@ -346,7 +346,12 @@ class Ingest:
 
     def _ack(self, producer: str) -> dict[str, Any]:
         state = self.session.producers[producer]
-        return {"type": "ack", "durable": state.durable, "applied": state.applied, "credit": self.session.credit()}
+        return {
+            "type": "ack",
+            "durable": state.durable,
+            "applied": state.applied,
+            "credit": self.session.credit(),
+        }
 
     def _refuse(self, peer: Peer, refused: Refused, seq: int | None, request: Any) -> None:
         self.metrics.batches_rejected.labels(refused.code).inc()

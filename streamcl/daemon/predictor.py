@@ -149,5 +149,3 @@ def _moments(draws: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     if "variance" in stacked:
         moments["variance"] = moments["variance"] + stacked["mean"].var(0)
     return {name: values.astype(draws[0][name].dtype) for name, values in moments.items()}
-
-

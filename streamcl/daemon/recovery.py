@@ -18,9 +18,7 @@ from streamcl.storage.records import Batch
 ATTEMPTS = 5  # a running trainer may replace the checkpoint and drop segments while we read them
 
 
-def recover(
-    state: StateDirectory, session: StreamSession, disk: Disk
-) -> tuple[log.LogWriter, list[dict[str, Any]]]:
+def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[log.LogWriter, list[dict[str, Any]]]:
     """Open the log for writing and bring a fresh session up to date; also the ledger's entries.
 
     Raises Damaged, UnknownFormat.
@@ -46,7 +44,7 @@ def recover(
 def _take_over(session: StreamSession, meta: dict[str, Any]) -> None:
     for name, (epoch, seq) in meta["sequences"].items():
         session.producers[name] = ProducerState(epoch, seq, seq, seq)
-    session.labels.outputs = {label: output for label, output in meta["labels"]}
+    session.labels.outputs = dict(meta["labels"])
     session.stored_batches = session.applied_batches = meta["batches"]
     if meta["signature"] is not None:
         session.signature = Signature.from_plain(meta["signature"])

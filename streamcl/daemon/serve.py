@@ -149,7 +149,8 @@ class Supervisor:
         channels = [child.channel for child in self.children.values() if child.channel and not child.channel.closed]
         due = [child.restart_at for child in self.children.values() if not child.alive and not child.expected_to_end]
         timeout = min([self.deadline, *due]) - time.monotonic()
-        select.select([self._wake, *channels], [], [], max(0.0, min(timeout, 3600.0)))
+        sources: list[Any] = [self._wake, *channels]
+        select.select(sources, [], [], max(0.0, min(timeout, 3600.0)))
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)
 

@@ -27,11 +27,14 @@ class Peer:
 
 def bind_router(endpoint: str) -> zmq.Socket[bytes]:
     """A bound ROUTER socket with every limit set before the bind; raises ConfigError where it cannot bind."""
-    socket = zmq.Context.instance().socket(zmq.ROUTER)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
     for option, value in (
         (zmq.LINGER, 1000),
         (zmq.ROUTER_MANDATORY, 1),
-        (zmq.MAXMSGSIZE, 2 * MESSAGE_BYTES),  # beyond the protocol's own limit, so that `too_large` can be said
+        (
+            zmq.MAXMSGSIZE,
+            2 * MESSAGE_BYTES,
+        ),  # beyond the protocol's own limit, so that `too_large` can be said
         (zmq.RCVHWM, RECEIVE_QUEUE),
         (zmq.SNDHWM, SEND_QUEUE),
         (zmq.HANDSHAKE_IVL, 10_000),
@@ -73,4 +76,4 @@ def close(socket: zmq.Socket[bytes]) -> None:
 
 def endpoint(socket: zmq.Socket[bytes]) -> str:
     """Where a socket is bound, its port resolved."""
-    return socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+    return bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()

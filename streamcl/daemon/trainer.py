@@ -156,7 +156,11 @@ class Trainer:
         self._publish(force=True)
         self.side.send("done", entry=entry)
         self.log.info(
-            "consolidated", task=entry["task"], samples=entry["samples"], loss=entry["loss"], seconds=entry["seconds"]
+            "consolidated",
+            task=entry["task"],
+            samples=entry["samples"],
+            loss=entry["loss"],
+            seconds=entry["seconds"],
         )
 
     # -- durability ----------------------------------------------------------------------------------------------
@@ -237,7 +241,10 @@ class Trainer:
             samples=learner.samples,
             new_samples=learner.samples - self._reported_samples,
             loss=learner.train_loss if np.isfinite(learner.train_loss) else None,
-            scores={"overall": learner.prequential.overall.scores(), "task": learner.prequential.task.scores()},
+            scores={
+                "overall": learner.prequential.overall.scores(),
+                "task": learner.prequential.task.scores(),
+            },
             parameters=0 if learner.network is None else learner.network.parameters.size,
             steps=learner.steps,
             epoch=event.epoch if isinstance(event, Progress) else None,

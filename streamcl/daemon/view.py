@@ -101,7 +101,11 @@ class View:
         progress = self._progress
         if progress.get("state") != "consolidating":
             return None
-        return {"task": progress.get("task"), "epoch": progress.get("epoch"), "epochs": progress.get("epochs")}
+        return {
+            "task": progress.get("task"),
+            "epoch": progress.get("epoch"),
+            "epochs": progress.get("epochs"),
+        }
 
     def tasks(self) -> list[dict[str, Any]]:
         """One map a consolidated task, in the order they were closed."""

@@ -39,9 +39,7 @@ class Running:
     def scores(self) -> dict[str, float]:
         """The scores so far; empty before the first row."""
         return {
-            name: math.sqrt(mean.get()) if name == "rmse" else mean.get()
-            for name, mean in self.means.items()
-            if mean.n
+            name: math.sqrt(mean.get()) if name == "rmse" else mean.get() for name, mean in self.means.items() if mean.n
         }
 
     def state(self) -> dict[str, list[float]]:
@@ -84,9 +82,7 @@ class Prequential:
         self.task.restore(state["task"])
 
 
-def _batch_means(
-    likelihood: str, nll: Tensor, prediction: Mapping[str, Tensor], target: Tensor
-) -> dict[str, float]:
+def _batch_means(likelihood: str, nll: Tensor, prediction: Mapping[str, Tensor], target: Tensor) -> dict[str, float]:
     if likelihood == "gaussian":
         error = (prediction["mean"] - target).double()
         return {"mae": error.abs().mean().item(), "rmse": error.square().mean().item()}

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -70,6 +70,7 @@ class Progress:
 
 
 Event = Progress | None
+T = TypeVar("T")
 Steps = Generator[Event, None, "dict[str, Any] | None"]
 
 
@@ -279,22 +280,18 @@ class Learner:
         optimiser = {} if self.optimisation is None else self.optimisation.state()
         return {**self.network.state(), **posterior, **optimiser}
 
-    def restore(
-        self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], log: LogReader
-    ) -> None:
+    def restore(self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], log: LogReader) -> None:
         """Take over what `snapshot` gave; raises ConfigError where the configuration is another model's."""
         check_fingerprint(meta["fingerprint"], self.config)
         for name in ("next_lsn", "steps", "samples", "batches", "tasks", "train_loss"):
             setattr(self, name, meta[name])
-        self.labels.outputs = {label: output for label, output in meta["labels"]}
+        self.labels.outputs = dict(meta["labels"])
         self.sequences = {name: (epoch, seq) for name, (epoch, seq) in meta["sequences"].items()}
         self.prequential.restore(meta["prequential"])
         if meta["signature"] is not None:
             self._restore_model(meta, tensors, log)
 
-    def _restore_model(
-        self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], log: LogReader
-    ) -> None:
+    def _restore_model(self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], log: LogReader) -> None:
         self._build(Signature.from_plain(meta["signature"]))
         self._network.load(tensors)
         self.posterior = DiagonalGaussian.from_state(
@@ -335,7 +332,7 @@ class Learner:
         return _existing(self.open_task)
 
 
-def _existing(value: Any) -> Any:
+def _existing(value: T | None) -> T:
     if value is None:
         raise RuntimeError("a boundary or step came before the first batch: the log is not one the daemon wrote")
     return value
@@ -343,7 +340,6 @@ def _existing(value: Any) -> Any:
 
 def fingerprint(config: Config) -> dict[str, Any]:
     """The parts of a configuration that a state directory is bound to."""
-
 
     tree = msgspec.to_builtins(config)
     return {key: _lookup(tree, key) for key in FINGERPRINT}
@@ -365,4 +361,3 @@ def check_fingerprint(saved: Mapping[str, Any], config: Config) -> None:
             f"configuration: {differences}. The state directory was made with the former: restore it, or choose a "
             "new state_dir"
         )
-

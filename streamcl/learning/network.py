@@ -50,9 +50,7 @@ class Network:
         self.labels = labels
         self.device = device
         self.dtype = DTYPES[config.train.dtype]
-        self.likelihood: Likelihood = likelihood(
-            config.model.likelihood, config.model.classes, config.model.noise_variance
-        )
+        self.likelihood: Likelihood = likelihood(config.model.likelihood, config.model.classes, config.model.noise_variance)
         self.module = self._build(config)
         self.flags = TrainingFlags(self.module)
         self.parameters = FlatParameters(self.module)

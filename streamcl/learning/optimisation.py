@@ -7,7 +7,7 @@ files or the log.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ class Optimisation:
         self._scaled.gradient(parameters.theta.detach(), out=parameters.grad)
         output = self.network.module(x)
         nll = self.network.likelihood.nll(output, y)
-        nll.mean().backward()
+        torch.autograd.backward(nll.mean())
         self.optimizer.step()
         self.steps += 1
         return nll.detach(), output.detach()
@@ -105,7 +105,7 @@ class Optimisation:
         """The penalty at the current parameters, in nats, up to its constant."""
         return float(self.penalty.value(self.network.parameters.theta.detach()))
 
-    def _epoch(self, data: TaskData, epoch: int, rng: np.random.Generator) -> Iterator[None]:
+    def _epoch(self, data: TaskData, epoch: int, rng: np.random.Generator) -> Generator[None, None, float]:
         if self.full_batch:
             return (yield from self._lbfgs_epoch(data))
         self._anneal(last=epoch == self.train.epochs > 1)
@@ -120,13 +120,13 @@ class Optimisation:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def _lbfgs_epoch(self, data: TaskData) -> Iterator[None]:
+    def _lbfgs_epoch(self, data: TaskData) -> Generator[None, None, float]:
         """One call of L-BFGS on the summed objective, whose scale suits its curvature test."""
         self.network.flags.eval()  # full batch: the objective must be the same function at every evaluation
         try:
-            self.optimizer.step(lambda: self._objective(data))
+            self.optimizer.step(lambda: float(self._objective(data)))
             self.steps += 1
-            nll = self._nll(data)
+            nll = mean_nll(self.network, data)
         finally:
             self.network.flags.train()
         yield None
@@ -140,12 +140,9 @@ class Optimisation:
         total = self.penalty.value(theta).double()
         for x, y in data.chunks():
             nll = self.network.likelihood.nll(self.network.module(x), y).sum()
-            nll.backward()
+            torch.autograd.backward(nll)
             total = total + nll.detach()
         return total
-
-    def _nll(self, data: TaskData) -> float:
-        return mean_nll(self.network, data)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """The optimiser's tensors by name, on the host."""

@@ -84,16 +84,12 @@ def _check_sizes(body: Sequence[Buffer], message_bytes: int) -> None:
         raise Refused("too_large", f"header: expected at most {HEADER_BYTES} bytes, got {len(body[0])}")
     total = sum(len(frame) for frame in body)
     if total > message_bytes:
-        raise Refused(
-            "too_large", f"message: expected at most {message_bytes} bytes, got {total}; send smaller batches"
-        )
+        raise Refused("too_large", f"message: expected at most {message_bytes} bytes, got {total}; send smaller batches")
 
 
 def _unpack_header(frame: Buffer) -> dict[str, Any]:
     try:
-        header = msgpack.unpackb(
-            bytes(frame), raw=False, strict_map_key=True, max_ext_len=0, ext_hook=_refuse_extension
-        )
+        header = msgpack.unpackb(bytes(frame), raw=False, strict_map_key=True, max_ext_len=0, ext_hook=_refuse_extension)
     except Refused:
         raise
     except Exception as error:  # msgpack raises ValueError, its own types, and RecursionError-like StackError
@@ -134,7 +130,8 @@ def open_arrays(envelope: Envelope, expected: Sequence[str]) -> NamedArrays:
         raise Refused("too_large", f"header.arrays: expected at most {MAX_ARRAYS}, got {len(specs)}")
     if len(specs) != len(envelope.payloads):
         raise Refused(
-            "bad_array", f"arrays: the header describes {len(specs)}, but {len(envelope.payloads)} frames came"
+            "bad_array",
+            f"arrays: the header describes {len(specs)}, but {len(envelope.payloads)} frames came",
         )
     arrays = {}
     for spec, payload in zip(specs, envelope.payloads, strict=True):
@@ -164,7 +161,8 @@ def _open_array(spec: Any, payload: Buffer) -> tuple[str, Array]:
     expected = math.prod(shape) * np.dtype(dtype).itemsize  # Python integers: cannot overflow
     if expected != len(payload):
         raise Refused(
-            "bad_array", f"{name}: shape {shape} of {dtype} takes {expected} bytes, the frame has {len(payload)}"
+            "bad_array",
+            f"{name}: shape {shape} of {dtype} takes {expected} bytes, the frame has {len(payload)}",
         )
     return name, np.frombuffer(payload, dtype).reshape(shape)
 
@@ -178,9 +176,7 @@ def check_finite(name: str, array: Array) -> None:
     raise Refused("nonfinite", f"{name}: expected finite numbers, got {array[index]} at {name}{where}")
 
 
-def build(
-    header: Mapping[str, Any], arrays: Mapping[str, Array] | None = None, *, delimited: bool = False
-) -> list[Buffer]:
+def build(header: Mapping[str, Any], arrays: Mapping[str, Array] | None = None, *, delimited: bool = False) -> list[Buffer]:
     """The frames of one message; arrays become C-contiguous little-endian frames without a copy where they are.
 
     Raises Refused ``bad_array`` for a dtype that the protocol does not carry.
@@ -193,7 +189,7 @@ def build(
         ]
     frames: list[Buffer] = [b""] if delimited else []
     frames.append(msgpack.packb(fields))
-    frames.extend(memoryview(array.reshape(-1).view(np.uint8)) for array in arrays.values())
+    frames.extend(array.reshape(-1).view(np.uint8).data for array in arrays.values())
     return frames
 
 

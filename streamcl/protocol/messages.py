@@ -142,9 +142,7 @@ class Parameters(Message, frozen=True, tag="parameters"):
 
 
 StreamMessage = Hello | Batch | Boundary | Revisit
-AdminMessage = (
-    Status | Tasks | Metrics | AdminBoundary | AdminRevisit | Checkpoint | Pause | Resume | Stop | Parameters
-)
+AdminMessage = Status | Tasks | Metrics | AdminBoundary | AdminRevisit | Checkpoint | Pause | Resume | Stop | Parameters
 
 M = TypeVar("M")
 

@@ -19,7 +19,7 @@ from streamcl.protocol import messages
 from streamcl.protocol.frames import MESSAGE_BYTES, NamedArrays
 from streamcl.protocol.signature import Array, LabelMap, Signature, check_rows
 from streamcl.storage.log import RECORD_OVERHEAD
-from streamcl.storage.records import ArraySpec, Batch, Boundary, Record
+from streamcl.storage.records import Batch, Boundary, Record, array_spec
 
 SPOOL_FACTOR = 2  # closed tasks awaiting consolidation may hold as much disk again as the open one
 
@@ -109,9 +109,7 @@ class StreamSession:
                 expected=expected,
             )
 
-    def admit_batch(
-        self, producer: str, message: messages.Batch, arrays: NamedArrays, nbytes: int
-    ) -> tuple[Record, ...]:
+    def admit_batch(self, producer: str, message: messages.Batch, arrays: NamedArrays, nbytes: int) -> tuple[Record, ...]:
         """The records that store a batch, its sequence number having been checked.
 
         nbytes: what it takes on disk. Raises Refused: ``task_mismatch task_closed bad_shape bad_array bad_label
@@ -127,7 +125,7 @@ class StreamSession:
             seq=message.seq,
             task=message.task,
             samples=len(x),
-            arrays=tuple(ArraySpec(name, a.dtype.str, a.shape) for name, a in arrays.by_name.items()),
+            arrays=tuple(array_spec(name, array) for name, array in arrays.by_name.items()),
             boundary=message.boundary,
             new_labels=fresh,
         )
@@ -139,7 +137,12 @@ class StreamSession:
         epoch = self.producers[producer].epoch
         return (
             Boundary(
-                producer=producer, epoch=epoch, seq=message.seq, task=message.task, weight=message.weight, origin="stream"
+                producer=producer,
+                epoch=epoch,
+                seq=message.seq,
+                task=message.task,
+                weight=message.weight,
+                origin="stream",
             ),
         )
 
@@ -158,25 +161,22 @@ class StreamSession:
 
     def barrier_holds(self, barrier: Mapping[str, int] | None) -> bool:
         """Whether every producer of a barrier has its sequence number stored and synced."""
-        return all(
-            name in self.producers and self.producers[name].durable >= seq for name, seq in (barrier or {}).items()
-        )
+        return all(name in self.producers and self.producers[name].durable >= seq for name, seq in (barrier or {}).items())
 
     def _check_task_takes_data(self, task: str) -> None:
         if task in self.closed:
             raise Refused("task_closed", f"task {task!r} is consolidated; expected data of an open or a new task")
         if self.open_task not in (None, task) and not self.terms.on_change:
             raise Refused(
-                "task_mismatch", f"expected data of the open task {self.open_task!r}, got {task!r}; close it first"
+                "task_mismatch",
+                f"expected data of the open task {self.open_task!r}, got {task!r}; close it first",
             )
 
     def _closing_before(self, task: str) -> tuple[Record, ...]:
         """With boundaries on change, the record that closes the open task before another one's first batch."""
         if self.open_task in (None, task):
             return ()
-        return (
-            Boundary(producer=None, epoch=0, seq=0, task=str(self.open_task), weight=None, origin="on-change"),
-        )
+        return (Boundary(producer=None, epoch=0, seq=0, task=str(self.open_task), weight=None, origin="on-change"),)
 
     def _check_data(self, x: Array, y: Array) -> tuple[int, ...]:
         check_rows(x, y)
@@ -199,7 +199,8 @@ class StreamSession:
     def _check_room(self, nbytes: int) -> None:
         if nbytes > self.terms.task_bytes:
             raise Refused(
-                "too_large", f"a batch of {nbytes} bytes never fits a task of {self.terms.task_bytes} (stream.task_bytes)"
+                "too_large",
+                f"a batch of {nbytes} bytes never fits a task of {self.terms.task_bytes} (stream.task_bytes)",
             )
         room = self.room()
         if nbytes > room:
@@ -276,7 +277,10 @@ class StreamSession:
     def credit(self) -> dict[str, int]:
         """What each producer may hold unacknowledged: no messages once another batch might not fit on disk."""
         room = self.room()
-        return {"messages": self.terms.credit if room >= self.largest_batch + RECORD_OVERHEAD else 0, "bytes": room}
+        return {
+            "messages": self.terms.credit if room >= self.largest_batch + RECORD_OVERHEAD else 0,
+            "bytes": room,
+        }
 
     def limits(self) -> dict[str, int]:
         """The bounds a producer must keep to, for its welcome."""
@@ -293,4 +297,3 @@ def signature_of(batch: Batch) -> Signature:
     specs = {spec.name: spec for spec in batch.arrays}
     x, y = specs["x"], specs["y"]
     return Signature(tuple(x.shape[1:]), x.dtype in ("<i4", "<i8"), tuple(y.shape[1:]))
-

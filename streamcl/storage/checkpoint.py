@@ -30,9 +30,7 @@ class Saved:
     tensors: dict[str, npt.NDArray[Any]]
 
 
-def save(
-    directory: Path, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], disk: Disk
-) -> None:
+def save(directory: Path, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], disk: Disk) -> None:
     """Make this the checkpoint; raises OSError or SyncFailed and leaves the one before, Damaged if it reads back wrong."""
     aside = directory / ASIDE
     disk.unlink(aside)

@@ -33,7 +33,15 @@ _HEAD = struct.Struct("<8sIIQII")
 _MAGIC = b"SCLTENS\0"
 _DIGESTS = 1
 _DIGEST_BYTES = 32
-_TO_SAFETENSORS = {"<f8": "F64", "<f4": "F32", "<f2": "F16", "<i8": "I64", "<i4": "I32", "|u1": "U8", "|b1": "BOOL"}
+_TO_SAFETENSORS = {
+    "<f8": "F64",
+    "<f4": "F32",
+    "<f2": "F16",
+    "<i8": "I64",
+    "<i4": "I32",
+    "|u1": "U8",
+    "|b1": "BOOL",
+}
 _FROM_SAFETENSORS = {name: dtype for dtype, name in _TO_SAFETENSORS.items()}
 
 Array = npt.NDArray[Any]
@@ -101,7 +109,7 @@ def _safetensors(arrays: Mapping[str, Array]) -> list[Buffer]:
     header, buffers, offset = {}, [], 0
     for name, array in arrays.items():
         array = np.ascontiguousarray(array)
-        raw = memoryview(array.reshape(-1).view(np.uint8))
+        raw = array.reshape(-1).view(np.uint8).data
         header[name] = {
             "dtype": _TO_SAFETENSORS[array.dtype.str],
             "shape": list(array.shape),

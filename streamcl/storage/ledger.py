@@ -62,10 +62,7 @@ def read(directory: Path, count: int) -> list[dict[str, Any]]:
 
 
 def _offset_behind(path: Path, count: int) -> int:
-    end = 0
-    for _, end in _entries(path, count):
-        pass
-    return end
+    return max((end for _, end in _entries(path, count)), default=0)
 
 
 def _entries(path: Path, count: int) -> Iterator[tuple[dict[str, Any], int]]:

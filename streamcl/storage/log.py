@@ -117,9 +117,7 @@ class LogWriter:
         self._directory_changed = False
 
     @classmethod
-    def recover(
-        cls, directory: Path, disk: Disk, next_lsn: int = 0, segment_bytes: int = SEGMENT_BYTES
-    ) -> LogWriter:
+    def recover(cls, directory: Path, disk: Disk, next_lsn: int = 0, segment_bytes: int = SEGMENT_BYTES) -> LogWriter:
         """Check every segment, cut a torn tail, and go on where the log ends, at `next_lsn` at least.
 
         Raises Damaged, UnknownFormat.
@@ -168,7 +166,14 @@ class LogWriter:
         for payload in payloads:
             checksum = zlib.crc32(payload, checksum)
         head = _RECORD.pack(_RECORD_MAGIC, len(body), length, self.next_lsn, checksum, 0)[:-4]
-        buffers = [head, struct.pack("<I", zlib.crc32(head)), body, _padding(len(body)), *payloads, _padding(length)]
+        buffers = [
+            head,
+            struct.pack("<I", zlib.crc32(head)),
+            body,
+            _padding(len(body)),
+            *payloads,
+            _padding(length),
+        ]
         self._write(buffers)
         self.next_lsn += 1
         return self.next_lsn - 1

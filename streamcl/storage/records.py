@@ -6,9 +6,10 @@ Guarantees: a record that decodes has fields of the right types. A kind of recor
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+import numpy.typing as npt
 
 from streamcl.errors import UnknownFormat
 
@@ -19,6 +20,11 @@ class ArraySpec(msgspec.Struct, frozen=True, array_like=True):
     name: str
     dtype: Literal["<f4", "<f8", "<f2", "<i8", "<i4", "|u1"]
     shape: tuple[int, ...]
+
+
+def array_spec(name: str, array: npt.NDArray[Any]) -> ArraySpec:
+    """The description of an array in one of the log's dtypes."""
+    return msgspec.convert([name, array.dtype.str, array.shape], ArraySpec)
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
@@ -69,11 +75,12 @@ def encode(record: Record) -> bytes:
 def decode(body: bytes | memoryview) -> Record:
     """The record of `encode`; raises UnknownFormat for one that this version does not know."""
     try:
-        return _decoder.decode(body)
+        record: Record = _decoder.decode(body)
     except msgspec.MsgspecError as error:
         raise UnknownFormat(
             f"log record: {error}; it was written by another version of streamcl: start that one, or upgrade"
         ) from None
+    return record
 
 
 def closes_task(record: Record) -> bool:
