@@ -237,28 +237,29 @@ def test_torch_tensors_and_booleans_are_taken(start: Callable[..., LocalDaemon])
         assert reader.predict(x).probs.shape == (32,)
 
 
-def test_credit_bounds_what_a_producer_sends_ahead(start: Callable[..., LocalDaemon]) -> None:
-    """A producer faster than its credit waits; a boundary from elsewhere gives room again."""
+def test_a_producer_without_credit_waits_and_nothing_is_dropped(start: Callable[..., LocalDaemon]) -> None:
     daemon = start({**TREE, "stream": {"task_bytes": 20_000, "credit": 4}})
-    sent: list[int] = []
+    refused: list[Refused] = []
 
     def produce() -> None:
-        with daemon.producer("fast") as producer:
-            for number in range(12):
-                producer.send(*rows(number), "a" if not closed.is_set() else "b")
-                sent.append(number)
+        try:
+            with daemon.producer("fast") as producer:
+                for number in range(12):
+                    producer.send(*rows(number), "a")
+        except Refused as error:
+            refused.append(error)
 
-    closed = threading.Event()
-    thread = threading.Thread(target=produce)
+    thread = threading.Thread(target=produce, daemon=True)
     thread.start()
     with daemon.admin() as admin:
-        while admin.metrics().get("streamcl_spool_bytes", 0) < 15_000:
+        while (status := admin.status())["batches_durable"] < 6:
             time.sleep(0.01)
-        closed.set()
-        assert len(sent) < 12
-        assert admin.boundary("a")["samples"] >= 96
-    thread.join(1)
-    assert not thread.is_alive() or sent
+        assert status["spool_bytes"] <= 20_000
+        thread.join(0.3)
+        assert thread.is_alive()  # six batches fill the budget, the seventh waits
+        assert admin.boundary("a")["samples"] == 6 * 96
+    thread.join(30)
+    assert [error.code for error in refused] == ["task_closed"]
 
 
 def test_no_daemon_is_said_in_words() -> None:

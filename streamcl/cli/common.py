@@ -22,7 +22,9 @@ def command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str
 ) -> argparse.ArgumentParser:
     """Add one command with its help and an example."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=f"example: {example}", allow_abbrev=False
+    )
     parser.set_defaults(run=run)
     return parser
 

@@ -1,0 +1,94 @@
+"""The configuration: the contract's keys and defaults, and errors that name the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streamcl import config
+from streamcl.errors import ConfigError
+
+CONTRACT = {
+    "state_dir": "./streamcl-state",
+    "endpoints.stream": "tcp://127.0.0.1:5757",
+    "endpoints.predict": "tcp://127.0.0.1:5758",
+    "endpoints.admin": "tcp://127.0.0.1:5759",
+    "endpoints.http": "127.0.0.1:5780",
+    "model.factory": "streamcl.models:mlp",
+    "model.args": {},
+    "model.likelihood": "categorical",
+    "model.classes": 10,
+    "model.noise_variance": 1.0,
+    "train.optimizer": "adam",
+    "train.learning_rate": 1e-3,
+    "train.batch_size": 64,
+    "train.epochs": 5,
+    "train.tolerance": 0.0,
+    "train.device": "auto",
+    "train.dtype": "float32",
+    "train.seed": 0,
+    "posterior.mode": "single",
+    "posterior.prior_precision": 1.0,
+    "posterior.prior_mean": "zero",
+    "posterior.scale": 1.0,
+    "posterior.curvature": "diagonal",
+    "posterior.fisher": "exact",
+    "posterior.damping": 0.5,
+    "stream.boundary": "explicit",
+    "stream.task_bytes": 8589934592,
+    "stream.credit": 16,
+}
+
+
+def test_keys_and_defaults_are_those_of_the_contract() -> None:
+    assert {key: default for key, _, default in config.all_keys()} == CONTRACT
+
+
+def test_a_file_is_overridden_by_flags(tmp_path: Path) -> None:
+    path = tmp_path / "streamcl.toml"
+    path.write_text("[train]\nepochs = 7\nlearning_rate = 1\n[model]\nargs = { hidden = [3] }\n[stream]\ncredit = 2\n")
+    loaded = config.load(path, {"train.epochs": "9", "model.likelihood": "bernoulli", "posterior.scale": "2"})
+    assert (loaded.train.epochs, loaded.train.learning_rate, loaded.stream.credit) == (9, 1.0, 2)
+    assert loaded.model.args == {"hidden": [3]}
+    assert (loaded.model.likelihood, loaded.posterior.scale) == ("bernoulli", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"train.epoch": "3"}, "did you mean train.epochs"),
+        ({"trian.epochs": "3"}, "unknown key trian"),
+        ({"train.epochs": "0"}, "train.epochs"),
+        ({"train.epochs": "many"}, "--train.epochs"),
+        ({"train.epochs": "1.5"}, "train.epochs"),
+        ({"train.learning_rate": "nan"}, "train.learning_rate"),
+        ({"train.learning_rate": "inf"}, "finite"),
+        ({"posterior.scale": "-1"}, "posterior.scale"),
+        ({"posterior.damping": "0"}, "posterior.damping"),
+        ({"model.likelihood": "poisson"}, "model.likelihood"),
+        ({"model.factory": "no colon"}, "package.module:callable"),
+        ({"endpoints.stream": "http://x"}, "tcp://HOST:PORT"),
+        ({"endpoints.http": "5780"}, "HOST:PORT"),
+        ({"posterior.mode": "factors"}, "not available"),
+        ({"posterior.curvature": "kronecker"}, "not available"),
+        ({"stream.boundary": "drift"}, "not available"),
+    ],
+)
+def test_an_error_names_the_key(flags: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(flags=flags)
+    assert said in str(caught.value)
+
+
+def test_a_file_that_is_none_or_not_toml_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        config.load(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[train\n")
+    with pytest.raises(ConfigError, match="not TOML"):
+        config.load(tmp_path / "bad.toml")
+
+
+def test_a_configuration_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        config.Config().train.epochs = 3  # type: ignore[misc]
