@@ -92,6 +92,7 @@ class Optimisation:
         Yields None after every step, so that a caller can look up, and an EpochResult after every epoch.
         """
         self.set_samples(data.samples)
+        self.optimizer = self._optimizer()  # moments from while N was small, and the penalty large, would hold it back
         previous = float("inf")
         for epoch in range(1, self.train.epochs + 1):
             nll = yield from self._epoch(data, epoch, np.random.default_rng([seed, epoch]))
