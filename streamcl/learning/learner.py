@@ -32,6 +32,7 @@ from streamcl.protocol.signature import LabelMap, Signature
 from streamcl.storage.log import LogReader
 from streamcl.storage.records import Batch, Boundary
 
+FISHER_ROWS = 512  # between two looks at the channels, also where gradients are taken one by one
 FINGERPRINT = ("model", "posterior.mode", "posterior.curvature", "train.dtype")
 
 
@@ -219,7 +220,7 @@ class Learner:
             self.config.posterior.fisher,
             generator=generator,
         )
-        for x, y in data.chunks():
+        for x, y in data.chunks(FISHER_ROWS):
             fisher.add(x, y)
             yield None
         theta = torch.from_numpy(np.array(network.theta(), np.float64))
