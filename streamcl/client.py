@@ -43,6 +43,18 @@ def _array(values: Any) -> Array:
     return array
 
 
+def _boundary(task: str, weight: float | None, barrier: Mapping[str, int] | None) -> dict[str, Any]:
+    header: dict[str, Any] = {"type": "boundary", "task": task}
+    if weight is not None:
+        header["weight"] = float(weight)
+    return {**header, "barrier": dict(barrier)} if barrier else header
+
+
+def _revisit(task: str, damping: float | None) -> dict[str, Any]:
+    header: dict[str, Any] = {"type": "revisit", "task": task}
+    return header if damping is None else {**header, "damping": float(damping)}
+
+
 class _Connection:
     """One DEALER socket that can be thrown away and made again."""
 
@@ -144,20 +156,12 @@ class Producer:
 
         weight: lambda_t, instead of scale * N_t. barrier: sequence numbers of other producers to wait for.
         """
-        header: dict[str, Any] = {"type": "boundary", "task": task}
-        if weight is not None:
-            header["weight"] = float(weight)
-        if barrier:
-            header["barrier"] = dict(barrier)
-        seq = self._post(header, {}, done_wanted=wait)
+        seq = self._post(_boundary(task, weight, barrier), {}, done_wanted=wait)
         return self._wait_for_done(seq) if wait else {"seq": seq, "task": task}
 
     def revisit(self, task: str, damping: float | None = None) -> int:
         """Reopen a consolidated task, whose data is sent again after this; returns the sequence number."""
-        header: dict[str, Any] = {"type": "revisit", "task": task}
-        if damping is not None:
-            header["damping"] = float(damping)
-        seq = self._post(header, {})
+        seq = self._post(_revisit(task, damping), {})
         self.flush()
         return seq
 
@@ -447,19 +451,11 @@ class Admin(_Requester):
         wait: bool = True,
     ) -> dict[str, Any]:
         """Close a task after everything durable now; with `wait`, until it is consolidated."""
-        header: dict[str, Any] = {"type": "boundary", "task": task, "wait": wait}
-        if weight is not None:
-            header["weight"] = float(weight)
-        if barrier:
-            header["barrier"] = dict(barrier)
-        return self._ask(header, patient=wait)
+        return self._ask({**_boundary(task, weight, barrier), "wait": wait}, patient=wait)
 
     def revisit(self, task: str, damping: float | None = None) -> dict[str, Any]:
         """Reopen a consolidated task."""
-        header: dict[str, Any] = {"type": "revisit", "task": task}
-        if damping is not None:
-            header["damping"] = float(damping)
-        return self._ask(header)
+        return self._ask(_revisit(task, damping))
 
     def checkpoint(self) -> dict[str, Any]:
         """Write a checkpoint of everything applied; waits for a consolidation under way."""

@@ -124,7 +124,22 @@ def test_without_a_daemon_it_says_how_to_start_one(tmp_path: Path, capsys: pytes
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = "serve send boundary revisit status tasks predict export checkpoint pause resume stop demo bench".split()
+    commands = [
+        "serve",
+        "send",
+        "boundary",
+        "revisit",
+        "status",
+        "tasks",
+        "predict",
+        "export",
+        "checkpoint",
+        "pause",
+        "resume",
+        "stop",
+        "demo",
+        "bench",
+    ]
     for command in commands:
         with pytest.raises(SystemExit) as caught:
             build_parser().parse_args([command, "--help"])
