@@ -17,6 +17,10 @@ from streamcl.bench import demo
 from streamcl.bench.local import LocalDaemon
 from streamcl.cli import build_parser, main
 
+COMMANDS = (
+    *("serve", "send", "boundary", "revisit", "status", "tasks", "predict"),
+    *("export", "checkpoint", "pause", "resume", "stop", "demo", "bench"),
+)
 TREE = {"model": {"args": {"hidden": [16]}, "classes": 3}, "train": {"epochs": 20, "learning_rate": 0.01}}
 
 
@@ -124,23 +128,7 @@ def test_without_a_daemon_it_says_how_to_start_one(tmp_path: Path, capsys: pytes
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = [
-        "serve",
-        "send",
-        "boundary",
-        "revisit",
-        "status",
-        "tasks",
-        "predict",
-        "export",
-        "checkpoint",
-        "pause",
-        "resume",
-        "stop",
-        "demo",
-        "bench",
-    ]
-    for command in commands:
+    for command in COMMANDS:
         with pytest.raises(SystemExit) as caught:
             build_parser().parse_args([command, "--help"])
         assert caught.value.code == 0
