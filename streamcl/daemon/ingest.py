@@ -379,9 +379,9 @@ class Ingest:
             self._reply(peer, {"type": "done", **fields})
 
     def _offer_credit(self) -> None:
-        """Tell every producer when the credit has changed without its doing."""
+        """Tell every producer when there is credit again; that it has run out stands in the batches' own acks."""
         credit = self.session.credit()["messages"]
-        if credit != self._last_credit and self._last_credit >= 0:
+        if credit > self._last_credit >= 0:
             for producer, peer in self.peers.items():
                 if not peer.waits_for_one:
                     self._reply(peer, self._ack(producer))

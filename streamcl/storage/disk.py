@@ -23,6 +23,13 @@ class SyncFailed(StreamclError):
 class Disk:
     """The real disk; tests put one in its place that fails, or records what it is asked."""
 
+    def make_directory(self, path: Path) -> None:
+        """Create a directory (0700) and its parents where they are missing, on disk on return. Raises SyncFailed."""
+        missing = [each for each in (path, *path.parents) if not each.exists()]
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in reversed(missing):
+            self.sync_directory(each.parent)
+
     def create(self, path: Path) -> int:
         """Open a new file for writing; raises FileExistsError."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

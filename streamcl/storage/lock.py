@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from streamcl.errors import StateInUse
+from streamcl.storage.disk import Disk
 
 NAME = "lock"
 
@@ -24,7 +25,7 @@ class StateLock:
     @classmethod
     def acquire(cls, directory: Path, wait_seconds: float = 0.0) -> StateLock:
         """Create the directory (0700) if need be and lock it; raises StateInUse naming the holder."""
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        Disk().make_directory(directory)
         fd = os.open(directory / NAME, os.O_RDWR | os.O_CREAT, 0o600)
         os.set_inheritable(fd, True)
         deadline = time.monotonic() + wait_seconds

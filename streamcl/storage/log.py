@@ -3,27 +3,34 @@
 STATE/log holds segments named by their first LSN (the number of a record in the whole history, from 0, never used
 again). All numbers are little-endian.
 
-    segment   32 bytes: magic "SCLLOG\\0\\0", version u32, zero u32, first LSN u64, crc32 u32 of the former, zero u32
-    record    32 bytes: magic "RECD", record length u32, payload length u64, LSN u64, crc32 u32 of record and payload,
-              crc32 u32 of the former; then the record (msgpack) padded with zeros to 8 bytes, then the payload (raw
-              arrays) padded likewise
+    segment   32 bytes: magic "SCLLOG\\0\\0", version u32, zero u32, first LSN u64, zero u32, crc32 u32 of the former
+    record    40 bytes: magic "RECD", record length u32, payload length u64, LSN u64, durable u64 (every record below was
+              synced when this one was written), crc32 u32 of what follows the header, crc32 u32 of the former; then the
+              record (msgpack) padded with zeros to 8 bytes, then the payload (raw arrays) padded likewise
 
 Guarantees: what `sync` returned for survives a power cut. A segment never holds records of two tasks, so that a
-consolidated task's bytes can be unlinked. A torn tail is cut off at recovery and counted; damage anywhere else raises
-Damaged. The two are told apart so: an invalid record in the last segment is a torn tail only if no sound record header
-with a later LSN follows it in the file.
+consolidated task's bytes can be unlinked. No flipped bit goes unnoticed. A torn tail is cut off at recovery and counted;
+damage anywhere else raises Damaged.
+
+How the two are told apart. A segment's header and name are synced before its first record, and a segment is synced before
+the next begins: so only records of the last one can be torn. Records written since the last sync may reach the disk in any
+order, so a sound record behind an unsound one proves nothing by itself. But each says what was durable when it was
+written: an unsound record is damage if a sound header anywhere behind it counts it as durable, and a torn tail otherwise.
+What the very last sync covered has no such witness; damage there is cut off too, and reported.
 
 One process writes; another reads below the durable end and drops what it has absorbed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +45,8 @@ VERSION = 1
 SEGMENT_BYTES = 64 << 20
 RECORD_OVERHEAD = 512  # more than a batch's record, headers and padding add to its frames
 _SEGMENT = struct.Struct("<8sIIQII")
-_RECORD = struct.Struct("<4sIQQII")
+_RECORD = struct.Struct("<4sIQQQII")
+_CHECKSUM = struct.Struct("<I")
 _SEGMENT_MAGIC = b"SCLLOG\0\0"
 _RECORD_MAGIC = b"RECD"
 _ALIGNMENT = 8
@@ -82,16 +90,29 @@ def spool_bytes(directory: Path) -> int:
 
 
 def drop_before(directory: Path, lsn: int, disk: Disk) -> int:
-    """Unlink every segment that begins before `lsn`, where a task begins or the log ends; returns how many.
+    """Unlink every segment all of whose records are below `lsn`; returns how many.
 
-    A segment holds one task's records, so one that begins before a task's first record ends before it too.
+    The last segment goes only if its last record closes its task: the writer never appends to it again then.
     """
-    doomed = [path for path in _segments(directory) if _first_lsn(path) < lsn]
+    paths = _segments(directory)
+    doomed = [path for path, following in pairwise(paths) if _first_lsn(following) <= lsn]
+    if paths and _first_lsn(paths[-1]) < lsn and _is_finished(paths[-1], lsn):
+        doomed.append(paths[-1])
     for path in doomed:
         disk.unlink(path)
     if doomed:
         disk.sync_directory(directory)
     return len(doomed)
+
+
+def _is_finished(path: Path, lsn: int) -> bool:
+    """Whether a segment ends below `lsn`, with a task's last record."""
+    data, offset, last = _map(path), _SEGMENT.size, None
+    while (head := _head(data, offset)) is not None:
+        last, offset = (head, offset), offset + head.size
+    if last is None or offset != len(data) or last[0].lsn >= lsn:
+        return False
+    return closes_task(_record(path, data, last[1], last[0]))
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -113,8 +134,7 @@ class LogWriter:
         self.end_bytes = 0
         self._fd: int | None = None
         self._end = 0
-        self._unsynced: list[int] = []
-        self._directory_changed = False
+        self._finished = False
 
     @classmethod
     def recover(cls, directory: Path, disk: Disk, next_lsn: int = 0, segment_bytes: int = SEGMENT_BYTES) -> LogWriter:
@@ -122,13 +142,23 @@ class LogWriter:
 
         Raises Damaged, UnknownFormat.
         """
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # a running trainer dropped a segment after it was listed
+                disk.make_directory(directory)
+                disk.sync_directory(directory.parent)  # even if it was there: its maker may have died before this
+                return cls._recover(directory, disk, next_lsn, segment_bytes)
+
+    @classmethod
+    def _recover(cls, directory: Path, disk: Disk, next_lsn: int, segment_bytes: int) -> LogWriter:
         paths = _segments(directory)
         first = end = _first_lsn(paths[0]) if paths else next_lsn
         scan = None
         for path in paths:
             if _first_lsn(path) != end:
-                raise Damaged(f"{path}: expected a segment that begins with LSN {end}; one is missing or misnamed")
+                raise Damaged(
+                    f"{path}: expected a segment that begins with LSN {end}; one is missing or misnamed: restore the log "
+                    "from a backup"
+                )
             scan = _scan(path, last=path == paths[-1])
             end = scan.next_lsn
         writer = cls(directory, disk, segment_bytes, first, max(end, next_lsn))
@@ -162,24 +192,19 @@ class LogWriter:
         """
         body = encode(record)
         length = sum(len(payload) for payload in payloads)
-        checksum = zlib.crc32(body)
-        for payload in payloads:
-            checksum = zlib.crc32(payload, checksum)
-        head = _RECORD.pack(_RECORD_MAGIC, len(body), length, self.next_lsn, checksum, 0)[:-4]
-        buffers = [
-            head,
-            struct.pack("<I", zlib.crc32(head)),
-            body,
-            _padding(len(body)),
-            *payloads,
-            _padding(length),
-        ]
-        self._write(buffers)
+        behind = [body, _padding(len(body)), *payloads, _padding(length)]
+        checksum = 0
+        for buffer in behind:
+            checksum = zlib.crc32(buffer, checksum)
+        head = _RECORD.pack(_RECORD_MAGIC, len(body), length, self.next_lsn, self.durable, checksum, 0)
+        self._write([_sealed(head), *behind])
         self.next_lsn += 1
+        if closes_task(record):
+            self.rotate()
         return self.next_lsn - 1
 
     def _write(self, buffers: Sequence[Buffer]) -> None:
-        if self._fd is None or self._end >= self.segment_bytes:
+        if self._fd is None or self._finished or self._end >= self.segment_bytes:
             self._begin_segment()
         assert self._fd is not None
         try:
@@ -191,48 +216,57 @@ class LogWriter:
         self._end = end
 
     def _begin_segment(self) -> None:
+        """Sync the segment before, then the new one's header and name, so that only records can ever be torn."""
+        self.rotate()
+        self._sync_segment()
         path = self.directory / f"{self.next_lsn:020d}.seg"
-        head = _SEGMENT.pack(_SEGMENT_MAGIC, VERSION, 0, self.next_lsn, 0, 0)[:-8]
         fd = self.disk.create(path)
         try:
-            end = self.disk.write(fd, [head, struct.pack("<II", zlib.crc32(head), 0)], 0)
+            self._end = self.disk.write(fd, [_sealed(_SEGMENT.pack(_SEGMENT_MAGIC, VERSION, 0, self.next_lsn, 0, 0))], 0)
         except OSError:
             self.disk.close(fd)
             self.disk.unlink(path)
             raise
-        self.rotate()
-        self._fd, self._end = fd, end
-        self.end_bytes += end
-        self._directory_changed = True
+        self._fd = fd
+        self.disk.sync_data(fd)
+        self.disk.sync_directory(self.directory)
+        self.end_bytes += self._end
 
     def rotate(self) -> None:
-        """Close the segment; the next record begins a new one. To be called after a task's last record."""
-        if self._fd is not None:
-            self._unsynced.append(self._fd)
-            self._fd = None
+        """Let the next record begin a new segment; a record that closes its task does so by itself."""
+        self._finished = self._fd is not None
 
     def sync(self) -> int:
-        """Make everything appended durable with one sync of each file touched; returns the durable LSN.
+        """Make everything appended durable, with one sync for all of it; returns the durable LSN.
 
         Raises SyncFailed, after which the process must end.
         """
-        for fd in self._unsynced:
-            self.disk.sync_data(fd)
-            self.disk.close(fd)
-        self._unsynced.clear()
-        if self._fd is not None:
-            self.disk.sync_data(self._fd)
-        if self._directory_changed:
-            self.disk.sync_directory(self.directory)
-            self._directory_changed = False
+        self._sync_segment()
         self.durable = self.next_lsn
         return self.durable
 
+    def _sync_segment(self) -> None:
+        """Sync the segment, and close it if it is finished: an open file would hold a dropped task's bytes."""
+        if self._fd is None:
+            return
+        self.disk.sync_data(self._fd)
+        if self._finished:
+            self.close()
+
     def close(self) -> None:
-        """Close the files; syncs nothing."""
-        for fd in [*self._unsynced, *([] if self._fd is None else [self._fd])]:
-            self.disk.close(fd)
-        self._unsynced, self._fd = [], None
+        """Close the file; syncs nothing."""
+        if self._fd is not None:
+            self.disk.close(self._fd)
+        self._fd, self._finished = None, False
+
+
+def _sealed(head: bytes) -> bytes:
+    """A fixed header with its own checksum in the last four bytes."""
+    return head[: -_CHECKSUM.size] + _CHECKSUM.pack(zlib.crc32(head[: -_CHECKSUM.size]))
+
+
+def _is_sealed(head: memoryview) -> bool:
+    return _CHECKSUM.unpack(head[-_CHECKSUM.size :])[0] == zlib.crc32(head[: -_CHECKSUM.size])
 
 
 def _padding(length: int) -> bytes:
@@ -260,6 +294,7 @@ class _Head:
     """A record's fixed header, its own checksum verified."""
 
     lsn: int
+    durable: int
     body: int
     payload: int
     checksum: int
@@ -274,7 +309,7 @@ def _scan(path: Path, last: bool) -> _Scan:
     data = _map(path)
     first = _first_lsn(path)
     if not _segment_is_sound(path, data, first):
-        if last and len(data) <= _SEGMENT.size:
+        if last and len(data) <= _SEGMENT.size:  # it has no record yet, or its header would have been synced
             return _Scan(0, first)
         raise Damaged(f"{path}: offset 0: the segment's header is damaged; restore the file from a backup")
     scan = _Scan(_SEGMENT.size, first)
@@ -283,8 +318,7 @@ def _scan(path: Path, last: bool) -> _Scan:
         if head is None:
             _require_torn_tail(path, data, scan, last)
             return scan
-        body = scan.end + _RECORD.size
-        scan.last = decode(data[body : body + head.body])
+        scan.last = _record(path, data, scan.end, head)
         scan.end += head.size
         scan.next_lsn += 1
     return scan
@@ -293,8 +327,8 @@ def _scan(path: Path, last: bool) -> _Scan:
 def _segment_is_sound(path: Path, data: memoryview, first: int) -> bool:
     if len(data) < _SEGMENT.size:
         return False
-    magic, version, _, lsn, checksum, _ = _SEGMENT.unpack_from(data)
-    if magic != _SEGMENT_MAGIC or checksum != zlib.crc32(data[: _SEGMENT.size - 8]) or lsn != first:
+    magic, version, _, lsn, _, _ = _SEGMENT.unpack_from(data)
+    if magic != _SEGMENT_MAGIC or not _is_sealed(data[: _SEGMENT.size]) or lsn != first:
         return False
     if version > VERSION:
         raise UnknownFormat(f"{path}: log format {version}; this streamcl reads up to {VERSION}: upgrade it")
@@ -305,10 +339,10 @@ def _head(data: memoryview, offset: int) -> _Head | None:
     """The fixed header at an offset, if it is sound."""
     if offset + _RECORD.size > len(data):
         return None
-    magic, body, payload, lsn, checksum, own = _RECORD.unpack_from(data, offset)
-    if magic != _RECORD_MAGIC or own != zlib.crc32(data[offset : offset + _RECORD.size - 4]):
+    magic, body, payload, lsn, durable, checksum, _ = _RECORD.unpack_from(data, offset)
+    if magic != _RECORD_MAGIC or not _is_sealed(data[offset : offset + _RECORD.size]):
         return None
-    return _Head(lsn, body, payload, checksum)
+    return _Head(lsn, durable, body, payload, checksum)
 
 
 def _sound_record(data: memoryview, offset: int, lsn: int) -> _Head | None:
@@ -319,28 +353,34 @@ def _sound_record(data: memoryview, offset: int, lsn: int) -> _Head | None:
 
 
 def _checksum(data: memoryview, offset: int, head: _Head) -> int:
+    return zlib.crc32(data[offset + _RECORD.size : offset + head.size])
+
+
+def _record(path: Path, data: memoryview, offset: int, head: _Head) -> Record:
     body = offset + _RECORD.size
-    payload = body + _padded(head.body)
-    return zlib.crc32(data[payload : payload + head.payload], zlib.crc32(data[body : body + head.body]))
+    try:
+        return decode(data[body : body + head.body])
+    except UnknownFormat as error:
+        raise UnknownFormat(f"{path}: offset {offset}: {error}") from None
 
 
 def _require_torn_tail(path: Path, data: memoryview, scan: _Scan, last: bool) -> None:
-    if last and not _later_record(data, scan.end + 1, scan.next_lsn):
+    if last and not _was_durable(data, scan.end + 1, scan.next_lsn):
         return
     raise Damaged(
-        f"{path}: offset {scan.end}: record {scan.next_lsn} is damaged, and sound records follow it; restore the file "
-        "from a backup, or move the log aside to lose what has not been consolidated"
+        f"{path}: offset {scan.end}: record {scan.next_lsn} is damaged though it was synced; restore the file from a "
+        "backup, or move the log aside to lose what has not been consolidated"
     )
 
 
-def _later_record(data: memoryview, start: int, lsn: int) -> bool:
-    """Whether a sound header with a later LSN stands anywhere behind `start`."""
+def _was_durable(data: memoryview, start: int, lsn: int) -> bool:
+    """Whether a sound header anywhere behind `start` says that record `lsn` had been synced."""
     whole = data.obj
     assert isinstance(whole, mmap.mmap)
     offset = whole.find(_RECORD_MAGIC, start)
     while offset >= 0:
         head = _head(data, offset)
-        if head is not None and head.lsn > lsn:
+        if head is not None and head.lsn > lsn and head.durable > lsn:
             return True
         offset = whole.find(_RECORD_MAGIC, offset + 1)
     return False
@@ -398,9 +438,9 @@ class LogReader:
         head = _head(segment.data, offset)
         if head is None or head.lsn != lsn or (verify and _checksum(segment.data, offset, head) != head.checksum):
             raise Damaged(f"{segment.path}: offset {offset}: record {lsn} is damaged; restore the file from a backup")
-        body = offset + _RECORD.size
-        record = decode(segment.data[body : body + head.body])
-        return Entry(lsn, record, _arrays(record, segment.data, body + _padded(head.body)), head.size)
+        record = _record(segment.path, segment.data, offset, head)
+        payload = offset + _RECORD.size + _padded(head.body)
+        return Entry(lsn, record, _arrays(record, segment.data, payload), head.size)
 
     def _find(self, lsn: int) -> tuple[_Segment, int]:
         """The segment that holds a record, and where; looks at the directory only for what is not mapped yet."""
