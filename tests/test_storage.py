@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as numpy_strategies
 
 from streamcl.errors import Damaged, StateInUse, UnknownFormat
 from streamcl.storage import checkpoint, container, ledger, log, published
@@ -110,29 +110,82 @@ def test_the_log_truncated_at_any_byte_of_its_last_two_records_loses_only_what_i
         assert len(contents(directory)) == writer.next_lsn
 
 
-def test_every_flipped_byte_of_a_record_is_noticed(tmp_path: Path) -> None:
-    written(tmp_path, 4).close()
-    (segment,) = tmp_path.iterdir()
-    data = bytearray(segment.read_bytes())
+def written_one_by_one(directory: Path, count: int) -> Path:
+    """A log whose records were synced each for itself; its only segment."""
+    for _ in range(count):
+        written(directory, 1).close()
+    (segment,) = directory.iterdir()
+    return segment
+
+
+def test_every_flipped_byte_of_a_synced_record_is_damage(tmp_path: Path) -> None:
+    segment = written_one_by_one(tmp_path, 4)
+    data = segment.read_bytes()
     sizes = [entry.nbytes for entry in log.LogReader(tmp_path).read(0, 4)]
-    padding = unchecked(data, 32 + sizes[0])
-    for offset in range(32 + sizes[0], 32 + sizes[0] + sizes[1]):
-        flipped = bytearray(data)
-        flipped[offset] ^= 0x10
-        segment.write_bytes(flipped)
-        if offset in padding:
-            assert len(contents(tmp_path)) == 4
-        else:
-            with pytest.raises(Damaged, match=segment.name):
-                log.LogWriter.recover(tmp_path, DISK)
+    for offset in range(32 + sizes[0] + sizes[1]):  # the segment's header, and two records with others behind them
+        segment.write_bytes(flipped(data, offset))
+        with pytest.raises(Damaged, match=segment.name):
+            log.LogWriter.recover(tmp_path, DISK)
+        if offset >= 32:
+            with pytest.raises(Damaged):
+                list(log.LogReader(tmp_path).read(0, 2))
 
 
-def unchecked(data: bytearray, start: int) -> set[int]:
-    """Offsets of a record's padding, which means nothing and is not covered by its checksum."""
-    head = log._head(memoryview(bytes(data)), start)
-    assert head is not None
-    body, payload = start + 32 + head.body, start + 32 + log._padded(head.body) + head.payload
-    return {*range(body, start + 32 + log._padded(head.body)), *range(payload, start + head.size)}
+def flipped(data: bytes, offset: int) -> bytes:
+    return data[:offset] + bytes([data[offset] ^ 0x10]) + data[offset + 1 :]
+
+
+def test_an_unsynced_record_torn_before_a_whole_one_is_no_damage(tmp_path: Path) -> None:
+    """The disk writes the records of one sync in any order, so a power cut may leave the later ones alone."""
+    segment = written_one_by_one(tmp_path, 2)
+    end = segment.stat().st_size
+    writer = written(tmp_path, 2)  # both in one sync
+    writer.close()
+    segment.write_bytes(flipped(segment.read_bytes(), end + 60))
+    writer = log.LogWriter.recover(tmp_path, DISK)
+    assert writer.next_lsn == 2
+    assert writer.torn is not None
+    assert writer.torn.offset == end
+
+
+def test_a_record_that_the_checkpoint_holds_is_never_a_torn_tail(tmp_path: Path) -> None:
+    segment = written_one_by_one(tmp_path, 2)
+    segment.write_bytes(segment.read_bytes()[:-1])
+    with pytest.raises(Damaged, match="record 1"):
+        log.LogWriter.recover(tmp_path, DISK, next_lsn=2)
+
+
+def test_a_segment_is_synced_before_the_next_one_begins(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    class Recorder(Disk):
+        def create(self, path: Path) -> int:
+            calls.append("create")
+            return super().create(path)
+
+        def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+            calls.append("write")
+            return super().write(fd, buffers, offset)
+
+        def sync_data(self, fd: int) -> None:
+            calls.append("sync")
+            super().sync_data(fd)
+
+        def sync_directory(self, path: Path) -> None:
+            calls.append("sync directory")
+            super().sync_directory(path)
+
+    writer = log.LogWriter.recover(tmp_path, Recorder())
+    calls.clear()
+    begin = ["create", "write", "sync", "sync directory"]
+    writer.append(*batch(1))
+    writer.append(boundary(2))
+    assert calls == [*begin, "write", "write"]
+    writer.append(*batch(3, task="b"))
+    assert calls[6:] == ["sync", *begin, "write"]
+    assert writer.durable == 0
+    assert writer.sync() == 3
+    assert calls[-1] == "sync"
 
 
 def test_a_flipped_byte_of_the_last_record_costs_that_record_and_is_reported(tmp_path: Path) -> None:
@@ -190,9 +243,16 @@ def test_a_newer_format_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.M
         log.LogWriter.recover(tmp_path, DISK)
 
 
-def test_an_unknown_record_is_never_skipped() -> None:
+def test_an_unknown_record_is_never_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = encode(boundary(1)).replace(b"boundary", b"bouncing")
     with pytest.raises(UnknownFormat):
-        decode(encode(boundary(1)).replace(b"boundary", b"bouncing"))
+        decode(newer)
+    writer = log.LogWriter.recover(tmp_path, DISK)
+    monkeypatch.setattr(log, "encode", lambda record: newer)
+    writer.append(boundary(1))
+    writer.sync()
+    with pytest.raises(UnknownFormat, match=r"seg: offset 32: .*upgrade"):
+        log.LogWriter.recover(tmp_path, DISK)
 
 
 class FullDisk(Disk):
@@ -255,6 +315,59 @@ def test_dropping_unlinks_whole_tasks_and_numbers_go_on(tmp_path: Path) -> None:
     assert writer.append(*batch(7, task="c")) == 6
 
 
+def test_dropping_spares_every_segment_with_a_record_that_is_needed(tmp_path: Path) -> None:
+    writer = written(tmp_path, 5, segment_bytes=300)
+    before = sorted(tmp_path.iterdir())
+    last = int(before[-1].stem)
+    assert log.drop_before(tmp_path, last - 1, DISK) == len(before) - 2
+    assert log.drop_before(tmp_path, 5, DISK) == 1  # the last one's task is still open: the writer goes on in it
+    writer.append(boundary(6))
+    writer.sync()
+    assert log.drop_before(tmp_path, 5, DISK) == 0
+    assert log.drop_before(tmp_path, 6, DISK) == 1
+
+
+def test_no_closed_task_is_held_open_after_a_sync(tmp_path: Path) -> None:
+    """An open descriptor would keep the bytes of an unlinked segment on the disk."""
+    writer = written(tmp_path, 1)
+    writer.append(boundary(2))
+    writer.sync()
+    held = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert not [path for path in held if path.startswith(str(tmp_path))]
+
+
+def test_a_segment_dropped_while_recovery_looks_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = written(tmp_path, 2)
+    writer.append(boundary(3))
+    writer.append(*batch(4, task="b"))
+    writer.sync()
+    real = log._map
+
+    def drop_then_map(path: Path) -> memoryview:
+        monkeypatch.setattr(log, "_map", real)
+        log.drop_before(tmp_path, 3, DISK)
+        return real(path)
+
+    monkeypatch.setattr(log, "_map", drop_then_map)
+    writer = log.LogWriter.recover(tmp_path, DISK, next_lsn=3)
+    assert (writer.first_lsn, writer.next_lsn) == (3, 4)
+
+
+def test_a_directory_is_on_disk_before_it_is_used(tmp_path: Path) -> None:
+    synced: list[Path] = []
+
+    class Recorder(Disk):
+        def sync_directory(self, path: Path) -> None:
+            synced.append(path)
+            super().sync_directory(path)
+
+    log.LogWriter.recover(tmp_path / "state" / "log", Recorder())
+    assert [tmp_path, tmp_path / "state"] == synced[:2]
+    synced.clear()
+    log.LogWriter.recover(tmp_path / "state" / "log", Recorder())
+    assert tmp_path / "state" in synced  # whoever made the directory may have died before syncing its name
+
+
 def test_after_a_boundary_recovery_begins_a_new_segment(tmp_path: Path) -> None:
     writer = written(tmp_path, 1)
     writer.append(boundary(2))
@@ -268,6 +381,8 @@ def test_after_a_boundary_recovery_begins_a_new_segment(tmp_path: Path) -> None:
 
 # -- the checkpoint ----------------------------------------------------------------------------------------------------
 
+DTYPES = st.sampled_from(["<f4", "<f8", "<f2", "<i8", "<i4", "|u1", "|b1"])
+SHAPES = numpy_strategies.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 META = {"next_lsn": 7, "name": "ä", "nested": {"a": [1, 2.5, None]}}
 ARRAYS = {
     "theta": np.arange(5, dtype="<f4"),
@@ -288,7 +403,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert list(saved.tensors) == list(ARRAYS)
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(saved.tensors[name], array)
-        assert saved.tensors[name].dtype == array.dtype
+        assert (saved.tensors[name].dtype, saved.tensors[name].shape) == (array.dtype, array.shape)
 
 
 def test_its_arrays_are_a_safetensors_file(tmp_path: Path) -> None:
@@ -300,18 +415,41 @@ def test_its_arrays_are_a_safetensors_file(tmp_path: Path) -> None:
 def test_every_flipped_byte_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, META, ARRAYS, DISK)
     path = tmp_path / checkpoint.NAME
-    data = bytearray(path.read_bytes())
-    meaningful = [
-        *range(container._HEAD.size + 64),
-        *range(4096, 4096 + len(msgpack.packb(META))),
-        *range(8192, len(data)),
-    ]
-    for offset in meaningful:
-        flipped = bytearray(data)
-        flipped[offset] ^= 0x04
-        path.write_bytes(flipped)
+    data = memoryview(path.read_bytes())
+    for offset in range(len(data)):
         with pytest.raises((Damaged, UnknownFormat)):
-            checkpoint.load(tmp_path)
+            container.unpack(memoryview(flipped(bytes(data), offset)), path)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    arrays=st.dictionaries(st.text(max_size=8), numpy_strategies.arrays(DTYPES, SHAPES), max_size=4),
+    meta=st.dictionaries(st.text(max_size=8), st.none() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False)),
+)
+def test_any_metadata_and_arrays_come_back(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    data = b"".join(bytes(buffer) for buffer in container.pack(meta, arrays, digests=True))
+    got_meta, got = container.unpack(memoryview(data), Path("file"))
+    assert got_meta == meta
+    assert {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in got.items()} == {
+        name: (a.dtype.str, a.shape, a.tobytes()) for name, a in arrays.items()
+    }
+
+
+def test_what_an_unfinished_save_left_is_removed(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, META, ARRAYS, DISK)
+    (tmp_path / checkpoint.ASIDE).write_bytes(b"half")
+    assert checkpoint.load(tmp_path) is not None
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_no_half_of_another(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, META, ARRAYS, DISK)
+    disk = FullDisk()
+    disk.room = 5000
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, {"new": True}, ARRAYS, disk)
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
+    assert checkpoint.read_meta(tmp_path) == META
 
 
 def test_a_truncated_checkpoint_is_noticed(tmp_path: Path) -> None:
@@ -368,11 +506,9 @@ def test_a_flipped_byte_of_the_ledger_is_noticed(tmp_path: Path) -> None:
     book = ledger.Ledger.recover(tmp_path, 0, DISK)
     book.append({"task": "t"})
     path = tmp_path / ledger.NAME
-    data = bytearray(path.read_bytes())
-    for offset in range(4, len(data)):
-        flipped = bytearray(data)
-        flipped[offset] ^= 1
-        path.write_bytes(flipped)
+    data = path.read_bytes()
+    for offset in range(len(data)):
+        path.write_bytes(flipped(data, offset))
         with pytest.raises(Damaged):
             ledger.read(tmp_path, 1)
 
@@ -389,6 +525,15 @@ def test_what_is_published_is_read_whole(tmp_path: Path) -> None:
         assert found[0]["version"] == found[1]["theta"][0]
         stamps.add(published.stamp(path))
     assert len(stamps) == 3
+
+
+def test_a_published_file_cut_short_is_as_good_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "parameters"
+    published.publish(path, {"version": 1}, {"theta": np.ones(4)})
+    data = path.read_bytes()
+    for left in (b"", data[:100], data[:4096], bytes(len(data)), data[:8192] + bytes(len(data) - 8192)):
+        path.write_bytes(left)
+        assert published.read(path) is None
 
 
 def test_a_state_directory_has_one_daemon(tmp_path: Path) -> None:

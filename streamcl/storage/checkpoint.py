@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from streamcl.errors import Damaged
 from streamcl.storage import container
-from streamcl.storage.disk import Disk
+from streamcl.storage.disk import Buffer, Disk
 
 NAME = "checkpoint"
 ASIDE = "checkpoint.tmp"
@@ -34,22 +35,39 @@ def save(directory: Path, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDA
     """Make this the checkpoint; raises OSError or SyncFailed and leaves the one before, Damaged if it reads back wrong."""
     aside = directory / ASIDE
     disk.unlink(aside)
-    fd = disk.create(aside)
     try:
-        disk.write(fd, container.pack(meta, tensors, digests=True), 0)
-        disk.sync_data(fd)
-        _drop_from_cache(fd)
-    finally:
-        disk.close(fd)
-    container.unpack(_map(aside), aside)
+        _write(aside, container.pack(meta, tensors, digests=True), disk)
+        container.unpack(_map(aside), aside)
+    except (OSError, Damaged):
+        disk.unlink(aside)  # on a full disk, half a checkpoint would be in the way of everything else
+        raise
     disk.replace(aside, directory / NAME)
     disk.sync_directory(directory)
 
 
-def load(directory: Path) -> Saved | None:
-    """The checkpoint, verified; None where there is none. Raises Damaged, UnknownFormat."""
+def _write(path: Path, buffers: list[Buffer], disk: Disk) -> None:
+    fd = disk.create(path)
+    try:
+        disk.write(fd, buffers, 0)
+        disk.sync_data(fd)
+        _drop_from_cache(fd)
+    finally:
+        disk.close(fd)
+
+
+def load(directory: Path, disk: Disk | None = None) -> Saved | None:
+    """The checkpoint, verified; None where there is none. Raises Damaged, UnknownFormat.
+
+    For the one process that saves: what an unfinished `save` left is removed, and the name is synced, since whoever
+    renamed it may have died before doing so and segments are about to be dropped on its word.
+    """
+    disk = disk or Disk()
+    disk.unlink(directory / ASIDE)
     path = directory / NAME
-    return Saved(*container.unpack(_map(path), path)) if path.exists() else None
+    if not path.exists():
+        return None
+    disk.sync_directory(directory)
+    return Saved(*container.unpack(_map(path), path))
 
 
 def read_meta(directory: Path) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
 """One file of metadata and arrays: the format of checkpoints and of published parameters.
 
     0       magic "SCLTENS\\0", version u32, metadata length u32, arrays length u64, flags u32, crc32 u32 of the former
-    32      sha256 of the metadata, sha256 of the arrays (zeros where the file has no digests)
+    32      sha256 of the metadata and its padding, sha256 of the arrays (zeros where the file has no digests);
+            zeros up to 4096
     4096    metadata: msgpack, padded with zeros to a multiple of 4096, so that the size does not follow the
             number of digits of what is counted
     ...     arrays: a safetensors file (header length u64, JSON header, raw buffers)
@@ -33,6 +34,7 @@ _HEAD = struct.Struct("<8sIIQII")
 _MAGIC = b"SCLTENS\0"
 _DIGESTS = 1
 _DIGEST_BYTES = 32
+_ZEROS = _HEAD.size + 2 * _DIGEST_BYTES  # from here to the metadata
 _TO_SAFETENSORS = {
     "<f8": "F64",
     "<f4": "F32",
@@ -50,21 +52,24 @@ Array = npt.NDArray[Any]
 def pack(meta: Mapping[str, Any], arrays: Mapping[str, Array], *, digests: bool) -> list[Buffer]:
     """The buffers of a file, the arrays among them not copied."""
     packed: bytes = msgpack.packb(dict(meta))
+    padding = bytes(-len(packed) % PAGE)
     body = _safetensors(arrays)
     length = sum(len(buffer) for buffer in body)
     head = _HEAD.pack(_MAGIC, VERSION, len(packed), length, _DIGESTS if digests else 0, 0)[:-4]
     head += struct.pack("<I", zlib.crc32(head))
-    head += (_sha256([packed]) + _sha256(body)) if digests else bytes(2 * _DIGEST_BYTES)
-    return [head, bytes(PAGE - len(head)), packed, bytes(-len(packed) % PAGE), *body]
+    head += (_sha256([packed, padding]) + _sha256(body)) if digests else bytes(2 * _DIGEST_BYTES)
+    return [head, bytes(PAGE - len(head)), packed, padding, *body]
 
 
 def unpack_meta(data: memoryview, path: Path) -> dict[str, Any]:
     """The metadata, verified; raises Damaged, UnknownFormat."""
     length, _, digests = _read_head(data, path)
-    packed = data[PAGE : PAGE + length]
-    if digests is not None and _sha256([packed]) != digests[0]:
+    if digests is not None and _sha256([data[PAGE : PAGE + length + -length % PAGE]]) != digests[0]:
         raise _damaged(path, "its metadata does not match its digest")
-    meta: dict[str, Any] = msgpack.unpackb(packed, strict_map_key=False)
+    try:
+        meta: dict[str, Any] = msgpack.unpackb(data[PAGE : PAGE + length], strict_map_key=False)
+    except ValueError as error:
+        raise _damaged(path, f"its metadata is not msgpack ({error})") from None
     return meta
 
 
@@ -78,14 +83,17 @@ def unpack(data: memoryview, path: Path) -> tuple[dict[str, Any], dict[str, Arra
         raise _damaged(path, f"expected {start + body_length} bytes, it has {len(data)}")
     if digests is not None and _sha256([body]) != digests[1]:
         raise _damaged(path, "its arrays do not match their digest")
-    return meta, _open_safetensors(body)
+    try:
+        return meta, _open_safetensors(body)
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        raise _damaged(path, f"its arrays are not safetensors ({error})") from None
 
 
 def _read_head(data: memoryview, path: Path) -> tuple[int, int, tuple[bytes, bytes] | None]:
     if len(data) < PAGE:
         raise _damaged(path, f"expected at least {PAGE} bytes, it has {len(data)}")
     magic, version, length, body_length, flags, checksum = _HEAD.unpack_from(data)
-    if magic != _MAGIC or checksum != zlib.crc32(data[: _HEAD.size - 4]):
+    if magic != _MAGIC or checksum != zlib.crc32(data[: _HEAD.size - 4]) or any(data[_ZEROS:PAGE]):
         raise _damaged(path, "its header is not one that streamcl wrote")
     if version > VERSION:
         raise UnknownFormat(f"{path}: format {version}; this streamcl reads up to {VERSION}: upgrade it")
@@ -108,7 +116,7 @@ def _sha256(buffers: list[Any]) -> bytes:
 def _safetensors(arrays: Mapping[str, Array]) -> list[Buffer]:
     header, buffers, offset = {}, [], 0
     for name, array in arrays.items():
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # ascontiguousarray would give a scalar a dimension
         raw = array.reshape(-1).view(np.uint8).data
         header[name] = {
             "dtype": _TO_SAFETENSORS[array.dtype.str],

@@ -35,7 +35,7 @@ class Ledger:
         end = _offset_behind(path, count)
         if not path.exists():
             disk.close(disk.create(path))
-            disk.sync_directory(directory)
+        disk.sync_directory(directory)  # even if it was there: its maker may have died before this
         fd = disk.open(path)
         disk.truncate(fd, end)
         disk.sync_data(fd)

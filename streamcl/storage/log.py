@@ -15,8 +15,8 @@ damage anywhere else raises Damaged.
 How the two are told apart. A segment's header and name are synced before its first record, and a segment is synced before
 the next begins: so only records of the last one can be torn. Records written since the last sync may reach the disk in any
 order, so a sound record behind an unsound one proves nothing by itself. But each says what was durable when it was
-written: an unsound record is damage if a sound header anywhere behind it counts it as durable, and a torn tail otherwise.
-What the very last sync covered has no such witness; damage there is cut off too, and reported.
+written: an unsound record is damage if a sound header anywhere behind it, or the checkpoint, counts it as durable, and a
+torn tail otherwise. What the very last sync covered may have no such witness; damage there is cut off too, and reported.
 
 One process writes; another reads below the durable end and drops what it has absorbed.
 """
@@ -140,7 +140,7 @@ class LogWriter:
     def recover(cls, directory: Path, disk: Disk, next_lsn: int = 0, segment_bytes: int = SEGMENT_BYTES) -> LogWriter:
         """Check every segment, cut a torn tail, and go on where the log ends, at `next_lsn` at least.
 
-        Raises Damaged, UnknownFormat.
+        next_lsn: everything below is in a checkpoint, so was durable. Raises Damaged, UnknownFormat.
         """
         while True:
             with contextlib.suppress(FileNotFoundError):  # a running trainer dropped a segment after it was listed
@@ -159,7 +159,7 @@ class LogWriter:
                     f"{path}: expected a segment that begins with LSN {end}; one is missing or misnamed: restore the log "
                     "from a backup"
                 )
-            scan = _scan(path, last=path == paths[-1])
+            scan = _scan(path, path == paths[-1], next_lsn)
             end = scan.next_lsn
         writer = cls(directory, disk, segment_bytes, first, max(end, next_lsn))
         if scan is not None:
@@ -266,7 +266,8 @@ def _sealed(head: bytes) -> bytes:
 
 
 def _is_sealed(head: memoryview) -> bool:
-    return _CHECKSUM.unpack(head[-_CHECKSUM.size :])[0] == zlib.crc32(head[: -_CHECKSUM.size])
+    (own,) = _CHECKSUM.unpack(head[-_CHECKSUM.size :])
+    return bool(own == zlib.crc32(head[: -_CHECKSUM.size]))
 
 
 def _padding(length: int) -> bytes:
@@ -305,7 +306,8 @@ class _Head:
         return _RECORD.size + _padded(self.body) + _padded(self.payload)
 
 
-def _scan(path: Path, last: bool) -> _Scan:
+def _scan(path: Path, last: bool, durable: int) -> _Scan:
+    """Check one segment; durable: every record below is known to have been synced."""
     data = _map(path)
     first = _first_lsn(path)
     if not _segment_is_sound(path, data, first):
@@ -316,7 +318,8 @@ def _scan(path: Path, last: bool) -> _Scan:
     while scan.end < len(data):
         head = _sound_record(data, scan.end, scan.next_lsn)
         if head is None:
-            _require_torn_tail(path, data, scan, last)
+            if not last or scan.next_lsn < durable or _was_durable(data, scan.end + 1, scan.next_lsn):
+                raise _damaged(path, scan)
             return scan
         scan.last = _record(path, data, scan.end, head)
         scan.end += head.size
@@ -364,10 +367,8 @@ def _record(path: Path, data: memoryview, offset: int, head: _Head) -> Record:
         raise UnknownFormat(f"{path}: offset {offset}: {error}") from None
 
 
-def _require_torn_tail(path: Path, data: memoryview, scan: _Scan, last: bool) -> None:
-    if last and not _was_durable(data, scan.end + 1, scan.next_lsn):
-        return
-    raise Damaged(
+def _damaged(path: Path, scan: _Scan) -> Damaged:
+    return Damaged(
         f"{path}: offset {scan.end}: record {scan.next_lsn} is damaged though it was synced; restore the file from a "
         "backup, or move the log aside to lose what has not been consolidated"
     )

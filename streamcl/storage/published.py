@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from streamcl.errors import Damaged
 from streamcl.storage import container
 
 Stamp = tuple[int, int, int]
@@ -28,12 +29,14 @@ def publish(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArra
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]] | None:
-    """The newest whole version: metadata and read-only arrays; None where nothing was published."""
+    """The newest whole version: metadata and read-only arrays; None where nothing whole was published.
+
+    Never synced, a file may come out of a power cut without its bytes: that is as good as none.
+    """
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+        return container.unpack(memoryview(path.read_bytes()), path)
+    except (FileNotFoundError, Damaged):
         return None
-    return container.unpack(memoryview(data), path)
 
 
 def stamp(path: Path) -> Stamp | None:
