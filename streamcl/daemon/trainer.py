@@ -150,6 +150,7 @@ class Trainer:
     def _closed_task(self, entry: dict[str, Any]) -> None:
         """Make a consolidated task durable, then drop its data, then say so."""
         assert self.ledger is not None
+        self.activity = "idle"
         self.ledger.append(entry)
         self._save_checkpoint()
         self._drop()
@@ -177,6 +178,7 @@ class Trainer:
         checkpoint.save(self.state.path, {**meta, "ledger": len(self.ledger)}, tensors, self.disk)
         self._last_checkpoint = time.monotonic()
         self.checkpointed_lsn = self.learner.next_lsn
+        self._report(force=True)  # whoever waits for the checkpoint or the boundary then reads a status that has it
         self.side.send(
             "checkpointed",
             next_lsn=self.learner.next_lsn,
