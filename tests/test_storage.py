@@ -110,6 +110,35 @@ def test_the_log_truncated_at_any_byte_of_its_last_two_records_loses_only_what_i
         assert len(contents(directory)) == writer.next_lsn
 
 
+class Recorder(Disk):
+    """Notes what it is asked to do, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.directories: list[Path] = []
+
+    def create(self, path: Path) -> int:
+        self.calls.append("create")
+        return super().create(path)
+
+    def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        self.calls.append("write")
+        return super().write(fd, buffers, offset)
+
+    def sync_data(self, fd: int) -> None:
+        self.calls.append("sync")
+        super().sync_data(fd)
+
+    def sync_directory(self, path: Path) -> None:
+        self.calls.append("sync directory")
+        self.directories.append(path)
+        super().sync_directory(path)
+
+    def replace(self, source: Path, target: Path) -> None:
+        self.calls.append("rename")
+        super().replace(source, target)
+
+
 def written_one_by_one(directory: Path, count: int) -> Path:
     """A log whose records were synced each for itself; its only segment."""
     for _ in range(count):
@@ -151,41 +180,23 @@ def test_an_unsynced_record_torn_before_a_whole_one_is_no_damage(tmp_path: Path)
 def test_a_record_that_the_checkpoint_holds_is_never_a_torn_tail(tmp_path: Path) -> None:
     segment = written_one_by_one(tmp_path, 2)
     segment.write_bytes(segment.read_bytes()[:-1])
-    with pytest.raises(Damaged, match="record 1"):
+    with pytest.raises(Damaged, match="checkpoint holds all below 2"):
         log.LogWriter.recover(tmp_path, DISK, next_lsn=2)
 
 
 def test_a_segment_is_synced_before_the_next_one_begins(tmp_path: Path) -> None:
-    calls: list[str] = []
-
-    class Recorder(Disk):
-        def create(self, path: Path) -> int:
-            calls.append("create")
-            return super().create(path)
-
-        def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
-            calls.append("write")
-            return super().write(fd, buffers, offset)
-
-        def sync_data(self, fd: int) -> None:
-            calls.append("sync")
-            super().sync_data(fd)
-
-        def sync_directory(self, path: Path) -> None:
-            calls.append("sync directory")
-            super().sync_directory(path)
-
-    writer = log.LogWriter.recover(tmp_path, Recorder())
-    calls.clear()
+    disk = Recorder()
+    writer = log.LogWriter.recover(tmp_path, disk)
+    disk.calls.clear()
     begin = ["create", "write", "sync", "sync directory"]
     writer.append(*batch(1))
     writer.append(boundary(2))
-    assert calls == [*begin, "write", "write"]
+    assert disk.calls == [*begin, "write", "write"]
     writer.append(*batch(3, task="b"))
-    assert calls[6:] == ["sync", *begin, "write"]
+    assert disk.calls[6:] == ["sync", *begin, "write"]
     assert writer.durable == 0
     assert writer.sync() == 3
-    assert calls[-1] == "sync"
+    assert disk.calls[-1] == "sync"
 
 
 def test_a_flipped_byte_of_the_last_record_costs_that_record_and_is_reported(tmp_path: Path) -> None:
@@ -268,14 +279,30 @@ class FullDisk(Disk):
         return super().write(fd, [data], offset)
 
 
+def test_a_full_disk_begins_no_segment(tmp_path: Path) -> None:
+    disk = FullDisk()
+    writer = log.LogWriter.recover(tmp_path, disk)
+    writer.append(boundary(1))
+    disk.room = 20
+    with pytest.raises(OSError, match="No space"):
+        writer.append(*batch(2, task="b"))
+    assert len(list(tmp_path.iterdir())) == 1
+    disk.room = 1 << 30
+    assert writer.append(*batch(2, task="b")) == 1
+    assert writer.sync() == 2
+    assert [record.seq for _, record in contents(tmp_path)] == [1, 2]
+
+
 @pytest.mark.parametrize("room", [0, 10, 100])
 def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path, room: int) -> None:
     disk = FullDisk()
     writer = log.LogWriter.recover(tmp_path, disk)
     writer.append(*batch(1))
     disk.room = room
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(OSError, match="No space"):
         writer.append(*batch(2))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     disk.room = 1 << 30
     assert writer.append(*batch(2)) == 1
     writer.sync()
@@ -354,18 +381,12 @@ def test_a_segment_dropped_while_recovery_looks_is_not_missed(tmp_path: Path, mo
 
 
 def test_a_directory_is_on_disk_before_it_is_used(tmp_path: Path) -> None:
-    synced: list[Path] = []
-
-    class Recorder(Disk):
-        def sync_directory(self, path: Path) -> None:
-            synced.append(path)
-            super().sync_directory(path)
-
-    log.LogWriter.recover(tmp_path / "state" / "log", Recorder())
-    assert [tmp_path, tmp_path / "state"] == synced[:2]
-    synced.clear()
-    log.LogWriter.recover(tmp_path / "state" / "log", Recorder())
-    assert tmp_path / "state" in synced  # whoever made the directory may have died before syncing its name
+    disk = Recorder()
+    log.LogWriter.recover(tmp_path / "state" / "log", disk)
+    assert [tmp_path, tmp_path / "state"] == disk.directories[:2]
+    disk.directories.clear()
+    log.LogWriter.recover(tmp_path / "state" / "log", disk)
+    assert tmp_path / "state" in disk.directories  # whoever made the directory may have died before syncing its name
 
 
 def test_after_a_boundary_recovery_begins_a_new_segment(tmp_path: Path) -> None:
@@ -435,10 +456,18 @@ def test_any_metadata_and_arrays_come_back(arrays: dict[str, np.ndarray], meta: 
     }
 
 
+def test_a_checkpoint_is_synced_before_it_is_renamed_and_its_name_after(tmp_path: Path) -> None:
+    disk = Recorder()
+    checkpoint.save(tmp_path, META, ARRAYS, disk)
+    assert disk.calls == ["create", "write", "sync", "rename", "sync directory"]
+
+
 def test_what_an_unfinished_save_left_is_removed(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, META, ARRAYS, DISK)
     (tmp_path / checkpoint.ASIDE).write_bytes(b"half")
-    assert checkpoint.load(tmp_path) is not None
+    disk = Recorder()
+    assert checkpoint.load(tmp_path, disk) is not None
+    assert disk.directories == [tmp_path]  # the rename may not have been synced
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
 
 
@@ -494,9 +523,14 @@ def test_ledger_entries_behind_the_checkpoint_are_cut_off(tmp_path: Path) -> Non
     for number in range(3):
         book.append({"task": f"t{number}", "loss": 0.5})
     book.close()
-    book = ledger.Ledger.recover(tmp_path, 2, DISK)
+    disk = Recorder()
+    book = ledger.Ledger.recover(tmp_path, 2, disk)
     assert len(book) == 2
+    with pytest.raises(Damaged, match="entry 2"):
+        ledger.read(tmp_path, 3)
+    assert disk.calls == ["sync directory", "sync"]
     book.append({"task": "again"})
+    assert disk.calls[2:] == ["write", "sync"]
     assert [entry["task"] for entry in ledger.read(tmp_path, 3)] == ["t0", "t1", "again"]
     with pytest.raises(Damaged, match="entry 3"):
         ledger.read(tmp_path, 4)

@@ -138,9 +138,10 @@ class LogWriter:
 
     @classmethod
     def recover(cls, directory: Path, disk: Disk, next_lsn: int = 0, segment_bytes: int = SEGMENT_BYTES) -> LogWriter:
-        """Check every segment, cut a torn tail, and go on where the log ends, at `next_lsn` at least.
+        """Check every segment, cut a torn tail, and go on where the log ends.
 
-        next_lsn: everything below is in a checkpoint, so was durable. Raises Damaged, UnknownFormat.
+        next_lsn: everything below is in a checkpoint, so was durable; an empty log goes on there. Raises Damaged,
+        UnknownFormat.
         """
         while True:
             with contextlib.suppress(FileNotFoundError):  # a running trainer dropped a segment after it was listed
@@ -159,14 +160,20 @@ class LogWriter:
                     f"{path}: expected a segment that begins with LSN {end}; one is missing or misnamed: restore the log "
                     "from a backup"
                 )
-            scan = _scan(path, path == paths[-1], next_lsn)
+            scan = _scan(path, last=path == paths[-1])
             end = scan.next_lsn
-        writer = cls(directory, disk, segment_bytes, first, max(end, next_lsn))
+        if end < next_lsn:
+            raise Damaged(
+                f"{paths[-1]}: the log ends before LSN {end}, but the checkpoint holds all below {next_lsn}: what was "
+                "synced is missing or damaged; restore the log from a backup, or move it aside to lose what is not "
+                "consolidated"
+            )
+        writer = cls(directory, disk, segment_bytes, first, end)
         if scan is not None:
-            writer._resume(paths[-1], scan, fresh=end < next_lsn)
+            writer._resume(paths[-1], scan)
         return writer
 
-    def _resume(self, path: Path, scan: _Scan, fresh: bool) -> None:
+    def _resume(self, path: Path, scan: _Scan) -> None:
         """Cut the torn tail off the last segment, and append there unless its task is closed."""
         size = path.stat().st_size
         if scan.end < size:
@@ -180,7 +187,7 @@ class LogWriter:
             self.disk.truncate(fd, scan.end)
         self.disk.sync_data(fd)  # what a crash left in the page cache counts as durable from here on
         self.disk.sync_directory(self.directory)
-        if fresh or (scan.last is not None and closes_task(scan.last)):
+        if scan.last is not None and closes_task(scan.last):
             self.disk.close(fd)
         else:
             self._fd, self._end = fd, scan.end
@@ -306,8 +313,7 @@ class _Head:
         return _RECORD.size + _padded(self.body) + _padded(self.payload)
 
 
-def _scan(path: Path, last: bool, durable: int) -> _Scan:
-    """Check one segment; durable: every record below is known to have been synced."""
+def _scan(path: Path, last: bool) -> _Scan:
     data = _map(path)
     first = _first_lsn(path)
     if not _segment_is_sound(path, data, first):
@@ -318,7 +324,7 @@ def _scan(path: Path, last: bool, durable: int) -> _Scan:
     while scan.end < len(data):
         head = _sound_record(data, scan.end, scan.next_lsn)
         if head is None:
-            if not last or scan.next_lsn < durable or _was_durable(data, scan.end + 1, scan.next_lsn):
+            if not last or _was_durable(data, scan.end + 1, scan.next_lsn):
                 raise _damaged(path, scan)
             return scan
         scan.last = _record(path, data, scan.end, head)
