@@ -5,6 +5,7 @@ Guarantees: the session after recovery equals the session before the end, up to 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from streamcl.daemon.state import StateDirectory
@@ -13,7 +14,7 @@ from streamcl.protocol.session import ProducerState, StreamSession
 from streamcl.protocol.signature import Signature
 from streamcl.storage import checkpoint, ledger, log
 from streamcl.storage.disk import Disk
-from streamcl.storage.records import Batch
+from streamcl.storage.records import Batch, Record
 
 ATTEMPTS = 5  # a running trainer may replace the checkpoint and drop segments while we read them
 
@@ -27,16 +28,21 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
         meta = checkpoint.read_meta(state.path)
         try:
             writer = log.LogWriter.recover(state.log, disk, next_lsn=meta["next_lsn"] if meta else 0)
-            break
+            held = [(e.lsn, e.record, e.nbytes) for e in log.LogReader(state.log).read(writer.first_lsn, writer.next_lsn)]
         except Damaged:
-            moved = checkpoint.read_meta(state.path)
-            if attempt == ATTEMPTS or moved == meta:
+            if attempt == ATTEMPTS or checkpoint.read_meta(state.path) == meta:
                 raise
+            continue
+        if checkpoint.read_meta(state.path) == meta:  # else what was dropped meanwhile would be numbered again
+            break
+        writer.close()
+    else:
+        raise Damaged(f"{state.path}: the checkpoint changed during each of {ATTEMPTS} recoveries; start again")
     entries = [] if meta is None else ledger.read(state.path, meta["ledger"])
     if meta is not None:
         _take_over(session, meta)
     session.closed.update(entry["task"] for entry in entries)
-    _replay(state, session, writer, meta["next_lsn"] if meta else 0)
+    _replay(session, held, meta["next_lsn"] if meta else 0)
     session.synced()
     return writer, entries
 
@@ -50,11 +56,11 @@ def _take_over(session: StreamSession, meta: dict[str, Any]) -> None:
         session.signature = Signature.from_plain(meta["signature"])
 
 
-def _replay(state: StateDirectory, session: StreamSession, writer: log.LogWriter, applied: int) -> None:
+def _replay(session: StreamSession, held: Iterable[tuple[int, Record, int]], applied: int) -> None:
     """Every record still in the log; those below `applied` only count for what their task holds on disk."""
-    for entry in log.LogReader(state.log).read(writer.first_lsn, writer.next_lsn):
-        session.apply(entry.record, entry.nbytes)
-        if entry.lsn < applied and isinstance(entry.record, Batch):
+    for lsn, record, nbytes in held:
+        session.apply(record, nbytes)
+        if lsn < applied and isinstance(record, Batch):
             session.stored_batches -= 1
     if session.open_task is not None and session.open_task in session.closed:
         session.open_task = None  # consolidated, but its records were not unlinked before the end
