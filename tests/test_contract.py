@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,7 +17,13 @@ import pytest
 import zmq
 from prometheus_client.parser import text_string_to_metric_families
 
-from streamcl.bench.local import LocalDaemon
+from streamcl.bench.local import FREE_ENDPOINTS, LocalDaemon
+from streamcl.config import from_tree
+from streamcl.daemon import sockets
+from streamcl.daemon.channel import Channel
+from streamcl.daemon.ingest import Ingest
+from streamcl.protocol.session import StreamSession
+from streamcl.protocol.signature import Signature
 
 RNG = np.random.default_rng(0)
 SMALL = {
@@ -306,6 +314,68 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_stored(
     assert "[C, H, W]" in refused["message"]
     images = {"x": np.ones((4, 8, 8), "<f4"), "y": np.zeros(4, "<i8")}
     assert client.ask("batch", images, seq=1, task="a")["durable"] == 1
+
+
+def test_a_full_disk_refuses_and_recovers_by_itself(start: Callable[..., LocalDaemon], connect: Callable[..., Any]) -> None:
+    """The log may not grow (a file-size limit stands in for the disk's end); what was stored before stays."""
+    daemon = start(SMALL)
+    client = connect(daemon.endpoints["stream"])
+    client.ask("hello", producer="p")
+    client.ask("batch", rows(), seq=1, task="a")
+    ingest = process_of(daemon, "ingest")
+    (segment,) = (daemon.state_dir / "log").glob("*.seg")
+    before = segment.read_bytes()
+    resource.prlimit(ingest, resource.RLIMIT_FSIZE, (len(before) + 100, resource.RLIM_INFINITY))
+    refused = client.ask("batch", rows(n=64), seq=2, task="a")
+    assert (refused["type"], refused["code"], refused["retryable"]) == ("nack", "no_space", True)
+    assert segment.read_bytes() == before
+    resource.prlimit(ingest, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert client.ask("batch", rows(n=64), seq=2, task="a")["durable"] == 2
+    client.send("boundary", seq=3, task="a")
+    assert client.receive_until("done")["samples"] == 72
+
+
+def process_of(daemon: LocalDaemon, role: str) -> int:
+    """The pid of one of the daemon's processes."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            arguments = path.read_bytes().split(b"\0")
+            parent = int(path.with_name("stat").read_text().rpartition(")")[2].split()[1])
+            if role.encode() in arguments and daemon.process is not None and parent == daemon.process.pid:
+                return int(path.parent.name)
+    raise AssertionError(f"no {role} process")
+
+
+def test_a_defect_of_ours_is_answered_and_ends_nothing(
+    tmp_path: Path, connect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception that nobody foresaw, in the real ingest loop behind its real socket."""
+    (up, supervisor), (side, trainer) = Channel.pair(), Channel.pair()
+    settings = from_tree({"state_dir": str(tmp_path / "state"), "endpoints": FREE_ENDPOINTS})
+    ingest = Ingest(settings, Channel(up), Channel(side))
+    ingest.start()
+    try:
+        client = connect(sockets.endpoint(ingest.stream))
+        client.send("hello", producer="p")
+        ingest.turn()
+        assert client.receive()["type"] == "welcome"
+        with monkeypatch.context() as broken:
+            broken.setattr(StreamSession, "is_duplicate", lambda *_: 1 / 0)
+            client.send("batch", rows(), seq=1, task="a", id=9)
+            ingest.turn()
+        answer = client.receive()
+        assert (answer["type"], answer["code"], answer["id"], answer["seq"]) == ("nack", "internal", 9, 1)
+        assert "ZeroDivisionError" in answer["message"]
+        ingest.model_accepted = Signature((4,), False, ())
+        client.send("batch", rows(), seq=1, task="a")
+        ingest.turn()
+        assert client.receive()["durable"] == 1
+    finally:
+        for end in (supervisor, trainer):
+            end.close()
+        for socket in (ingest.stream, ingest.admin.socket):
+            sockets.close(socket)
+        ingest.http.close()
 
 
 # -- predict -----------------------------------------------------------------------------------------------------------

@@ -273,6 +273,7 @@ def test_no_daemon_is_said_in_words() -> None:
         ({"posterior": {"mode": "factors"}}, "not available"),
         ({"stream": {"boundary": "drift"}}, "not available"),
         ({"train": {"device": "cuda:99"}}, "train.device"),
+        ({"model": {"factory": "nowhere:model"}}, "nowhere"),
     ],
 )
 def test_a_daemon_that_cannot_start_says_why(tmp_path: Path, tree: dict[str, Any], said: str) -> None:

@@ -27,7 +27,7 @@ from streamcl.daemon.recovery import recover
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.state import StateDirectory
 from streamcl.daemon.view import View
-from streamcl.errors import Refused
+from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import Buffer, NamedArrays
 from streamcl.protocol.session import StreamSession, Terms
@@ -126,6 +126,9 @@ class Ingest:
     def start(self) -> None:
         """Recover from disk, bind, and say so."""
         self.writer, entries = recover(self.state, self.session, Disk())
+        if self.writer.torn is not None:
+            torn = self.writer.torn
+            self.log.warning("cut off a torn tail", path=str(torn.path), offset=torn.offset, nbytes=torn.nbytes)
         self.view.recovered(entries)
         self.model_accepted = self.session.signature
         endpoints = self.config.endpoints
@@ -190,6 +193,12 @@ class Ingest:
             arrays = frames.open_arrays(envelope, ["x", "y"] if isinstance(message, messages.Batch) else [])
             self._judge(producer, Pending(peer, message, arrays, log.record_bytes(parts)))
         except Refused as refused:
+            self._refuse(peer, refused, frames.legible_seq(header), header.get("id"))
+        except StreamclError:
+            raise
+        except Exception as error:  # a defect of ours: one message must not end the service for everyone else
+            self.log.exception("a message could not be judged")
+            refused = Refused("internal", f"{type(error).__name__}: {error}"[:500], retryable=True)
             self._refuse(peer, refused, frames.legible_seq(header), header.get("id"))
 
     def _identify(self, peer: Peer) -> str:
@@ -290,7 +299,10 @@ class Ingest:
             self.writer.append(record, payloads)
         except OSError as error:
             raise Refused("no_space", f"the disk is full ({error.strerror}); free some", retryable=True) from None
-        self.session.apply(record, self.writer.end_bytes - before)
+        try:
+            self.session.apply(record, self.writer.end_bytes - before)
+        except Exception as error:  # stored but not counted: only a new start, from disk, can tell what holds
+            raise StreamclError(f"record {self.writer.next_lsn - 1}: {type(error).__name__}: {error}") from error
         if self.session.open_task is None:
             self.writer.rotate()
 

@@ -122,6 +122,9 @@ class Supervisor:
 
     def _start_up(self) -> None:
         self._watch_signals()
+        state = StateDirectory(Path(self.config.state_dir))
+        for path in (state.parameters, state.posterior):  # of another life, perhaps of another checkpoint
+            path.unlink(missing_ok=True)
         ingest_side, trainer_side = Channel.pair()
         self.children = {
             "ingest": Child("ingest", ingest_side),

@@ -17,6 +17,7 @@ import numpy as np
 import structlog
 import torch
 
+from streamcl import models
 from streamcl.config import Config
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.state import StateDirectory
@@ -39,6 +40,7 @@ class _Stopped(Exception):
 
 def run(config: Config, up: Channel, side: Channel) -> None:
     """The process's main function; returns when the daemon stops."""
+    models.load_factory(config.model.factory)  # said at the start, not at the first batch
     torch.set_flush_denormal(True)  # squares of small gradients are denormal and slow CPU arithmetic many times
     Trainer(config, up, side).run()
 

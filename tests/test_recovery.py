@@ -1,0 +1,90 @@
+"""What ingest knows at its start, also while the trainer goes on beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamcl.daemon import recovery
+from streamcl.daemon.state import StateDirectory
+from streamcl.protocol.session import StreamSession, Terms
+from streamcl.storage import checkpoint, log
+from streamcl.storage.disk import Disk
+from streamcl.storage.records import Batch, Boundary, array_spec
+
+DISK = Disk()
+X, Y = np.ones((2, 3), "<f4"), np.zeros(2, "<i8")
+
+
+def batch(seq: int, task: str) -> Batch:
+    specs = (array_spec("x", X), array_spec("y", Y))
+    return Batch(producer="p", epoch=0, seq=seq, task=task, samples=2, arrays=specs)
+
+
+def two_tasks(directory: Path) -> int:
+    """A log with a closed task and an open one; returns the LSN behind the closed one."""
+    writer = log.LogWriter.recover(directory, DISK)
+    writer.append(batch(1, "a"), [X.tobytes(), Y.tobytes()])
+    writer.append(Boundary(producer="p", epoch=0, seq=2, task="a"))
+    writer.sync()
+    writer.close()
+    return writer.next_lsn
+
+
+def save(state: StateDirectory, next_lsn: int, seq: int) -> None:
+    meta: dict[str, Any] = {
+        "next_lsn": next_lsn,
+        "ledger": 0,
+        "sequences": {"p": [0, seq]},
+        "labels": [],
+        "batches": next_lsn,
+        "signature": None,
+    }
+    checkpoint.save(state.path, meta, {}, DISK)
+
+
+def test_a_checkpoint_that_moves_during_recovery_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer absorbs and drops everything between our two looks: no LSN may then be given out twice."""
+    state = StateDirectory(tmp_path)
+    end = two_tasks(state.log)
+    looks = []
+
+    def moving(directory: Path) -> dict[str, Any] | None:
+        looks.append(directory)
+        if len(looks) == 2:
+            save(state, end, 2)
+            log.drop_before(state.log, end, DISK)
+        return read(directory)
+
+    read = checkpoint.read_meta
+    monkeypatch.setattr(recovery.checkpoint, "read_meta", moving)
+    session = StreamSession(Terms(classes=3))
+    writer, _ = recovery.recover(state, session, DISK)
+    assert len(looks) == 4
+    assert (writer.first_lsn, writer.next_lsn) == (end, end)
+    assert session.producers["p"].applied == 2
+    assert writer.append(batch(3, "b"), [X.tobytes(), Y.tobytes()]) == end
+
+
+def test_a_segment_dropped_while_the_log_is_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = StateDirectory(tmp_path)
+    end = two_tasks(state.log)
+    recover = log.LogWriter.recover
+    tries = []
+
+    def dropped_behind(*args: Any, **options: Any) -> log.LogWriter:
+        writer = recover(*args, **options)
+        tries.append(writer)
+        if len(tries) == 1:
+            save(state, end, 2)
+            log.drop_before(state.log, end, DISK)
+        return writer
+
+    monkeypatch.setattr(recovery.log.LogWriter, "recover", dropped_behind)
+    session = StreamSession(Terms(classes=3))
+    writer, _ = recovery.recover(state, session, DISK)
+    assert (len(tries), writer.next_lsn) == (2, end)
+    assert session.producers["p"].stored == 2
