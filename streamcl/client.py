@@ -431,13 +431,11 @@ class Admin(_Requester):
         return self._ask({"type": "status"})
 
     def tasks(self) -> list[dict[str, Any]]:
-        """One map a task: task, samples, weight, loss, revisits, penalty, penalty_rise, closed_at."""
-        tasks: list[dict[str, Any]] = []
-        while True:
-            page = self._ask({"type": "tasks", "offset": len(tasks)})
-            tasks += page["tasks"]
-            if not page["tasks"] or len(tasks) >= page["total"]:
-                return tasks
+        """One map a task: task, samples, weight, loss, revisits, penalty, penalty_rise, closed_at.
+
+        In factor mode also revisit_rank (1: a revisit would repay most) and revisit_reason.
+        """
+        return self._pages("tasks", "tasks")
 
     def metrics(self) -> dict[str, float]:
         """The values of /metrics by sample name."""
@@ -454,8 +452,20 @@ class Admin(_Requester):
         return self._ask({**_boundary(task, weight, barrier), "wait": wait}, patient=wait)
 
     def revisit(self, task: str, damping: float | None = None) -> dict[str, Any]:
-        """Reopen a consolidated task."""
+        """Reopen a consolidated task, whose data is sent again after this."""
         return self._ask(_revisit(task, damping))
+
+    def abandon(self, task: str | None = None) -> dict[str, Any]:
+        """Give up the open revisit; returns once what was before it holds again."""
+        return self._ask({"type": "abandon"} | ({} if task is None else {"task": task}), patient=True)
+
+    def forget(self, task: str) -> dict[str, Any]:
+        """Withdraw a task's factor for good; returns once the posterior is without it."""
+        return self._ask({"type": "forget", "task": task}, patient=True)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Each task's penalty and its rise after every boundary: lsn, time, task, penalty, penalty_rise."""
+        return self._pages("history", "rows")
 
     def checkpoint(self) -> dict[str, Any]:
         """Write a checkpoint of everything applied; waits for a consolidation under way."""
@@ -478,6 +488,13 @@ class Admin(_Requester):
         reply, arrays = self._request({"type": "parameters"})
         vectors = {name: array.copy() for name, array in arrays.by_name.items()}
         return ParameterVectors(**vectors, names=reply["names"], shapes=reply["shapes"])
+
+    def _pages(self, request: str, name: str) -> list[dict[str, Any]]:
+        """All rows of a request that is answered page by page."""
+        rows: list[dict[str, Any]] = []
+        while page := self._ask({"type": request, "offset": len(rows)})[name]:
+            rows += page
+        return rows
 
     def _ask(self, header: Mapping[str, Any], *, patient: bool = False) -> dict[str, Any]:
         reply, _ = self._request(header, patient=patient)

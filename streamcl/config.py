@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from streamcl.conventions import Convention, to_scale
 from streamcl.errors import ConfigError
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -62,13 +63,20 @@ class Train(_Section, frozen=True):
 class Posterior(_Section, frozen=True):
     """The quadratic penalty: which form it has and how much each task weighs."""
 
-    mode: Literal["single", "factors"] = "single"
+    mode: Literal["single", "factors", "multi-anchor", "online"] = "single"
     prior_precision: PositiveFloat = 1.0
     prior_mean: Literal["zero", "init"] = "zero"
     scale: NonNegative = 1.0
+    convention: Convention = "streamcl"
+    gamma: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.95
     curvature: Literal["diagonal", "kronecker"] = "diagonal"
     fisher: Literal["exact", "mc", "empirical"] = "exact"
     damping: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.5
+
+    @property
+    def effective_scale(self) -> float:
+        """The scale in ``lambda_t = scale * N_t``, converted from `convention`."""
+        return to_scale(self.convention, self.scale)
 
 
 class Stream(_Section, frozen=True):
@@ -187,11 +195,12 @@ def _dotted(tree: Mapping[str, Any], sections: set[str]) -> Iterator[str]:
 def _check_whole(config: Config) -> None:
     """What no single field's type can say; also options this version does not have yet."""
     _refuse_absent("stream.boundary", config.stream.boundary, "drift")
-    _refuse_absent("posterior.mode", config.posterior.mode, "factors")
     _refuse_absent("posterior.curvature", config.posterior.curvature, "kronecker")
     for key, number in _numbers(config):
         if not math.isfinite(number):
             raise ConfigError(f"configuration: {key}: expected a finite number, got {number}")
+    if config.posterior.convention == "laplace-torch" and config.posterior.scale == 0:
+        raise ConfigError("posterior.scale: expected a temperature greater than 0 (convention laplace-torch), got 0")
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", config.model.factory):
         raise ConfigError(f"model.factory: expected 'package.module:callable', got {config.model.factory!r}")
     for name in ("stream", "predict", "admin"):

@@ -33,12 +33,19 @@ def session(**terms: Any) -> StreamSession:
 
 
 def store(state: StreamSession, message: Any, arrays: NamedArrays | None = None, nbytes: int = 100) -> None:
-    if isinstance(message, messages.Batch):
-        records = state.admit_batch("p", message, arrays or data(), nbytes)
-    else:
-        records = state.admit_boundary("p", message)
+    match message:
+        case messages.Batch():
+            records = state.admit_batch("p", message, arrays or data(), nbytes)
+        case messages.Boundary():
+            records = state.admit_boundary("p", message)
+        case messages.Revisit():
+            records = state.admit_revisit("p", message.seq, message.task, message.damping)
+        case messages.Abandon():
+            records = state.admit_abandon(message.task)
+        case messages.Forget():
+            records = state.admit_forget(message.task)
     for record in records:
-        state.apply(record, nbytes)
+        state.apply(state.producers["p"].stored, record, nbytes)
     state.synced()
 
 
@@ -197,15 +204,84 @@ def test_more_names_than_outputs_are_refused() -> None:
     assert labels.labels().tolist() == [100, 200, 300]
 
 
+def test_a_revisit_opens_a_closed_task_once_more() -> None:
+    state = session(mode="factors")
+    store(state, batch(1, boundary=True))
+    store(state, messages.Revisit(seq=2, task="a"))
+    assert (state.open_task, state.revisiting) == ("a", True)
+    assert refused(state, messages.Boundary(seq=3, task="a")) == "not_ready"  # nothing to learn from yet
+    assert refused(state, batch(3, "b")) == "task_mismatch"
+    assert refused(state, messages.Revisit(seq=3, task="a")) == "task_mismatch"
+    store(state, batch(3))
+    store(state, messages.Boundary(seq=4, task="a"))
+    assert (state.open_task, state.revisiting) == (None, False)
+    assert refused(state, batch(5)) == "task_closed"
+
+
+def test_what_cannot_be_revisited_is_refused() -> None:
+    state = session(mode="factors")
+    store(state, batch(1))
+    assert refused(state, messages.Revisit(seq=2, task="a")) == "unknown_task"  # open, never consolidated
+    assert refused(state, messages.Revisit(seq=2, task="z")) == "unknown_task"
+    store(state, messages.Boundary(seq=2, task="a"))
+    store(state, batch(3, "b"))
+    assert refused(state, messages.Revisit(seq=4, task="a")) == "task_mismatch"
+    for mode in ("single", "multi-anchor"):
+        other = session(mode=mode)
+        store(other, batch(1, boundary=True))
+        assert refused(other, messages.Revisit(seq=2, task="a")) == "not_in_factor_mode"
+    online = session(mode="online")
+    store(online, batch(1, boundary=True))
+    assert refused(online, messages.Revisit(seq=2, task="a", damping=0.5)) == "bad_header"
+    store(online, messages.Revisit(seq=2, task="a"))
+
+
+def test_an_abandoned_revisit_leaves_the_task_closed() -> None:
+    state = session(mode="factors")
+    store(state, batch(1, boundary=True))
+    assert refused(state, messages.Abandon()) == "unknown_task"
+    store(state, messages.Revisit(seq=2, task="a"))
+    store(state, batch(3))
+    assert refused(state, messages.Abandon(task="b")) == "unknown_task"
+    store(state, messages.Abandon(task="a"))
+    assert (state.open_task, state.revisiting, state.task_spool) == (None, False, 0)
+    assert refused(state, batch(4)) == "task_closed"
+    store(state, messages.Revisit(seq=4, task="a"))
+
+
+def test_a_withdrawn_task_is_not_used_again() -> None:
+    state = session(mode="factors")
+    store(state, batch(1, boundary=True))
+    assert refused(state, messages.Forget(task="z")) == "unknown_task"
+    store(state, messages.Revisit(seq=2, task="a"))
+    assert refused(state, messages.Forget(task="a")) == "task_mismatch"
+    store(state, messages.Abandon())
+    store(state, batch(3, "b"))
+    store(state, messages.Forget(task="a"))  # also while another task is open
+    assert state.open_task == "b"
+    store(state, messages.Boundary(seq=4, task="b"))
+    for message in (messages.Revisit(seq=5, task="a"), messages.Forget(task="a"), batch(5)):
+        assert refused(state, message) == "task_closed"
+    assert refused(session(), messages.Forget(task="a")) == "not_in_factor_mode"
+
+
+def test_with_boundaries_on_change_a_revisit_without_data_is_abandoned() -> None:
+    state = session(mode="factors", on_change=True)
+    store(state, batch(1, boundary=True))
+    store(state, messages.Revisit(seq=2, task="a"))
+    records = state.admit_batch("p", batch(3, "b"), data(), 100)
+    assert [type(record).__name__ for record in records] == ["Abandon", "Batch"]
+
+
 def test_recovery_is_the_same_call_as_live() -> None:
     live, replayed = session(on_change=True), StreamSession(Terms(on_change=True))
     log = []
     for message in (batch(1), batch(2), batch(3, "b"), batch(4, "b", boundary=True), batch(5, "c")):
         for record in live.admit_batch("p", message, data(), 10):
-            live.apply(record, 10)
+            live.apply(len(log), record, 10)
             log.append(record)
     live.synced()
-    for record in log:
-        replayed.apply(record, 10)
+    for lsn, record in enumerate(log):
+        replayed.apply(lsn, record, 10)
     replayed.synced()
     assert replayed == live

@@ -464,7 +464,7 @@ def test_a_checkpoint_is_synced_before_it_is_renamed_and_its_name_after(tmp_path
 
 def test_what_an_unfinished_save_left_is_removed(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, META, ARRAYS, DISK)
-    (tmp_path / checkpoint.ASIDE).write_bytes(b"half")
+    (tmp_path / "checkpoint.tmp").write_bytes(b"half")
     disk = Recorder()
     assert checkpoint.load(tmp_path, disk) is not None
     assert disk.directories == [tmp_path]  # the rename may not have been synced

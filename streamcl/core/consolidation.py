@@ -40,6 +40,27 @@ def assumed_density_filtering(posterior: DiagonalGaussian, curvature: Tensor, th
     return DiagonalGaussian(precision, precision * theta)
 
 
+def multi_anchor(posterior: DiagonalGaussian, curvature: Tensor, theta: Tensor) -> DiagonalGaussian:
+    """A penalty at every task's own optimum, as Kirkpatrick et al. (2017, eq. 3) describe EWC; for comparison.
+
+    A sum of quadratics is a quadratic, so it takes two vectors here too: ``eta + Lambda_T theta*_T``. theta*_T already
+    felt the earlier penalties, which are therefore counted again and again (the note, section 3).
+    """
+    return DiagonalGaussian(posterior.precision + curvature, posterior.shift + curvature * theta)
+
+
+def decayed(posterior: DiagonalGaussian, prior: DiagonalGaussian, gamma: float) -> DiagonalGaussian:
+    """The penalty that online EWC learns a task under: everything but the prior times gamma, the mean as it was.
+
+    Schwarz et al. (2018), section 3.2; with revisits, stochastic EP with gamma = 1 - 1/T. Raises ValueError unless 0 <
+    gamma <= 1.
+    """
+    if not 0 < gamma <= 1:
+        raise ValueError(f"gamma: expected 0 < gamma <= 1, got {gamma}")
+    precision = prior.precision + gamma * (posterior.precision - prior.precision)
+    return DiagonalGaussian(precision, precision * posterior.mean)
+
+
 def matched_factor(cavity: DiagonalGaussian, curvature: Tensor, theta: Tensor) -> DiagonalGaussian:
     """A task's debiased factor, by matching the quadratics of eq. 12 (eq. 13 in natural parameters).
 
@@ -65,6 +86,17 @@ def product(prior: DiagonalGaussian, factors: Iterable[DiagonalGaussian]) -> Dia
     return DiagonalGaussian(precision, shift)
 
 
-def penalty(factor: DiagonalGaussian, theta: Tensor) -> Tensor:
+def penalty(factor: DiagonalGaussian, theta: Tensor) -> float:
     """``1/2 sum Lambda_t (theta - centre_t)^2``, in nats: follows task t without its data (the note, before its end)."""
-    return 0.5 * torch.dot(factor.precision, (theta - factor.mean).square())
+    held = factor.precision > 0
+    completed = torch.where(held, factor.shift.square() / factor.precision, 0.0).sum()
+    return potential(factor, theta) + 0.5 * float(completed)
+
+
+def potential(factor: DiagonalGaussian, theta: Tensor) -> float:
+    """`penalty` up to its constant, ``sum 1/2 Lambda_t theta^2 - eta_t theta`` where Lambda_t > 0: divides nothing.
+
+    Differences of it are differences of `penalty`, without a centre that a small Lambda_t would put far away.
+    """
+    held = factor.precision > 0
+    return float(torch.where(held, (0.5 * factor.precision * theta - factor.shift) * theta, 0.0).sum())

@@ -15,6 +15,14 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """How steep a penalty is: its largest curvature, and the sum over all parameters (the trace)."""
+
+    largest: float
+    total: float
+
+
 class Gaussian(Protocol):
     """What trainer and checkpoint ask of a posterior, whatever its curvature; they never look inside."""
 
@@ -24,8 +32,14 @@ class Gaussian(Protocol):
     def gradient(self, theta: Tensor, out: Tensor | None = None) -> Tensor:
         """The penalty's gradient at theta, [P]."""
 
+    def proximal(self, theta: Tensor, rate: float) -> None:
+        """Move theta, in place, to the minimum of ``penalty + |theta' - theta|^2 / (2 rate)``."""
+
     def scaled(self, weight: float) -> Self:
         """The Gaussian whose penalty is `weight` times this one's."""
+
+    def curvature(self) -> Curvature:
+        """How steep the penalty is."""
 
     def sample(self, centre: Tensor, generator: torch.Generator) -> Tensor:
         """One draw of the parameters around a centre, [P]."""
@@ -89,9 +103,17 @@ class DiagonalGaussian:
         gradient = torch.mul(self.precision, theta, out=out)
         return gradient.sub_(self.shift)
 
+    def proximal(self, theta: Tensor, rate: float) -> None:
+        """``theta <- (theta + rate eta) / (1 + rate Lambda)`` in place: an implicit step, stable at any rate."""
+        theta.add_(self.shift, alpha=rate).div_(torch.add(1.0, self.precision, alpha=rate))
+
     def scaled(self, weight: float) -> DiagonalGaussian:
         """Precision and shift times `weight`."""
         return DiagonalGaussian(self.precision * weight, self.shift * weight)
+
+    def curvature(self) -> Curvature:
+        """The largest entry of Lambda, and their sum."""
+        return Curvature(float(self.precision.max()), float(self.precision.sum()))
 
     def times(self, factor: DiagonalGaussian) -> DiagonalGaussian:
         """The product with a factor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,12 @@ from streamcl.errors import Refused
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import HEADER_BYTES, Array, Buffer
 from streamcl.storage import published
+from streamcl.storage.records import Record
 
 if TYPE_CHECKING:
     from streamcl.daemon.ingest import Ingest
+
+PAGE_ROWS = 2000  # read of the history at once; the header's size decides how many are sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +34,9 @@ class Request:
 
 @dataclass(slots=True)
 class Later:
-    """Answers owed: for boundaries by task, for checkpoints by number; and boundaries behind a barrier."""
+    """Answers owed: when a record of this LSN has taken effect, for checkpoints by number; boundaries behind a barrier."""
 
-    done: dict[str, list[Request]] = field(default_factory=dict)
+    done: dict[int, Request] = field(default_factory=dict)
     checkpoints: dict[int, Request] = field(default_factory=dict)
     barriers: list[tuple[Request, messages.AdminBoundary]] = field(default_factory=list)
     stored: list[tuple[Request, dict[str, Any]]] = field(default_factory=list)
@@ -68,7 +72,8 @@ class Admin:
             case messages.Status():
                 self._ok(request, ingest.view.status())
             case messages.Tasks():
-                self._ok(request, self._page_of_tasks(message.offset))
+                tasks = ingest.view.tasks()
+                self._ok(request, {**self._page("tasks", tasks[message.offset :]), "total": len(tasks)})
             case messages.Metrics():
                 self._ok(request, ingest.metrics.as_map())
             case messages.Parameters():
@@ -76,7 +81,13 @@ class Admin:
             case messages.AdminBoundary():
                 self._boundary(request, message)
             case messages.AdminRevisit():
-                ingest.session.admit_revisit(message.task)
+                self._store(request, ingest.session.admit_revisit(None, 0, message.task, message.damping), wait=False)
+            case messages.Abandon():
+                self._store(request, ingest.session.admit_abandon(message.task), wait=True)
+            case messages.Forget():
+                self._store(request, ingest.session.admit_forget(message.task), wait=True)
+            case messages.History():
+                self._ok(request, self._page("rows", ingest.history.read(message.offset, PAGE_ROWS)))
             case messages.Checkpoint():
                 self._ask_for_checkpoint(request)
             case messages.Pause() | messages.Resume():
@@ -87,16 +98,16 @@ class Admin:
                 ingest.up.send("stop", drain=message.drain)
                 self._ok(request, {"drain": message.drain})
 
-    def _page_of_tasks(self, offset: int) -> dict[str, Any]:
-        """As many tasks from `offset` on as a header holds, and how many there are."""
-        tasks = self.ingest.view.tasks()
+    @staticmethod
+    def _page(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """As many of the rows as a header holds."""
         page, size = [], 1024
-        for task in tasks[offset:]:
-            size += len(msgpack.packb(task))
+        for row in rows:
+            size += len(msgpack.packb(row))
             if size > HEADER_BYTES:
                 break
-            page.append(task)
-        return {"tasks": page, "total": len(tasks)}
+            page.append(row)
+        return {name: page}
 
     def _parameters(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """theta, precision and shift as published, float64; the posterior is that of the newest boundary."""
@@ -119,17 +130,21 @@ class Admin:
 
     def _boundary(self, request: Request, message: messages.AdminBoundary) -> None:
         session = self.ingest.session
-        if self.ingest.closing:
-            raise Refused("not_ready", "the daemon is stopping", retryable=True)
         if not session.barrier_holds(message.barrier):
             self.later.barriers.append((request, message))
             return
-        (record,) = session.admit_admin_boundary(message.task, message.weight)
-        self.ingest.append(record)
-        if message.wait:
-            self.later.done.setdefault(message.task, []).append(request)
+        self._store(request, session.admit_admin_boundary(message.task, message.weight), message.wait)
+
+    def _store(self, request: Request, records: Sequence[Record], wait: bool) -> None:
+        """Put an operator's records into the log; answered when durable or, with `wait`, when the last took effect."""
+        if self.ingest.closing:
+            raise Refused("not_ready", "the daemon is stopping", retryable=True)
+        for record in records:
+            lsn = self.ingest.append(record)
+        if wait:
+            self.later.done[lsn] = request
         else:
-            self.later.stored.append((request, {"task": message.task}))
+            self.later.stored.append((request, {"task": records[-1].task}))
 
     # -- what happened since -------------------------------------------------------------------------------------
 
@@ -145,11 +160,12 @@ class Admin:
             except Refused as refused:
                 self._error(request, refused)
 
-    def task_done(self, entry: dict[str, Any]) -> None:
-        """A task was consolidated."""
-        fields = {name: entry[name] for name in ("task", "kind", "samples", "loss", "seconds")}
-        for request in self.later.done.pop(entry["task"], []):
-            self._ok(request, fields)
+    def done(self, entry: dict[str, Any]) -> None:
+        """A record took effect: answer whoever waits for it."""
+        request = self.later.done.pop(entry["lsn"], None)
+        if request is not None:
+            names = ("task", "kind", "samples", "loss", "seconds")
+            self._ok(request, {name: entry[name] for name in names if name in entry})
 
     def checkpointed(self, message: dict[str, Any]) -> None:
         """A checkpoint was written, for these requests or of itself."""

@@ -34,6 +34,7 @@ from streamcl.protocol.session import StreamSession, Terms
 from streamcl.protocol.signature import Signature
 from streamcl.storage import log
 from streamcl.storage.disk import Disk
+from streamcl.storage.history import History
 from streamcl.storage.records import Record
 
 GROUP_BYTES = 32 << 20  # synced together at the most, so that an acknowledgement never waits for more
@@ -103,6 +104,7 @@ class Ingest:
             Terms(
                 likelihood=config.model.likelihood,
                 classes=config.model.classes,
+                mode=config.posterior.mode,
                 on_change=config.stream.boundary == "on-change",
                 task_bytes=config.stream.task_bytes,
                 credit=config.stream.credit,
@@ -129,7 +131,9 @@ class Ingest:
         if self.writer.torn is not None:
             torn = self.writer.torn
             self.log.warning("cut off a torn tail", path=str(torn.path), offset=torn.offset, nbytes=torn.nbytes)
+        self.history = History(self.state.history)
         self.view.recovered(entries)
+        self._show_penalties(self.history.latest())
         self.model_accepted = self.session.signature
         endpoints = self.config.endpoints
         self.stream = sockets.bind_router(endpoints.stream)
@@ -164,6 +168,7 @@ class Ingest:
     def close(self) -> None:
         """Close the sockets, letting replies on their way go out."""
         self.http.close()
+        self.history.close()
         sockets.close(self.stream)
         sockets.close(self.admin.socket)
         zmq.Context.instance().term()
@@ -225,6 +230,7 @@ class Ingest:
                 "credit": self.session.credit(),
                 "limits": self.session.limits(),
                 "task": self.session.open_task,
+                "revisit": self.session.revisit_lsn,
             },
             message.id,
         )
@@ -284,7 +290,7 @@ class Ingest:
             case messages.Boundary():
                 records = self.session.admit_boundary(producer, message)
             case _:
-                records = self.session.admit_revisit(message.task)
+                records = self.session.admit_revisit(producer, message.seq, message.task, message.damping)
         for record in records:
             self.append(record, pending.arrays.payloads if record is records[-1] else ())
         if isinstance(message, messages.Batch):
@@ -292,19 +298,23 @@ class Ingest:
         self._arrivals.append(time.monotonic())
         self.acks.add(pending.peer, producer, message)
 
-    def append(self, record: Record, payloads: Sequence[Buffer] = ()) -> None:
-        """Put a record into the log, then into the session; Refused ``no_space`` where the disk is full."""
+    def append(self, record: Record, payloads: Sequence[Buffer] = ()) -> int:
+        """Put a record into the log, then into the session, and return its LSN.
+
+        Raises Refused ``no_space`` where the disk is full.
+        """
         before = self.writer.end_bytes
         try:
-            self.writer.append(record, payloads)
+            lsn = self.writer.append(record, payloads)
         except OSError as error:
             raise Refused("no_space", f"the disk is full ({error.strerror}); free some", retryable=True) from None
         try:
-            self.session.apply(record, self.writer.end_bytes - before)
+            self.session.apply(lsn, record, self.writer.end_bytes - before)
         except Exception as error:  # stored but not counted: only a new start, from disk, can tell what holds
-            raise StreamclError(f"record {self.writer.next_lsn - 1}: {type(error).__name__}: {error}") from error
+            raise StreamclError(f"record {lsn}: {type(error).__name__}: {error}") from error
         if self.session.open_task is None:
             self.writer.rotate()
+        return lsn
 
     def _release(self) -> None:
         """Take up messages that no longer have to wait, in their order."""
@@ -426,7 +436,9 @@ class Ingest:
                     self.view.progressed(message)
                     self.metrics.trained(message)
                 case "done":
-                    self._task_done(message["entry"])
+                    self._done(message["entry"], message["warning"])
+                case "penalties":
+                    self._take_penalties(message)
                 case "checkpointed":
                     self._checkpointed(message)
                 case "dropped":
@@ -447,12 +459,27 @@ class Ingest:
         if self.model_asked is not None:
             self.side.send("try_model", signature=self.model_asked.plain())
 
-    def _task_done(self, entry: dict[str, Any]) -> None:
-        self.view.closed(entry)
-        self.metrics.boundaries.inc()
-        self.metrics.consolidation_duration.observe(entry["seconds"])
-        self._send_done(entry)
-        self.admin.task_done(entry)
+    def _done(self, entry: dict[str, Any], warning: str | None) -> None:
+        """A task was consolidated, for the first time or again, withdrawn, or its revisit abandoned."""
+        self.view.done(entry, warning)
+        match entry["kind"]:
+            case "boundary" | "revisit":
+                counter = self.metrics.boundaries if entry["kind"] == "boundary" else self.metrics.revisits
+                counter.inc()
+                self.metrics.consolidation_duration.observe(entry["seconds"])
+                self._send_done(entry)
+            case "forget":
+                self.history.forget(entry["task"])
+                self.metrics.forget_task(entry["task"])
+        self.admin.done(entry)
+
+    def _take_penalties(self, message: dict[str, Any]) -> None:
+        self.history.add(message["lsn"], message["time"], message["rows"])
+        self._show_penalties({task: (penalty, rise) for task, penalty, rise in message["rows"]})
+
+    def _show_penalties(self, penalties: dict[str, tuple[float, float]]) -> None:
+        self.view.penalties.update(penalties)
+        self.metrics.followed(penalties)
 
     def _checkpointed(self, message: dict[str, Any]) -> None:
         self.session.applied(message["sequences"], message["batches"])

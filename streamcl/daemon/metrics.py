@@ -84,6 +84,21 @@ class Metrics:
         for seconds in progress.get("step_seconds", ()):
             self.train_step_duration.observe(seconds)
 
+    def followed(self, penalties: Mapping[str, tuple[float, float]]) -> None:
+        """Take over each task's penalty and its rise."""
+        for task, (penalty, rise) in penalties.items():
+            label = self.label("task", task)
+            self.task_penalty.labels(label).set(penalty)
+            self.task_penalty_rise.labels(label).set(rise)
+
+    def forget_task(self, task: str) -> None:
+        """Drop a withdrawn task's values."""
+        known = self._label_values.get("task", set())
+        if task in known:
+            known.remove(task)
+            self.task_penalty.remove(task)
+            self.task_penalty_rise.remove(task)
+
     def as_map(self) -> dict[str, float]:
         """Every sample of /metrics: ``name`` or ``name{label="value"}`` to value."""
         return {

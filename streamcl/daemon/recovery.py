@@ -42,6 +42,7 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
     if meta is not None:
         _take_over(session, meta)
     session.closed.update(entry["task"] for entry in entries)
+    session.forgotten.update(ledger.standing(entries)[1])
     _replay(session, held, meta["next_lsn"] if meta else 0)
     session.synced()
     return writer, entries
@@ -59,8 +60,8 @@ def _take_over(session: StreamSession, meta: dict[str, Any]) -> None:
 def _replay(session: StreamSession, held: Iterable[tuple[int, Record, int]], applied: int) -> None:
     """Every record still in the log; those below `applied` only count for what their task holds on disk."""
     for lsn, record, nbytes in held:
-        session.apply(record, nbytes)
+        session.apply(lsn, record, nbytes)
         if lsn < applied and isinstance(record, Batch):
             session.stored_batches -= 1
-    if session.open_task is not None and session.open_task in session.closed:
+    if session.open_task in session.closed and not session.revisiting:
         session.open_task = None  # consolidated, but its records were not unlinked before the end

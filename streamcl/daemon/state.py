@@ -10,8 +10,8 @@ from pathlib import Path
 class StateDirectory:
     """The paths of a state directory; creates nothing.
 
-    log: segments of raw data. checkpoint and ledger: what was learned. live: parameters for the predictor. daemon:
-    pid and endpoints of the running daemon.
+    log: segments of raw data. checkpoint, ledger and factors: what was learned. live: parameters for the predictor.
+    history: what was observed over time. daemon: pid and endpoints of the running daemon.
     """
 
     path: Path
@@ -20,6 +20,16 @@ class StateDirectory:
     def log(self) -> Path:
         """Directory of the log's segments."""
         return self.path / "log"
+
+    @property
+    def factors(self) -> Path:
+        """Directory of the tasks' factors (factor mode)."""
+        return self.path / "factors"
+
+    @property
+    def history(self) -> Path:
+        """The history's database."""
+        return self.path / "history.sqlite"
 
     @property
     def parameters(self) -> Path:

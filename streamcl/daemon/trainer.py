@@ -1,7 +1,8 @@
 """The trainer process: follows the log, learns, and makes what was learned durable.
 
-Order at a boundary, which nothing may change: consolidate in memory; append to the ledger and sync; write, verify and
-rename the checkpoint; only then unlink the task's records; last, say so. A crash anywhere repeats the work from the
+Order at a boundary, which nothing may change: consolidate in memory; write and verify the factor, if factors are kept;
+append to the ledger and sync; write, verify and rename the checkpoint; only then unlink the task's records and the factor
+that was replaced; last, say so. A crash anywhere repeats the work from the
 checkpoint before, with the same result. One thread; it looks at its channels between steps.
 """
 
@@ -22,15 +23,17 @@ from streamcl.config import Config
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.state import StateDirectory
 from streamcl.errors import ConfigError, ModelRefused
-from streamcl.learning.learner import Event, Learner, Progress
+from streamcl.learning.learner import Event, Learner, Outcome, Progress
 from streamcl.protocol.signature import Signature
-from streamcl.storage import checkpoint, log, published
+from streamcl.storage import checkpoint, ledger, log, published
 from streamcl.storage.disk import Disk
+from streamcl.storage.factors import Factors
 from streamcl.storage.ledger import Ledger
 
 REPORT_SECONDS = 0.05
 CHECKPOINT_SECONDS = 30.0
 PUBLISH_SECONDS = 0.05
+FOLLOWED_TOGETHER = 500  # tasks in one message to ingest
 PUBLISH_SHARE = 0.02  # at most this share of the time goes into publishing parameters
 
 
@@ -53,7 +56,8 @@ class Trainer:
         self.up, self.side = up, side
         self.state = StateDirectory(Path(config.state_dir))
         self.disk = Disk()
-        self.learner = Learner(config)
+        self.factors = Factors(self.state.factors, self.disk)
+        self.learner = Learner(config, self.factors)
         self.log = structlog.get_logger()
         self.reader = log.LogReader(self.state.log)
         self.ledger: Ledger | None = None
@@ -92,25 +96,31 @@ class Trainer:
 
     def _recover(self) -> None:
         saved = checkpoint.load(self.state.path)
-        tasks = 0
+        entries = 0
         if saved is not None:
-            self.learner.restore(saved.meta, saved.tensors, self.reader)
-            tasks = saved.meta["ledger"]
+            entries = saved.meta["ledger"]
+            standing, _ = ledger.standing(ledger.read(self.state.path, entries))
+            self.learner.restore(saved.meta, saved.tensors, self.reader, standing)
             self.checkpointed_lsn = self.durable = self.learner.next_lsn
-        self.ledger = Ledger.recover(self.state.path, tasks, self.disk)
+        self.ledger = Ledger.recover(self.state.path, entries, self.disk)
         self._reported_samples = self.learner.samples
         if saved is not None:
             self._drop()
             self._publish(force=True)
-        self.log.info("recovered", next_lsn=self.learner.next_lsn, tasks=tasks)
+            self._follow_tasks()
+        self.log.info("recovered", next_lsn=self.learner.next_lsn, ledger=entries)
 
     def _rest(self) -> None:
         """Nothing to learn: wait for a message, waking for a checkpoint that falls due."""
-        self.activity = "idle" if self.learner.open_task is None else "training"
+        self.activity = "idle" if self.learner.open_task is None else self._learning()
         self._report(force=True)
         self._checkpoint_if_due()
         select.select([self.side, self.up], [], [], 1.0)
         self._look_up()
+
+    def _learning(self) -> str:
+        task = self.learner.open_task
+        return "training" if task is None or task.revisited is None else "revisiting"
 
     # -- learning ------------------------------------------------------------------------------------------------
 
@@ -121,7 +131,7 @@ class Trainer:
         if lsn >= self.durable or self.stopping == "now":
             return False
         entry = next(iter(self.reader.read(lsn, lsn + 1)))
-        self.activity = "training"
+        self.activity = self._learning()
         self._last_step = time.monotonic()
         steps = self.learner.apply(entry.lsn, entry.record, entry.arrays, self.reader)
         while True:
@@ -129,7 +139,7 @@ class Trainer:
                 event = next(steps)
             except StopIteration as finished:
                 if finished.value is not None:
-                    self._closed_task(finished.value)
+                    self._end(finished.value)
                 break
             self._between_steps(event)
         self._report()
@@ -141,6 +151,8 @@ class Trainer:
         now = time.monotonic()
         self._step_seconds.append(now - self._last_step)
         if isinstance(event, Progress):
+            if self.activity != "consolidating" and self.learner.warning is not None:
+                self.log.warning(self.learner.warning, task=event.task)
             self.activity = "consolidating"
         self._report(event)
         self._publish()
@@ -149,22 +161,22 @@ class Trainer:
             raise _Stopped
         self._last_step = time.monotonic()
 
-    def _closed_task(self, entry: dict[str, Any]) -> None:
-        """Make a consolidated task durable, then drop its data, then say so."""
+    def _end(self, outcome: Outcome) -> None:
+        """Make what a record changed durable, then drop the data and factors that it ended, then say so."""
         assert self.ledger is not None
+        entry = outcome.entry
         self.activity = "idle"
-        self.ledger.append(entry)
+        if outcome.factor is not None:
+            tensors = {name: np.asarray(tensor) for name, tensor in outcome.factor.state().items()}
+            self.factors.write(entry["factor"], entry["task"], tensors)
+        if entry["kind"] != "abandon":
+            self.ledger.append(entry)
         self._save_checkpoint()
         self._drop()
         self._publish(force=True)
-        self.side.send("done", entry=entry)
-        self.log.info(
-            "consolidated",
-            task=entry["task"],
-            samples=entry["samples"],
-            loss=entry["loss"],
-            seconds=entry["seconds"],
-        )
+        self._follow_tasks()
+        self.side.send("done", entry=entry, warning=self.learner.warning)
+        self.log.info(entry["kind"], **{name: entry.get(name) for name in ("task", "samples", "loss", "seconds")})
 
     # -- durability ----------------------------------------------------------------------------------------------
 
@@ -193,11 +205,13 @@ class Trainer:
         self.wants_checkpoint = []
 
     def _drop(self) -> None:
-        """Unlink the records that the checkpoint has absorbed for good: those of closed tasks."""
-        task = self.learner.open_task
-        first = self.learner.next_lsn if task is None else task.lsns[0]
+        """Unlink what the checkpoint has absorbed for good: records of closed tasks, factors that were replaced."""
+        task, posterior = self.learner.open_task, self.learner.posterior
+        first = self.learner.next_lsn if task is None else task.first_lsn
         log.drop_before(self.state.log, first, self.disk)
         self.reader.forget(first)
+        if posterior is not None and posterior.keeps_factors:
+            self.factors.keep_only(entry["factor"] for entry in posterior.tasks.values())
         self.side.send("dropped")
 
     # -- what others see -----------------------------------------------------------------------------------------
@@ -209,17 +223,19 @@ class Trainer:
         network = self.learner.network
         if network is None or (not force and started - self._last_publish < wait):
             return
-        if self._published_posterior != self.learner.tasks:
+        if not force and self._learning() == "revisiting":
+            return  # a revisit takes effect at its boundary, whole
+        if self._published_posterior != self.learner.consolidations:
             self._publish_posterior()
         meta = {
             "version": self.learner.steps,
             "signature": self.learner.snapshot_signature(),
             "labels": self.learner.labels.labels().tolist(),
-            "posterior": self.learner.tasks,
+            "posterior": self.learner.consolidations,
             "names": network.parameters.names,
             "shapes": [list(shape) for shape in network.parameters.shapes],
         }
-        published.publish(self.state.parameters, meta, network.state())
+        published.publish(self.state.parameters, meta, self.learner.served())
         self._last_publish = time.monotonic()
         self._publish_cost = self._last_publish - started
 
@@ -227,9 +243,19 @@ class Trainer:
         posterior = self.learner.posterior
         if posterior is None:
             return
-        tensors = {name: np.asarray(tensor) for name, tensor in posterior.state().items()}
-        published.publish(self.state.posterior, {"posterior": self.learner.tasks}, tensors)
-        self._published_posterior = self.learner.tasks
+        tensors = {name: np.asarray(tensor) for name, tensor in posterior.total.state().items()}
+        published.publish(self.state.posterior, {"posterior": self.learner.consolidations}, tensors)
+        self._published_posterior = self.learner.consolidations
+
+    def _follow_tasks(self) -> None:
+        """Say what every task's penalty has come to; one message of bounded size after another."""
+        posterior, network = self.learner.posterior, self.learner.network
+        if posterior is None or network is None or self.learner.open_task is not None:
+            return
+        rows = [list(row) for row in posterior.follow(network.master())]
+        for start in range(0, len(rows), FOLLOWED_TOGETHER):
+            part = rows[start : start + FOLLOWED_TOGETHER]
+            self.side.send("penalties", lsn=self.learner.next_lsn, time=time.time(), rows=part)
 
     def _report(self, event: Event = None, force: bool = False) -> None:
         now = time.monotonic()

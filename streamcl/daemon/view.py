@@ -12,6 +12,7 @@ from typing import Any
 from streamcl import __version__
 from streamcl.config import Config
 from streamcl.protocol.session import StreamSession
+from streamcl.storage import ledger
 
 SILENCE_SECONDS = 30.0
 SHOWN = ("task", "samples", "weight", "loss", "revisits", "penalty", "penalty_rise", "closed_at")
@@ -26,6 +27,8 @@ class View:
         self.started = time.monotonic()
         self.paused = False
         self.entries: dict[str, dict[str, Any]] = {}
+        self.penalties: dict[str, tuple[float, float]] = {}
+        self._warning: str | None = None
         self._progress: Mapping[str, Any] = {}
         self._heard = 0.0
         self._problem: str | None = None
@@ -34,7 +37,7 @@ class View:
 
     def recovered(self, entries: Iterable[dict[str, Any]]) -> None:
         """The ledger's entries at start-up."""
-        self.entries = {entry["task"]: entry for entry in entries}
+        self.entries, _ = ledger.standing(entries)
 
     def recovered_trainer(self) -> None:
         """A trainer has started and restored its checkpoint."""
@@ -44,9 +47,15 @@ class View:
         """The trainer reported."""
         self._progress, self._heard = message, time.monotonic()
 
-    def closed(self, entry: dict[str, Any]) -> None:
-        """A task was consolidated."""
-        self.entries[entry["task"]] = entry
+    def done(self, entry: dict[str, Any], warning: str | None) -> None:
+        """A task was consolidated, withdrawn, or its revisit abandoned."""
+        match entry["kind"]:
+            case "boundary" | "revisit":
+                self.entries[entry["task"]] = entry
+                self._warning = warning
+            case "forget":
+                self.entries.pop(entry["task"], None)
+                self.penalties.pop(entry["task"], None)
 
     def failed(self, role: str, message: str) -> None:
         """A process ended with an error; it is being started again."""
@@ -90,6 +99,7 @@ class View:
             "consolidation": self._consolidation(),
             "steps": progress.get("steps", 0),
             "problem": self._problem,
+            "warning": self._warning,
         }
 
     def _state(self) -> str:
@@ -108,5 +118,30 @@ class View:
         }
 
     def tasks(self) -> list[dict[str, Any]]:
-        """One map a consolidated task, in the order they were closed."""
-        return [{name: entry[name] for name in SHOWN} for entry in list(self.entries.values())]
+        """One map a consolidated task, in the order they were first closed.
+
+        In factor mode with the task's penalty, its rise, and how well a revisit would repay: `revisit_rank` 1 is the
+        best, None where nothing is estimated to be lost, and `revisit_reason` says why.
+        """
+        entries = list(self.entries.values())
+        ranks = self._ranks()
+        return [self._task(entry, ranks.get(entry["task"]), entries) for entry in entries]
+
+    def _ranks(self) -> dict[str, int]:
+        """Tasks whose penalty has risen since they were learned, the highest rise first."""
+        risen = [(rise, task) for task, (_, rise) in self.penalties.items() if task in self.entries and rise > 0]
+        return {task: rank for rank, (_, task) in enumerate(sorted(risen, reverse=True), start=1)}
+
+    def _task(self, entry: dict[str, Any], rank: int | None, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        penalty, rise = self.penalties.get(entry["task"], (None, None))
+        shown = {name: entry.get(name) for name in SHOWN} | {"penalty": penalty, "penalty_rise": rise}
+        if self.config.posterior.mode != "factors":
+            return shown
+        since = sum(other["lsn"] > entry["lsn"] for other in entries)
+        reason = "nothing is estimated to be lost" if rank is None else _reason(rise or 0.0, since)
+        return {**shown, "revisit_rank": rank, "revisit_reason": reason if rise is not None else None}
+
+
+def _reason(rise: float, since: int) -> str:
+    tasks = "1 task" if since == 1 else f"{since} tasks"
+    return f"estimated to have lost {rise:.3g} nats a sample to the {tasks} learned since"

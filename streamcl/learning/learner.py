@@ -1,4 +1,4 @@
-"""The learner: a function of the log. Batches are scored and learned from, boundaries consolidated.
+"""The learner: a function of the log. Batches are scored and learned from, boundaries consolidated, tasks revisited.
 
 Guarantees: after the same records in the same order, the same parameters to the bit (on the CPU); every random
 number is drawn from (seed, position in the log), so no generator's state has to be saved. A snapshot holds all that
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from streamcl.config import Config
-from streamcl.core.consolidation import assumed_density_filtering, task_precision
+from streamcl.core.consolidation import potential, task_precision
 from streamcl.core.fisher import DiagonalFisher
 from streamcl.core.gaussian import DiagonalGaussian
 from streamcl.errors import ConfigError, StreamclError
@@ -27,10 +27,11 @@ from streamcl.learning.data import Block, TaskData
 from streamcl.learning.evaluation import Prequential
 from streamcl.learning.network import Network, choose_device
 from streamcl.learning.optimisation import EpochResult, Optimisation, mean_nll
+from streamcl.learning.posterior import FactorSource, Posterior, from_arrays
 from streamcl.protocol.session import signature_of
 from streamcl.protocol.signature import LabelMap, Signature
 from streamcl.storage.log import LogReader
-from streamcl.storage.records import Batch, Boundary
+from streamcl.storage.records import Abandon, Batch, Boundary, Forget, Revisit
 
 FISHER_ROWS = 512  # between two looks at the channels, also where gradients are taken one by one
 FINGERPRINT = ("model", "posterior.mode", "posterior.curvature", "train.dtype")
@@ -42,11 +43,25 @@ class Diverged(StreamclError):
 
 @dataclass(slots=True)
 class OpenTask:
-    """The task being learned: where its records are and how many rows they hold."""
+    """The task being learned: where its records are and how many rows they hold.
+
+    first_lsn: of the record that opened it. penalty: what it is learned under. damping: of a revisit's new factor, None
+    where the task is learned for the first time. before: what is served during a revisit, and comes back if it is
+    abandoned.
+    """
 
     name: str
+    first_lsn: int
+    penalty: DiagonalGaussian
+    damping: float | None = None
+    before: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     lsns: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+
+    @property
+    def revisited(self) -> str | None:
+        """Its name if this is a revisit."""
+        return None if self.damping is None else self.name
 
     @property
     def samples(self) -> int:
@@ -70,21 +85,33 @@ class Progress:
     result: EpochResult | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a record changed for good: an entry that says so, and the factor to keep beside it in factor mode.
+
+    entry["kind"] is boundary, revisit, forget or abandon.
+    """
+
+    entry: dict[str, Any]
+    factor: DiagonalGaussian | None = None
+
+
 Event = Progress | None
 T = TypeVar("T")
-Steps = Generator[Event, None, "dict[str, Any] | None"]
+Steps = Generator[Event, None, Outcome | None]
 
 
 class Learner:
     """Holds the network, its posterior and everything counted; `apply` takes one log record at a time."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, factors: FactorSource) -> None:
         self.config = config
+        self.factors = factors
         self.device = choose_device(config.train.device)
         self.labels = LabelMap(config.model.classes)
         self.signature: Signature | None = None
         self.network: Network | None = None
-        self.posterior: DiagonalGaussian | None = None
+        self.posterior: Posterior | None = None
         self.optimisation: Optimisation | None = None
         self.open_task: OpenTask | None = None
         self.prequential = Prequential(config.model.likelihood)
@@ -93,7 +120,8 @@ class Learner:
         self.steps = 0
         self.samples = 0
         self.batches = 0
-        self.tasks = 0
+        self.consolidations = 0
+        self.warning: str | None = None
         self.train_loss = math.nan
 
     # -- the model -----------------------------------------------------------------------------------------------
@@ -105,33 +133,40 @@ class Learner:
     def _build(self, signature: Signature) -> None:
         self.signature = signature
         self.network = Network(self.config, signature, self.labels, self.device)
-        self.posterior = self._prior(self.network)
+        prior = self._prior(self.network)
+        self.posterior = Posterior(self.config.posterior, prior, self.factors, prior)
 
     def _prior(self, network: Network) -> DiagonalGaussian:
-        posterior = self.config.posterior
-        theta = torch.from_numpy(np.array(network.theta(), np.float64))
-        centre = theta if posterior.prior_mean == "init" else torch.zeros_like(theta)
-        return DiagonalGaussian.prior(centre, posterior.prior_precision)
+        settings = self.config.posterior
+        theta = network.master()
+        centre = theta if settings.prior_mean == "init" else torch.zeros_like(theta)
+        return DiagonalGaussian.prior(centre, settings.prior_precision)
 
     # -- records -------------------------------------------------------------------------------------------------
 
     def apply(self, lsn: int, record: Any, arrays: Mapping[str, npt.NDArray[Any]], log: LogReader) -> Steps:
         """Take one record of the log; a generator that yields after every step, so that its caller can look up.
 
-        Returns the ledger's entry where the record closed a task. Raises Diverged.
+        Returns the outcome where the record changed the posterior or ended a task. Raises Diverged, Damaged.
         """
-        entry = None
+        outcome = None
         match record:
             case Batch():
                 yield from self._learn(lsn, record, arrays)
                 if record.boundary:
-                    entry = yield from self._consolidate(lsn, record, None, log)
+                    outcome = yield from self._consolidate(lsn, record, None, log)
             case Boundary():
-                entry = yield from self._consolidate(lsn, record, record.weight, log)
+                outcome = yield from self._consolidate(lsn, record, record.weight, log)
+            case Revisit():
+                self._reopen(lsn, record)
+            case Abandon():
+                outcome = self._abandon(lsn, record)
+            case Forget():
+                outcome = self._forget(lsn, record)
         if record.producer is not None:
             self.sequences[record.producer] = (record.epoch, record.seq)
         self.next_lsn = lsn + 1
-        return entry
+        return outcome
 
     def _learn(self, lsn: int, batch: Batch, arrays: Mapping[str, npt.NDArray[Any]]) -> Iterator[None]:
         """Score a batch, then take one pass of steps over it, with N_T the rows received so far."""
@@ -139,7 +174,7 @@ class Learner:
             self._build(signature_of(batch))
         network = self._network
         self.labels.add(batch.new_labels)
-        task = self._opened(batch.task)
+        task = self._opened(lsn, batch.task)
         task.add(lsn, batch)
         self.samples += batch.samples
         self.batches += 1
@@ -159,12 +194,39 @@ class Learner:
         self.train_loss = float(total) / len(x)
         self._check_finite(self.train_loss, batch.task)
 
-    def _opened(self, name: str) -> OpenTask:
+    def _opened(self, lsn: int, name: str) -> OpenTask:
         if self.open_task is None:
-            self.open_task = OpenTask(name)
-            self.optimisation = Optimisation(self._network, self._posterior, self.config.train)
-            self.prequential.open_task()
-        return self.open_task
+            self._open_task(OpenTask(name, lsn, self._posterior.cavity(None)))
+        return self._open
+
+    def _open_task(self, task: OpenTask) -> None:
+        self.open_task = task
+        self.optimisation = Optimisation(self._network, task.penalty, self.config.train)
+        self.prequential.open_task()
+
+    def _reopen(self, lsn: int, revisit: Revisit) -> None:
+        """A consolidated task is to be fed again: learned as if new, with the others as the penalty."""
+        damping = self.config.posterior.damping if revisit.damping is None else revisit.damping
+        before = {name: array.copy() for name, array in self._network.state().items()}
+        penalty = self._posterior.cavity(revisit.task)
+        self._open_task(OpenTask(revisit.task, lsn, penalty, damping, before))
+
+    def _abandon(self, lsn: int, record: Abandon) -> Outcome:
+        """The revisit never was: the task's factor stands, and the parameters are those from before."""
+        started = time.monotonic()
+        self._network.load(self._open.before)
+        self.open_task = self.optimisation = None
+        return Outcome({"task": record.task, "kind": "abandon", **self._stamp(lsn, record, started)})
+
+    def _forget(self, lsn: int, record: Forget) -> Outcome:
+        """Withdraw a task: the totals without its factor. The parameters keep what they learned until trained again."""
+        started = time.monotonic()
+        self._posterior.forget(record.task)
+        self.consolidations += 1
+        if self.open_task is not None:
+            self.open_task.penalty = self._posterior.cavity(self.open_task.revisited)
+            self._optimisation.set_penalty(self.open_task.penalty)
+        return Outcome({"task": record.task, "kind": "forget", **self._stamp(lsn, record, started)})
 
     def _score(self, x: torch.Tensor, y: torch.Tensor) -> None:
         network = self._network
@@ -174,11 +236,35 @@ class Learner:
         self.prequential.score(nll, prediction, y)
 
     def _consolidate(self, lsn: int, record: Batch | Boundary, weight: float | None, log: LogReader) -> Steps:
-        """The boundary of a task: the configured epochs, then eqs. 10-11 at the optimum found."""
+        """The boundary of a task: the configured epochs, then the optimum found enters the posterior."""
         started = time.monotonic()
-        task = self._open
-        data = self._task_data(task, log)
+        task, data = self._open, self._task_data(self._open, log)
         torch.manual_seed(self._seed(lsn))
+        self.warning = self._optimisation.warning(data.samples)
+        yield from self._fit(task, data, lsn)
+        if weight is None:
+            weight = self.config.posterior.effective_scale * data.samples
+        factor = yield from self._absorb(task, data, weight, self._seed(lsn))
+        loss = mean_nll(self._network, data)
+        self._check_finite(loss, task.name)
+        self.train_loss = loss
+        entry = {
+            "task": task.name,
+            "kind": "boundary" if task.damping is None else "revisit",
+            "samples": data.samples,
+            "weight": weight,
+            "loss": loss,
+            "revisits": self._revisits(task),
+            "factor": None if factor is None else lsn,
+            "potential": None if factor is None else potential(factor, self._network.master()),
+            **self._stamp(lsn, record, started),
+        }
+        self.consolidations += 1
+        self.open_task = self.optimisation = None
+        self._posterior.tasks[task.name] = entry
+        return Outcome(entry, factor)
+
+    def _fit(self, task: OpenTask, data: TaskData, lsn: int) -> Iterator[Event]:
         before = self._optimisation.steps
         result = None
         for event in self._optimisation.fit(data, self._seed(lsn)):
@@ -186,22 +272,16 @@ class Learner:
             result = event or result
             epoch = result.epoch if result else 0
             yield Progress(task.name, epoch, self.config.train.epochs, self._optimisation.steps - before, event)
-        weight = self.config.posterior.scale * data.samples if weight is None else weight
-        yield from self._absorb(data, weight, self._seed(lsn))
-        loss = mean_nll(self._network, data)
-        self._check_finite(loss, task.name)
-        self.train_loss = loss
-        self.tasks += 1
-        self.open_task = self.optimisation = None
+
+    def _revisits(self, task: OpenTask) -> int:
+        """How often the task has been consolidated again, this time included."""
+        known = self._posterior.tasks.get(task.name)
+        return 0 if known is None else int(known["revisits"]) + 1
+
+    @staticmethod
+    def _stamp(lsn: int, record: Batch | Boundary | Abandon | Forget, started: float) -> dict[str, Any]:
+        """Who closed the task and when."""
         return {
-            "task": task.name,
-            "kind": "boundary",
-            "samples": data.samples,
-            "weight": weight,
-            "loss": loss,
-            "revisits": 0,
-            "penalty": None,
-            "penalty_rise": None,
             "producer": record.producer,
             "seq": record.seq,
             "lsn": lsn,
@@ -209,7 +289,9 @@ class Learner:
             "closed_at": time.time(),
         }
 
-    def _absorb(self, data: TaskData, weight: float, seed: int) -> Iterator[None]:
+    def _absorb(
+        self, task: OpenTask, data: TaskData, weight: float, seed: int
+    ) -> Generator[Event, None, DiagonalGaussian | None]:
         """Fisher at the optimum, then the new posterior; nothing is kept of either unless both are finite."""
         network = self._network
         generator = torch.Generator(device=self.device).manual_seed(seed)
@@ -223,10 +305,10 @@ class Learner:
         for x, y in data.chunks(FISHER_ROWS):
             fisher.add(x, y)
             yield None
-        theta = torch.from_numpy(np.array(network.theta(), np.float64))
-        self._check_finite(float(theta.sum()), self._open.name)
+        theta = network.master()
+        self._check_finite(float(theta.sum()), task.name)
         curvature = task_precision(fisher.total.cpu().double(), data.samples, weight)
-        self.posterior = assumed_density_filtering(self._posterior, curvature, theta)
+        return self._posterior.absorb(task.penalty, curvature, theta, task.revisited, task.damping or 1.0)
 
     def _task_data(self, task: OpenTask, log: LogReader) -> TaskData:
         def blocks(window: Any) -> Iterator[Block]:
@@ -258,13 +340,17 @@ class Learner:
             "steps": self.steps,
             "samples": self.samples,
             "batches": self.batches,
-            "tasks": self.tasks,
+            "consolidations": self.consolidations,
             "train_loss": self.train_loss,
             "labels": [[label, output] for label, output in self.labels.outputs.items()],
             "sequences": {name: list(pair) for name, pair in self.sequences.items()},
             "open_task": None
             if self.open_task is None
-            else {"name": self.open_task.name, "first_lsn": self.open_task.lsns[0]},
+            else {
+                "name": self.open_task.name,
+                "first_lsn": self.open_task.first_lsn,
+                "damping": self.open_task.damping,
+            },
             "prequential": self.prequential.state(),
             "signature": self.snapshot_signature(),
         }
@@ -277,42 +363,54 @@ class Learner:
     def _tensors(self) -> dict[str, npt.NDArray[Any]]:
         if self.network is None:
             return {}
-        posterior = {f"posterior.{name}": tensor.numpy() for name, tensor in self._posterior.state().items()}
+        posterior = {f"posterior.{name}": tensor.numpy() for name, tensor in self._posterior.total.state().items()}
         optimiser = {} if self.optimisation is None else self.optimisation.state()
-        return {**self.network.state(), **posterior, **optimiser}
+        before = {} if self.open_task is None else {f"before.{name}": a for name, a in self.open_task.before.items()}
+        return {**self.network.state(), **posterior, **optimiser, **before}
 
-    def restore(self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], log: LogReader) -> None:
-        """Take over what `snapshot` gave; raises ConfigError where the configuration is another model's."""
+    def served(self) -> Mapping[str, npt.NDArray[Any]]:
+        """What predictions are made with: during a revisit, the parameters from before it."""
+        before = {} if self.open_task is None else self.open_task.before
+        return before or self._network.state()
+
+    def restore(
+        self,
+        meta: Mapping[str, Any],
+        tensors: Mapping[str, npt.NDArray[Any]],
+        log: LogReader,
+        tasks: Mapping[str, dict[str, Any]],
+    ) -> None:
+        """Take over what `snapshot` gave, and the ledger's standing entries.
+
+        Raises ConfigError where the configuration is another model's.
+        """
         check_fingerprint(meta["fingerprint"], self.config)
-        for name in ("next_lsn", "steps", "samples", "batches", "tasks", "train_loss"):
+        for name in ("next_lsn", "steps", "samples", "batches", "consolidations", "train_loss"):
             setattr(self, name, meta[name])
         self.labels.outputs = dict(meta["labels"])
         self.sequences = {name: (epoch, seq) for name, (epoch, seq) in meta["sequences"].items()}
         self.prequential.restore(meta["prequential"])
         if meta["signature"] is not None:
-            self._restore_model(meta, tensors, log)
+            self._restore_model(meta, tensors)
+            self._posterior.tasks = dict(tasks)
+            if meta["open_task"] is not None:
+                self._restore_open_task(meta["open_task"], tensors, log)
 
-    def _restore_model(self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], log: LogReader) -> None:
+    def _restore_model(self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> None:
         self._build(Signature.from_plain(meta["signature"]))
         self._network.load(tensors)
-        self.posterior = DiagonalGaussian.from_state(
-            {
-                name.removeprefix("posterior."): torch.from_numpy(np.array(array))
-                for name, array in tensors.items()
-                if name.startswith("posterior.")
-            }
-        )
-        if meta["open_task"] is not None:
-            self.open_task = self._reopened(meta, log)
-            self.optimisation = Optimisation(self._network, self._posterior, self.config.train)
-            self.optimisation.load(tensors)
+        self._posterior.total = from_arrays(_under("posterior.", tensors))
 
-    def _reopened(self, meta: Mapping[str, Any], log: LogReader) -> OpenTask:
-        task = OpenTask(meta["open_task"]["name"])
-        for entry in log.read(meta["open_task"]["first_lsn"], self.next_lsn, verify=False):
+    def _restore_open_task(self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], log: LogReader) -> None:
+        before = {name: array.copy() for name, array in _under("before.", tensors).items()}
+        penalty = self._posterior.cavity(None if meta["damping"] is None else meta["name"])
+        task = OpenTask(meta["name"], meta["first_lsn"], penalty, meta["damping"], before)
+        for entry in log.read(task.first_lsn, self.next_lsn, verify=False):
             if isinstance(entry.record, Batch):
                 task.add(entry.lsn, entry.record)
-        return task
+        self.open_task = task
+        self.optimisation = Optimisation(self._network, penalty, self.config.train)
+        self.optimisation.load(tensors)
 
     # -- what must exist by now ----------------------------------------------------------------------------------
 
@@ -321,7 +419,7 @@ class Learner:
         return _existing(self.network)
 
     @property
-    def _posterior(self) -> DiagonalGaussian:
+    def _posterior(self) -> Posterior:
         return _existing(self.posterior)
 
     @property
@@ -331,6 +429,11 @@ class Learner:
     @property
     def _open(self) -> OpenTask:
         return _existing(self.open_task)
+
+
+def _under(prefix: str, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
 
 
 def _existing(value: T | None) -> T:

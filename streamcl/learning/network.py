@@ -117,6 +117,10 @@ class Network:
         """The flat trainable parameters on the host."""
         return _host(self.parameters.theta)
 
+    def master(self) -> Tensor:
+        """The flat trainable parameters as float64 on the host, [P]: what the posterior is made of."""
+        return torch.from_numpy(np.array(self.theta(), np.float64))
+
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Everything that makes this network's predictions, as host arrays named for a file."""
         fixed = {f"fixed.{name}": _host(tensor) for name, tensor in self.fixed().items()}

@@ -1,8 +1,10 @@
 """Minimising ``mean NLL + penalty / N`` (the note's eq. 11 divided by N): steps, epochs, full-batch L-BFGS.
 
-Guarantees: the penalty enters every gradient exactly once, as the value the gradient buffer starts from; the
-optimiser works on the one flat parameter vector. Knows a Gaussian only by its interface, and nothing of tasks' names,
-files or the log.
+Guarantees: the penalty enters every step exactly once, and no step on it can diverge. Adam takes its gradient, as the
+value that the gradient buffer starts from: its steps are bounded by the learning rate whatever the gradient. Plain SGD
+takes an implicit (proximal) step on it, which is stable at any learning rate and has the same fixed point. L-BFGS searches
+along its lines. The optimiser works on the one flat parameter vector. Knows a Gaussian only by its interface, and nothing
+of tasks' names, files or the log.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from streamcl.learning.network import Network
 
 LAST_EPOCH_RATE = 0.1  # the last epoch anneals, so that theta* is near an optimum of eq. 11
 LBFGS_ITERATIONS = 20  # an epoch of L-BFGS
+POLISH_ITERATIONS = 40  # steps on gradients alone behind L-BFGS
+POLISH_PATIENCE = 5  # and how many of them may fail to improve
+RESTLESS_NATS = 0.1  # what Adam's own restlessness may cost under the penalty, a sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +45,14 @@ class Optimisation:
 
     def __init__(self, network: Network, penalty: DiagonalGaussian, train: Train) -> None:
         self.network = network
-        self.penalty = penalty.to(network.device, network.dtype)
         self.train = train
         self.steps = 0
         self.optimizer = self._optimizer()
+        self.set_penalty(penalty)
+
+    def set_penalty(self, penalty: DiagonalGaussian) -> None:
+        """From here on, another penalty."""
+        self.penalty = penalty.to(self.network.device, self.network.dtype)
         self._weight = 0.0
         self._scaled = self.penalty
 
@@ -69,6 +78,31 @@ class Optimisation:
         """Whether the optimiser only works on a whole task, at its boundary."""
         return self.train.optimizer == "lbfgs"
 
+    @property
+    def _implicit(self) -> bool:
+        return self.train.optimizer == "sgd"
+
+    def warning(self, samples: int) -> str | None:
+        """What is wrong with this learning rate under this penalty for a task of N samples, and one that would do.
+
+        SGD: an explicit step of rate r on a curvature c contracts only for r c < 2; beyond it the implicit step is what
+        keeps training stable, and it holds the parameters of the largest curvature nearly fixed. Adam: each parameter
+        keeps moving by about the rate r of the last epoch, which costs ``1/2 r^2 sum Lambda / N`` nats a sample.
+        """
+        curvature, rate = self.penalty.curvature(), self.train.learning_rate
+        match self.train.optimizer:
+            case "sgd" if rate * curvature.largest / samples > 2:
+                limit, why = 2 * samples / curvature.largest, "beyond the stability limit of an explicit step"
+            case "adam" if 0.5 * (LAST_EPOCH_RATE * rate) ** 2 * curvature.total / samples > RESTLESS_NATS:
+                limit = (2 * RESTLESS_NATS * samples / curvature.total) ** 0.5 / LAST_EPOCH_RATE
+                why = "too coarse to settle under the penalty"
+            case _:
+                return None
+        return (
+            f"train.learning_rate {rate:g} is {why} (lambda times Fisher up to {curvature.largest:.3g}, {samples} "
+            f"samples); {limit:.2g} would do, or a smaller posterior.scale"
+        )
+
     def set_samples(self, samples: int) -> None:
         """Scale the penalty by 1/N for the steps that follow; N is the task's samples so far."""
         if self._weight != 1.0 / samples:
@@ -78,11 +112,17 @@ class Optimisation:
     def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a minibatch; returns its per-sample NLL [n] and the output it had before the step."""
         parameters = self.network.parameters
-        self._scaled.gradient(parameters.theta.detach(), out=parameters.grad)
+        theta = parameters.theta.detach()
+        if self._implicit:
+            parameters.grad.zero_()
+        else:
+            self._scaled.gradient(theta, out=parameters.grad)
         output = self.network.module(x)
         nll = self.network.likelihood.nll(output, y)
         torch.autograd.backward(nll.mean())
         self.optimizer.step()
+        if self._implicit:
+            self._scaled.proximal(theta, self.optimizer.param_groups[0]["lr"])
         self.steps += 1
         return nll.detach(), output.detach()
 
@@ -99,8 +139,10 @@ class Optimisation:
             objective = nll + self.penalty_value() / data.samples
             yield EpochResult(epoch, self.train.epochs, nll, objective)
             if previous - objective < self.train.tolerance * abs(previous):
-                return
+                break
             previous = objective
+        if self.full_batch:
+            yield from self._polish(data)
 
     def penalty_value(self) -> float:
         """The penalty at the current parameters, in nats, up to its constant."""
@@ -132,6 +174,30 @@ class Optimisation:
             self.network.flags.train()
         yield None
         return nll
+
+    def _polish(self, data: TaskData) -> Iterator[None]:
+        """From the square root of machine precision, where comparing values ends, on to where gradients end.
+
+        Full quasi-Newton steps with the curvature that L-BFGS has gathered, kept while they shrink the gradient.
+        """
+        theta, gradient = self.network.parameters.theta.detach(), self.network.parameters.grad
+        self.optimizer.param_groups[0].update(line_search_fn=None, lr=1.0, max_iter=1)
+        best, smallest, failed = theta.clone(), float("inf"), 0
+        self.network.flags.eval()
+        try:
+            for _ in range(POLISH_ITERATIONS):
+                at = theta.clone()
+                self.optimizer.step(lambda: float(self._objective(data)))
+                norm = float(gradient.norm())
+                failed = 0 if norm < smallest else failed + 1
+                if failed == 0:
+                    best, smallest = at, norm
+                if failed == POLISH_PATIENCE or norm == 0:
+                    break
+                yield None
+        finally:
+            theta.copy_(best)
+            self.network.flags.train()
 
     def _objective(self, data: TaskData) -> Tensor:
         """``sum NLL + penalty`` over the whole task, its gradient left in the flat gradient."""

@@ -99,6 +99,12 @@ class Tasks(Message, frozen=True, tag="tasks"):
     offset: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
+class History(Message, frozen=True, tag="history"):
+    """Each task's penalty after every boundary, from row `offset` on; a reply holds as many rows as fit in its header."""
+
+    offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
 class Metrics(Message, frozen=True, tag="metrics"):
     """The values of /metrics."""
 
@@ -117,6 +123,18 @@ class AdminRevisit(Message, frozen=True, tag="revisit"):
 
     task: TaskName
     damping: Damping | None = None
+
+
+class Abandon(Message, frozen=True, tag="abandon"):
+    """Gives up the open revisit; what was before it holds again."""
+
+    task: TaskName | None = None
+
+
+class Forget(Message, frozen=True, tag="forget"):
+    """Withdraws a task's factor for good; answered when it is done."""
+
+    task: TaskName
 
 
 class Checkpoint(Message, frozen=True, tag="checkpoint"):
@@ -142,7 +160,21 @@ class Parameters(Message, frozen=True, tag="parameters"):
 
 
 StreamMessage = Hello | Batch | Boundary | Revisit
-AdminMessage = Status | Tasks | Metrics | AdminBoundary | AdminRevisit | Checkpoint | Pause | Resume | Stop | Parameters
+AdminMessage = (
+    Status
+    | Tasks
+    | History
+    | Metrics
+    | AdminBoundary
+    | AdminRevisit
+    | Abandon
+    | Forget
+    | Checkpoint
+    | Pause
+    | Resume
+    | Stop
+    | Parameters
+)
 
 M = TypeVar("M")
 

@@ -5,7 +5,8 @@ Rules, stated once:
   * `admit_*` decide and change nothing. They return the records to store, or raise `Refused`; an empty answer is a
     duplicate, to be acknowledged again. Only after the records are stored does `apply` see them.
   * One sequence a producer, from 1, without gaps, over batches, boundaries and revisits.
-  * One task is open at a time. Its first batch opens it, its boundary closes it for good.
+  * One task is open at a time. Its first batch opens it, its boundary closes it. A revisit opens a closed task once
+    more, until its boundary or until it is abandoned. A task that was withdrawn stays closed.
 Knows nothing of sockets, files or torch.
 """
 
@@ -19,8 +20,9 @@ from streamcl.protocol import messages
 from streamcl.protocol.frames import MESSAGE_BYTES, NamedArrays
 from streamcl.protocol.signature import Array, LabelMap, Signature, check_rows
 from streamcl.storage.log import RECORD_OVERHEAD
-from streamcl.storage.records import Batch, Boundary, Record, array_spec
+from streamcl.storage.records import Abandon, Batch, Boundary, Forget, Record, Revisit, array_spec
 
+REVISITING = frozenset({"factors", "online"})  # modes in which a task may be fed again
 SPOOL_FACTOR = 2  # closed tasks awaiting consolidation may hold as much disk again as the open one
 
 
@@ -33,6 +35,7 @@ class Terms:
 
     likelihood: str = "categorical"
     classes: int = 10
+    mode: str = "single"
     on_change: bool = False
     task_bytes: int = 8 << 30
     credit: int = 16
@@ -59,7 +62,10 @@ class StreamSession:
     terms: Terms
     producers: dict[str, ProducerState] = field(default_factory=dict)
     open_task: str | None = None
+    open_batches: int = 0
+    revisit_lsn: int | None = None
     closed: set[str] = field(default_factory=set)
+    forgotten: set[str] = field(default_factory=set)
     signature: Signature | None = None
     labels: LabelMap = field(init=False)
     task_spool: int = 0
@@ -151,21 +157,73 @@ class StreamSession:
         self._check_open(task)
         return (Boundary(producer=None, epoch=0, seq=0, task=task, weight=weight, origin="admin"),)
 
-    def admit_revisit(self, task: str) -> tuple[Record, ...]:
-        """Refused ``not_in_factor_mode``: a single penalty cannot give one task's part back."""
-        raise Refused(
-            "not_in_factor_mode",
-            f"revisit of {task!r}: expected posterior.mode = 'factors', got 'single'; a single penalty does not hold "
-            "the tasks' separate factors",
-        )
+    def admit_revisit(self, producer: str | None, seq: int, task: str, damping: float | None) -> tuple[Record, ...]:
+        """The record that reopens a task, on the stream or (without a producer) for an operator.
+
+        Raises Refused ``not_in_factor_mode task_closed unknown_task task_mismatch bad_header``.
+        """
+        self._check_revisitable(task)
+        if damping is not None and self.terms.mode != "factors":
+            raise Refused("bad_header", f"revisit.damping: expected posterior.mode = 'factors', got {self.terms.mode!r}")
+        if self.open_task is not None and (self.open_task == task or not self.terms.on_change):
+            raise Refused("task_mismatch", f"task {self.open_task!r} is open; expected its boundary before a revisit")
+        epoch = 0 if producer is None else self.producers[producer].epoch
+        revisit = Revisit(producer=producer, epoch=epoch, seq=seq, task=task, damping=damping)
+        return (*self._closing_before(task), revisit)
+
+    def _check_revisitable(self, task: str) -> None:
+        if self.terms.mode not in REVISITING:
+            raise Refused(
+                "not_in_factor_mode",
+                f"task {task!r}: expected posterior.mode = 'factors', got {self.terms.mode!r}, which does not hold the "
+                "tasks' separate factors",
+            )
+        self._check_known(task)
+
+    def _check_known(self, task: str) -> None:
+        if task in self.forgotten:
+            raise Refused("task_closed", f"task {task!r} was withdrawn (forget); its name is not used again")
+        if task not in self.closed:
+            raise Refused("unknown_task", f"task {task!r}: expected a consolidated task")
+
+    def admit_abandon(self, task: str | None) -> tuple[Record, ...]:
+        """The record that gives up the open revisit; raises Refused ``unknown_task``."""
+        if not self.revisiting or task not in (None, self.open_task):
+            named = "" if task is None else f" of {task!r}"
+            raise Refused("unknown_task", f"expected an open revisit{named}; there is none")
+        return (_abandoned(str(self.open_task)),)
+
+    def admit_forget(self, task: str) -> tuple[Record, ...]:
+        """The record that withdraws a task.
+
+        Raises Refused ``not_in_factor_mode unknown_task task_closed task_mismatch``.
+        """
+        if self.terms.mode != "factors":
+            raise Refused(
+                "not_in_factor_mode",
+                f"forget of {task!r}: expected posterior.mode = 'factors', got {self.terms.mode!r}; only there does a "
+                "task's part of the posterior stand by itself",
+            )
+        self._check_known(task)
+        if task == self.open_task:
+            raise Refused("task_mismatch", f"a revisit of task {task!r} is open; abandon it first")
+        return (Forget(producer=None, epoch=0, seq=0, task=task),)
+
+    @property
+    def revisiting(self) -> bool:
+        """Whether the open task is a revisit."""
+        return self.revisit_lsn is not None
 
     def barrier_holds(self, barrier: Mapping[str, int] | None) -> bool:
         """Whether every producer of a barrier has its sequence number stored and synced."""
         return all(name in self.producers and self.producers[name].durable >= seq for name, seq in (barrier or {}).items())
 
     def _check_task_takes_data(self, task: str) -> None:
-        if task in self.closed:
-            raise Refused("task_closed", f"task {task!r} is consolidated; expected data of an open or a new task")
+        if task in self.closed and task != self.open_task:
+            raise Refused(
+                "task_closed",
+                f"task {task!r} is closed; expected data of an open or a new task, or a `revisit` first (factor mode)",
+            )
         if self.open_task not in (None, task) and not self.terms.on_change:
             raise Refused(
                 "task_mismatch",
@@ -176,6 +234,8 @@ class StreamSession:
         """With boundaries on change, the record that closes the open task before another one's first batch."""
         if self.open_task in (None, task):
             return ()
+        if self.open_batches == 0:
+            return (_abandoned(str(self.open_task)),)
         return (Boundary(producer=None, epoch=0, seq=0, task=str(self.open_task), weight=None, origin="on-change"),)
 
     def _check_data(self, x: Array, y: Array) -> tuple[int, ...]:
@@ -213,6 +273,8 @@ class StreamSession:
 
     def _check_open(self, task: str) -> None:
         if task == self.open_task:
+            if self.open_batches == 0:
+                raise Refused("not_ready", f"the revisit of {task!r} has no data yet: send it, or abandon", retryable=True)
             return
         if task in self.closed:
             raise Refused("task_closed", f"task {task!r} is closed already")
@@ -222,15 +284,19 @@ class StreamSession:
 
     # -- what was stored -----------------------------------------------------------------------------------------
 
-    def apply(self, record: Record, nbytes: int) -> None:
-        """Take over one stored record of `nbytes` on disk; the same call live and in recovery."""
+    def apply(self, lsn: int, record: Record, nbytes: int) -> None:
+        """Take over record `lsn`, stored with `nbytes` on disk; the same call live and in recovery."""
         self._advance(record)
         self.total_spool += nbytes
         match record:
             case Batch():
                 self._apply_batch(record, nbytes)
-            case Boundary():
+            case Boundary() | Abandon():
                 self._close(record.task)
+            case Revisit():
+                self.open_task, self.revisit_lsn = record.task, lsn
+            case Forget():
+                self.forgotten.add(record.task)
 
     def _advance(self, record: Record) -> None:
         if record.producer is None:
@@ -246,14 +312,15 @@ class StreamSession:
             self.signature = signature_of(record)
         self.labels.add(record.new_labels)
         self.open_task = record.task
+        self.open_batches += 1
         self.task_spool += nbytes
         if record.boundary:
             self._close(record.task)
 
     def _close(self, task: str) -> None:
         self.closed.add(task)
-        self.open_task = None
-        self.task_spool = 0
+        self.open_task = self.revisit_lsn = None
+        self.task_spool = self.open_batches = 0
 
     def synced(self) -> None:
         """Everything stored so far has reached the disk."""
@@ -290,6 +357,10 @@ class StreamSession:
             "arrays": 8,
             "task_bytes": self.terms.task_bytes,
         }
+
+
+def _abandoned(task: str) -> Abandon:
+    return Abandon(producer=None, epoch=0, seq=0, task=task)
 
 
 def signature_of(batch: Batch) -> Signature:

@@ -1,4 +1,5 @@
-"""The ledger: one entry for each consolidated task, appended and synced before the checkpoint that counts it.
+"""The ledger: one entry for each boundary, revisit and withdrawal of a task, appended and synced before the checkpoint
+that counts it.
 
 STATE/ledger holds entries of length u32, crc32 u32, msgpack map. The checkpoint says how many are valid, so an entry
 behind that number belongs to a consolidation that never finished and is cut off. Kept apart from the checkpoint, whose
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,19 @@ class Ledger:
 def read(directory: Path, count: int) -> list[dict[str, Any]]:
     """The first `count` entries; raises Damaged where there are fewer sound ones."""
     return [entry for entry, _ in _entries(directory / NAME, count)]
+
+
+def standing(entries: Iterable[Mapping[str, Any]]) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """What holds after all entries: the newest of each task, in the order they were first learned; and the withdrawn."""
+    tasks: dict[str, dict[str, Any]] = {}
+    forgotten: set[str] = set()
+    for entry in entries:
+        if entry["kind"] == "forget":
+            tasks.pop(entry["task"], None)
+            forgotten.add(entry["task"])
+        else:
+            tasks[entry["task"]] = dict(entry)
+    return tasks, forgotten
 
 
 def _offset_behind(path: Path, count: int) -> int:

@@ -56,12 +56,20 @@ class Boundary(_Record, frozen=True, tag="boundary"):
 
 
 class Revisit(_Record, frozen=True, tag="revisit"):
-    """A consolidated task is reopened."""
+    """A consolidated task is reopened. damping: of its new factor, None for the configuration's."""
 
     damping: float | None = None
 
 
-Record = Batch | Boundary | Revisit
+class Abandon(_Record, frozen=True, tag="abandon"):
+    """The open revisit is given up; what was before it holds again."""
+
+
+class Forget(_Record, frozen=True, tag="forget"):
+    """A task's factor is withdrawn for good."""
+
+
+Record = Batch | Boundary | Revisit | Abandon | Forget
 
 _decoder = msgspec.msgpack.Decoder(Record)
 _encoder = msgspec.msgpack.Encoder()
@@ -84,5 +92,5 @@ def decode(body: bytes | memoryview) -> Record:
 
 
 def closes_task(record: Record) -> bool:
-    """Whether a task ends with this record."""
-    return isinstance(record, Boundary) or (isinstance(record, Batch) and record.boundary)
+    """Whether a task's data ends with this record."""
+    return isinstance(record, Boundary | Abandon) or (isinstance(record, Batch) and record.boundary)

@@ -1,0 +1,107 @@
+"""The posterior over all tasks, by `posterior.mode`: under which penalty a task is learned, and how it enters.
+
+    single        one penalty, anchored at the newest optimum (assumed density filtering, the note's eqs. 10-11)
+    factors       the same total, and each task's debiased factor on disk, to be replaced or withdrawn (eqs. 12-13)
+    multi-anchor  a penalty at every optimum (Kirkpatrick et al. 2017), for comparison
+    online        the penalties so far decayed by gamma before each task (Schwarz et al. 2018), for comparison
+
+Guarantees: holds the totals alone, two vectors whatever the number of tasks; factors are streamed from where they are
+kept, one at a time, in the order in which the tasks were first learned. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from streamcl import config
+from streamcl.core import consolidation
+from streamcl.core.gaussian import DiagonalGaussian
+
+
+class FactorSource(Protocol):
+    """Where the factors are kept."""
+
+    def read(self, number: int, task: str) -> Mapping[str, npt.NDArray[Any]]:
+        """One factor's arrays; raises Damaged."""
+
+
+@dataclass(slots=True)
+class Posterior:
+    """The totals, and which factors stand.
+
+    prior: before any task. total: prior times all tasks. tasks: the standing ledger entry of each consolidated task, in
+    the order they were first learned.
+    """
+
+    settings: config.Posterior
+    prior: DiagonalGaussian
+    source: FactorSource
+    total: DiagonalGaussian
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def keeps_factors(self) -> bool:
+        """Whether each task's factor is kept."""
+        return self.settings.mode == "factors"
+
+    def cavity(self, revisited: str | None) -> DiagonalGaussian:
+        """The penalty to learn a task under; `revisited`: the task whose own part is left out (factor mode)."""
+        match self.settings.mode:
+            case "online":
+                return consolidation.decayed(self.total, self.prior, self.settings.gamma)
+            case "factors" if revisited is not None:
+                return consolidation.product(self.prior, self._factors(without=revisited))
+        return self.total
+
+    def absorb(
+        self, cavity: DiagonalGaussian, curvature: Tensor, theta: Tensor, revisited: str | None, damping: float
+    ) -> DiagonalGaussian | None:
+        """Take a task in, learned under `cavity` to the optimum theta [P] with precision `curvature` [P].
+
+        Returns its factor where factors are kept: eq. 12 matched, then damped if it replaces another.
+        """
+        match self.settings.mode:
+            case "multi-anchor":
+                self.total = consolidation.multi_anchor(cavity, curvature, theta)
+            case "factors":
+                factor = consolidation.matched_factor(cavity, curvature, theta)
+                if revisited is not None:
+                    factor = consolidation.damped(self._factor(revisited), factor, damping)
+                self.total = cavity.times(factor)
+                return factor
+            case "single" | "online":
+                self.total = consolidation.assumed_density_filtering(cavity, curvature, theta)
+        return None
+
+    def forget(self, task: str) -> None:
+        """Withdraw a task's factor: the totals are recomputed from the others."""
+        self.total = consolidation.product(self.prior, self._factors(without=task))
+        del self.tasks[task]
+
+    def follow(self, theta: Tensor) -> Iterator[tuple[str, float, float]]:
+        """Each task's name, its penalty at theta in nats, and the penalty's rise in nats a sample since it was learned."""
+        if not self.keeps_factors:
+            return
+        for task, entry in self.tasks.items():
+            factor = self._factor(task)
+            rise = (consolidation.potential(factor, theta) - entry["potential"]) / entry["samples"]
+            yield task, consolidation.penalty(factor, theta), rise
+
+    def _factors(self, without: str) -> Iterator[DiagonalGaussian]:
+        return (self._factor(task) for task in self.tasks if task != without)
+
+    def _factor(self, task: str) -> DiagonalGaussian:
+        arrays = self.source.read(self.tasks[task]["factor"], task)
+        return from_arrays(arrays)
+
+
+def from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> DiagonalGaussian:
+    """A Gaussian of host arrays, copied."""
+    return DiagonalGaussian.from_state({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
