@@ -151,13 +151,9 @@ def forgotten(matrix: Array) -> float:
 
 def plot(matrices: dict[str, Array], path: Path) -> None:
     """Two heat maps, accuracy on each task after each boundary, and the mean over time."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise StreamclError("the demo needs scikit-learn and matplotlib: pip install 'streamcl[demo]'") from None
+    from streamcl.bench.figure import Figure, save
+
     figure = Figure(figsize=(13, 4.3), layout="constrained")
-    FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
     for axes, (name, matrix) in zip((left, middle), matrices.items(), strict=True):
         image = _heat_map(axes, name, matrix)
@@ -170,7 +166,7 @@ def plot(matrices: dict[str, Array], path: Path) -> None:
     right.grid(alpha=0.3)
     right.legend(loc="lower left")
     figure.suptitle("Permuted digits, one task after another, no data kept")
-    figure.savefig(path, dpi=130)
+    save(figure, path)
 
 
 def _heat_map(axes: Any, name: str, matrix: Array) -> Any:

@@ -32,13 +32,35 @@ class Images:
         return [np.arange(width), *(rng.permutation(width) for _ in range(tasks - 1))]
 
 
-def accuracy(reader: Reader, x: Array, y: Array) -> float:
-    """The share of rows that the daemon predicts right."""
-    right = 0
-    for start in range(0, len(x), 4096):
-        part = slice(start, start + 4096)
-        right += int((reader.predict(x[part]).label == y[part]).sum())
-    return right / len(x)
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """accuracy: the share of rows predicted right. loss: their mean negative log likelihood, nats a row."""
+
+    accuracy: float
+    loss: float
+
+
+def task_name(number: int) -> str:
+    """The name that every benchmark gives its task `number`."""
+    return f"permutation-{number}"
+
+
+def task_rows(images: Images, permutation: Array) -> tuple[Array, Array]:
+    """One task's training rows and labels."""
+    return np.ascontiguousarray(images.train_x[:, permutation]), images.train_y
+
+
+def score(reader: Reader, x: Array, y: Array) -> Scores:
+    """How the daemon predicts rows whose labels are output indices."""
+    probs = np.concatenate([reader.predict(x[start : start + 4096]).probs for start in range(0, len(x), 4096)])
+    likelihood = probs[np.arange(len(y)), y]
+    loss = -np.log(np.maximum(likelihood, np.finfo(probs.dtype).tiny)).mean()
+    return Scores(float((probs.argmax(1) == y).mean()), float(loss))
+
+
+def score_tasks(reader: Reader, images: Images, permutations: list[Array]) -> list[Scores]:
+    """The scores on each task's test rows."""
+    return [score(reader, np.ascontiguousarray(images.test_x[:, p]), images.test_y) for p in permutations]
 
 
 def stream_task(producer: Producer, name: str, x: Array, y: Array) -> dict[str, Any]:
@@ -58,13 +80,11 @@ def run_tasks(
 
     after: called behind each boundary with the task's number, the accuracies so far and the `done`.
     """
-    scores = np.full((len(permutations), len(permutations)), np.nan)
-    with daemon.producer("bench") as producer, daemon.reader() as reader:
+    accuracies = np.full((len(permutations), len(permutations)), np.nan)
+    with daemon.producer() as producer, daemon.reader() as reader:
         for number, permutation in enumerate(permutations):
-            x = np.ascontiguousarray(images.train_x[:, permutation])
-            done = stream_task(producer, f"permutation-{number}", x, images.train_y)
-            for seen in range(number + 1):
-                test = np.ascontiguousarray(images.test_x[:, permutations[seen]])
-                scores[number, seen] = accuracy(reader, test, images.test_y)
-            after(number, scores[number, : number + 1].tolist(), done)
-    return scores
+            done = stream_task(producer, task_name(number), *task_rows(images, permutation))
+            scores = score_tasks(reader, images, permutations[: number + 1])
+            accuracies[number, : number + 1] = [each.accuracy for each in scores]
+            after(number, accuracies[number, : number + 1].tolist(), done)
+    return accuracies

@@ -28,14 +28,13 @@ class Settings:
     tasks: int = 10
     epochs: int = 5
     train_rows: int = 10_000
-    seed: int = 0
 
-    def configuration(self, scale: float) -> dict[str, Any]:
+    def configuration(self, seed: int, posterior: dict[str, Any]) -> dict[str, Any]:
         """The daemon's configuration."""
         return {
             "model": {"args": {"hidden": [200, 200]}, "classes": 10},
-            "train": {"learning_rate": 1e-3, "batch_size": 64, "epochs": self.epochs, "seed": self.seed},
-            "posterior": {"prior_precision": 1.0, "scale": scale, "fisher": "exact"},
+            "train": {"learning_rate": 1e-3, "batch_size": 64, "epochs": self.epochs, "seed": seed},
+            "posterior": {"prior_precision": 1.0, "fisher": "exact", **posterior},
         }
 
 
@@ -58,22 +57,22 @@ def load_images(path: Path, train_rows: int) -> Images:
     )
 
 
-def run(data: Path, scales: list[float], settings: Settings, out: Path | None) -> list[dict[str, Any]]:
+def run(data: Path, scales: list[float], seed: int, settings: Settings, out: Path | None) -> list[dict[str, Any]]:
     """Run every scale, print the figures as they come, and write them to `out`."""
     images = load_images(data, settings.train_rows)
-    permutations = images.permutations(settings.tasks, settings.seed)
+    permutations = images.permutations(settings.tasks, seed)
     print(f"permuted MNIST, {settings.tasks} tasks of {len(images.train_x)} images, {settings.epochs} epochs a task")
     results = []
     for scale in scales:
-        results.append(_run_scale(scale, images, permutations, settings))
+        results.append(_run_scale(scale, images, permutations, seed, settings))
         if out is not None:
-            out.write_text(json.dumps(_document(results, settings), indent=2) + "\n")
+            out.write_text(json.dumps(document("permuted-mnist", settings, results) | {"seed": seed}, indent=2) + "\n")
     best = max(results, key=lambda result: result["mean_accuracy"])
     print(f"best: {best['method']}, mean accuracy {best['mean_accuracy']:.4f}")
     return results
 
 
-def _run_scale(scale: float, images: Images, permutations: list[Any], settings: Settings) -> dict[str, Any]:
+def _run_scale(scale: float, images: Images, permutations: list[Any], seed: int, settings: Settings) -> dict[str, Any]:
     method = f"single penalty, scale {scale:g}" if scale else "fine-tuning"
     started = time.monotonic()
 
@@ -83,7 +82,7 @@ def _run_scale(scale: float, images: Images, permutations: list[Any], settings: 
             flush=True,
         )
 
-    with LocalDaemon(settings.configuration(scale)) as daemon:
+    with LocalDaemon(settings.configuration(seed, {"scale": scale})) as daemon:
         matrix = run_tasks(daemon, images, permutations, after)
     result = {
         "method": method,
@@ -96,12 +95,13 @@ def _run_scale(scale: float, images: Images, permutations: list[Any], settings: 
     return result
 
 
-def _document(results: list[dict[str, Any]], settings: Settings) -> dict[str, Any]:
+def document(benchmark: str, settings: Settings, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures with what they were taken with."""
     import torch
 
     versions = {"streamcl": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return {
-        "benchmark": "permuted-mnist",
+        "benchmark": benchmark,
         "settings": asdict(settings),
         "versions": versions,
         "results": results,

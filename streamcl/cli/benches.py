@@ -22,7 +22,9 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--tasks", type=int, default=5, help="how many tasks (default 5)")
     parser.add_argument("--epochs", type=int, default=30, help="epochs at each boundary (default 30)")
     bench = commands.add_parser("bench", help="Reproducible comparisons.", description="Reproducible comparisons.")
-    _add_permuted_mnist(bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True))
+    benches = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    _add_permuted_mnist(benches)
+    _add_revisit(benches)
 
 
 def _add_permuted_mnist(benches: Any) -> None:
@@ -33,13 +35,34 @@ def _add_permuted_mnist(benches: Any) -> None:
         "Permuted MNIST, task after task through a real daemon in single-penalty mode; mean test accuracy at the end.",
         "streamcl bench permuted-mnist --data mnist.npz --scale 10 30",
     )
-    parser.add_argument("--data", type=Path, required=True, help="NPZ with train_x train_y test_x test_y (uint8)")
+    _add_mnist(parser)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, nargs="+", default=[10.0, 30.0], help="lambda_t = scale * N_t, each in turn")
     parser.add_argument("--baseline", action="store_true", help="fine-tuning (scale 0) as well")
+
+
+def _add_revisit(benches: Any) -> None:
+    parser = command(
+        benches,
+        "revisit",
+        revisit,
+        "Revisits on permuted MNIST beside fine-tuning, multi-anchor EWC, online EWC, the single penalty and joint "
+        "training; mean test accuracy after one pass and after every sweep.",
+        "streamcl bench revisit --data mnist.npz --seeds 0 1 2 --plot revisit.png",
+    )
+    _add_mnist(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--sweeps", type=int, default=3)
+    parser.add_argument("--only", default="", metavar="TEXT", help="only methods whose name contains this")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (PNG or SVG)")
+
+
+def _add_mnist(parser: argparse.ArgumentParser) -> None:
+    """What every benchmark on permuted images takes."""
+    parser.add_argument("--data", type=Path, required=True, help="NPZ with train_x train_y test_x test_y (uint8)")
     parser.add_argument("--tasks", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--train-rows", type=int, default=10_000, help="training images (default the first 10,000)")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures, configuration and versions here")
 
 
@@ -55,5 +78,13 @@ def permuted_mnist(options: argparse.Namespace) -> None:
     from streamcl.bench.permuted_mnist import Settings, run
 
     scales = [0.0] * options.baseline + options.scale
-    settings = Settings(options.tasks, options.epochs, options.train_rows, options.seed)
-    run(options.data, scales, settings, options.json)
+    run(options.data, scales, options.seed, Settings(options.tasks, options.epochs, options.train_rows), options.json)
+
+
+def revisit(options: argparse.Namespace) -> None:
+    """Run the benchmark."""
+    from streamcl.bench.permuted_mnist import Settings
+    from streamcl.bench.revisit import run
+
+    settings = Settings(options.tasks, options.epochs, options.train_rows)
+    run(options.data, options.seeds, options.sweeps, settings, options.only, options.json, options.plot)

@@ -1,10 +1,11 @@
-"""The operators' commands: status, tasks, boundary, revisit, predict, export, checkpoint, pause, resume, stop."""
+"""The operators' commands: what the daemon does and knows, boundaries and revisits, predictions, its life."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def add_commands(commands: Any) -> None:
         add_json(parser)
     _add_boundary(commands)
     _add_revisit(commands)
+    _add_abandon_and_forget(commands)
     _add_predict(commands)
     _add_export(commands)
     _add_stop(commands)
@@ -63,11 +65,45 @@ def _add_revisit(commands: Any) -> None:
         commands,
         "revisit",
         revisit,
-        "Reopen a consolidated task (needs factor mode).",
+        "Reopen a consolidated task (factor mode); then send its data again, and its boundary.",
         "streamcl revisit monday",
     )
     parser.add_argument("task", metavar="TASK")
     parser.add_argument("--damping", type=float, help="0 < d <= 1, instead of posterior.damping")
+    add_connection(parser, "admin")
+    add_json(parser)
+
+
+def _add_abandon_and_forget(commands: Any) -> None:
+    parser = command(
+        commands,
+        "abandon",
+        abandon,
+        "Give up the open revisit: parameters and posterior are those from before it.",
+        "streamcl abandon",
+    )
+    parser.add_argument("task", metavar="TASK", nargs="?", help="only if this is the task")
+    add_connection(parser, "admin")
+    add_json(parser)
+    parser = command(
+        commands,
+        "forget",
+        forget,
+        "Withdraw a task for good (factor mode): its factor is deleted and the posterior recomputed from the others. What "
+        "the parameters have learned from it stays until other tasks are revisited; its name cannot be used again.",
+        "streamcl forget monday --yes",
+    )
+    parser.add_argument("task", metavar="TASK")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    add_connection(parser, "admin")
+    add_json(parser)
+    parser = command(
+        commands,
+        "history",
+        history,
+        "Print each task's penalty, and its estimated rise, after every boundary (factor mode).",
+        "streamcl history --json",
+    )
     add_connection(parser, "admin")
     add_json(parser)
 
@@ -128,7 +164,11 @@ def tasks(options: argparse.Namespace) -> None:
         return
     for row in rows:
         row["closed"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["closed_at"]))
-    print_table(rows, TASK_COLUMNS, "no task has been consolidated yet")
+    advised = "revisit_rank" in rows[0] if rows else False
+    print_table(rows, TASK_COLUMNS + ["revisit_rank"] * advised, "no task has been consolidated yet")
+    best = next((row for row in rows if row.get("revisit_rank") == 1), None)
+    if best is not None:
+        print(f"A revisit of {best['task']} would repay most: it is {best['revisit_reason']}.")
 
 
 def boundary(options: argparse.Namespace) -> None:
@@ -141,6 +181,35 @@ def revisit(options: argparse.Namespace) -> None:
     """Reopen a task."""
     with admin(options) as daemon:
         _show(options, daemon.revisit(options.task, damping=options.damping))
+
+
+def abandon(options: argparse.Namespace) -> None:
+    """Abandon the open revisit."""
+    with admin(options) as daemon:
+        _show(options, daemon.abandon(options.task))
+
+
+def forget(options: argparse.Namespace) -> int:
+    """Withdraw a task, once the operator is sure."""
+    if not options.yes:
+        if not sys.stdin.isatty():
+            print("streamcl: forget cannot be undone; say --yes", file=sys.stderr)
+            return 2
+        if input(f"Withdraw task {options.task!r} for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            return 1
+    with admin(options) as daemon:
+        _show(options, daemon.forget(options.task))
+    return 0
+
+
+def history(options: argparse.Namespace) -> None:
+    """Print the history."""
+    with admin(options) as daemon:
+        rows = daemon.history()
+    if options.json:
+        print_json({"history": rows})
+    else:
+        print_table(rows, ["task", "lsn", "penalty", "penalty_rise"], "no task's penalty has been followed yet")
 
 
 def checkpoint(options: argparse.Namespace) -> None:
@@ -241,7 +310,7 @@ def _report(options: argparse.Namespace, arrays: dict[str, Any], y: Any, version
             np.savez(file, **arrays)
     summary: dict[str, Any] = {"rows": len(next(iter(arrays.values()))), "version": version}
     if y is not None:
-        summary |= _scores(arrays, y)
+        summary |= scores(arrays, y)
     if options.json:
         print_json(summary | {name: array.tolist() for name, array in arrays.items()})
         return
@@ -253,7 +322,7 @@ def _report(options: argparse.Namespace, arrays: dict[str, Any], y: Any, version
         print_fields(summary)
 
 
-def _scores(arrays: dict[str, Any], y: Any) -> dict[str, float]:
+def scores(arrays: dict[str, Any], y: Any) -> dict[str, float]:
     import numpy as np
 
     if "label" in arrays:

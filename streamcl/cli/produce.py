@@ -6,12 +6,10 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from streamcl.cli.common import add_connection, add_json, command, print_json, producer
+from streamcl.cli.common import add_connection, add_json, command, print_json, producer, progress
 
 
 def add_commands(commands: Any) -> None:
@@ -48,7 +46,7 @@ def send(options: argparse.Namespace) -> int:
         return 2
     data = open_data(options.file, Columns(options.x, options.label), options.rows)
     started = time.monotonic()
-    with producer(options, options.producer or _name(options)) as stream:
+    with _stream(options) as stream:
         report = _send_blocks(options, data, stream)
         if options.boundary:
             done = stream.boundary(options.task, weight=options.weight)
@@ -57,10 +55,20 @@ def send(options: argparse.Namespace) -> int:
     return 0
 
 
+def _stream(options: argparse.Namespace) -> Any:
+    """The producer for this file; of a task that is being revisited, one for this very revisit."""
+    stream = producer(options, options.producer or _name(options))
+    revisit = stream.welcome["revisit"]
+    if options.producer or stream.welcome["task"] != options.task or revisit is None:
+        return stream
+    stream.close()
+    return producer(options, f"{_name(options)}-{revisit}")
+
+
 def _send_blocks(options: argparse.Namespace, data: Any, stream: Any) -> dict[str, Any]:
     rows = batches = skipped = 0
     held = 0 if options.producer else stream.durable  # a name of one's own goes on counting, and repeats nothing
-    with _progress(data.count(), options) as advance:
+    with progress(options.file.name, data.count(), shown=not options.json) as advance:
         for number, (x, y) in enumerate(data.blocks(), start=1):
             if number <= held:
                 skipped += 1
@@ -80,34 +88,6 @@ def _name(options: argparse.Namespace) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return f"send-{digest.hexdigest()[:16]}"
-
-
-@contextmanager
-def _progress(total: int | None, options: argparse.Namespace) -> Iterator[Any]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    if options.json or not sys.stderr.isatty():
-        yield lambda rows: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate = TextColumn("{task.fields[rate]} rows/s")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        rate,
-        TimeRemainingColumn(),
-    )
-    started = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        job = bar.add_task(options.file.name, total=total, rate="-")
-
-        def advance(rows: int) -> None:
-            done = bar.tasks[job].completed + rows
-            bar.update(job, completed=done, rate=f"{done / (time.monotonic() - started):,.0f}")
-
-        yield advance
 
 
 def _print(options: argparse.Namespace, report: dict[str, Any]) -> None:

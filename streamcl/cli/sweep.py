@@ -1,0 +1,187 @@
+"""``streamcl sweep``: every task's data file fed once more, sweep after sweep, until the posterior stays where it is."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamcl.cli.common import (
+    add_connection,
+    add_json,
+    admin,
+    command,
+    print_json,
+    print_table,
+    producer,
+    progress,
+    reader,
+)
+from streamcl.cli.operate import scores
+from streamcl.errors import DataError
+
+if TYPE_CHECKING:
+    from streamcl.client import Admin, Producer, Reader
+    from streamcl.datafiles import DataFile
+
+ORDERS = ("given", "reverse", "random", "advised")
+PRODUCER = "sweep"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFile:
+    """A task and the file with its data."""
+
+    task: str
+    data: DataFile
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands."""
+    parser = command(
+        commands,
+        "sweep",
+        sweep,
+        "Revisit tasks from their data files (factor mode), sweep after sweep. A task that the daemon does not know yet is "
+        "learned first. Reports the score and how far the posterior mean moved, and stops once it moves less than the "
+        "tolerance. Interrupted, the revisit under way is abandoned and nothing else is lost.",
+        "streamcl sweep monday.csv tuesday.csv --order reverse --damping 0.5 --sweeps 3",
+    )
+    parser.add_argument("files", nargs="+", metavar="[TASK=]FILE", help="the task is the file's name without its ending")
+    parser.add_argument("--order", choices=ORDERS, default="given", help="advised: the highest estimated rise first")
+    parser.add_argument("--seed", type=int, default=0, help="of --order random")
+    parser.add_argument("--damping", type=float, help="0 < d <= 1, instead of posterior.damping")
+    parser.add_argument("--sweeps", type=int, default=3, help="how many at the most (default 3)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-3,
+        help="stop once a sweep moves the posterior mean by less than this, relative to its length (default 0.001)",
+    )
+    parser.add_argument("--test", nargs="+", default=[], metavar="[TASK=]FILE", help="score these instead of the data")
+    parser.add_argument("--label", "--y", help="the target's column or array (default: y, label, target or the last)")
+    parser.add_argument("--x", help="the array of inputs in an NPZ file")
+    parser.add_argument("--rows", type=int, default=256, help="rows a batch (default 256)")
+    add_connection(parser, "stream", "predict", "admin")
+    add_json(parser)
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Learn what is new, then sweep."""
+    if options.sweeps < 1 or options.rows < 1 or options.tolerance < 0:
+        print("streamcl: expected --sweeps and --rows of at least 1, and --tolerance of at least 0", file=sys.stderr)
+        return 2
+    files = [_task_file(text, options) for text in options.files]
+    tests = [_task_file(text, options) for text in options.test] or files
+    if len({file.task for file in files}) < len(files):
+        raise DataError("two files name the same task; write TASK=FILE")
+    with admin(options) as operator, reader(options) as model, producer(options, PRODUCER) as stream:
+        walk = _Walk(options, operator, model, stream)
+        known = {task["task"] for task in operator.tasks()}
+        for file in files:
+            if file.task not in known:
+                walk.feed(file, f"learning {file.task}")
+        rows = [walk.report(0, tests, None, 0.0)]
+        for number in range(1, options.sweeps + 1):
+            rows.append(walk.sweep(number, files, tests))
+            if rows[-1]["movement"] < options.tolerance:
+                break
+    _print(options, rows)
+    return 0
+
+
+def _task_file(text: str, options: argparse.Namespace) -> TaskFile:
+    from streamcl.datafiles import Columns, open_data
+
+    task, equals, path = text.rpartition("=")
+    data = open_data(Path(path), Columns(options.x, options.label), options.rows)
+    return TaskFile(task if equals else Path(path).stem, data)
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """The way over the tasks."""
+
+    options: argparse.Namespace
+    operator: Admin
+    model: Reader
+    stream: Producer
+
+    def sweep(self, number: int, files: list[TaskFile], tests: list[TaskFile]) -> dict[str, Any]:
+        """Every task once; returns the report."""
+        started, before = time.monotonic(), self._mean()
+        for at, file in enumerate(self._ordered(number, files), start=1):
+            self.stream.revisit(file.task, self.options.damping)
+            try:
+                self.feed(file, f"sweep {number}/{self.options.sweeps}, {at}/{len(files)} {file.task}")
+            except BaseException:
+                self.operator.abandon(file.task)
+                raise
+        return self.report(number, tests, before, time.monotonic() - started)
+
+    def feed(self, file: TaskFile, text: str) -> None:
+        """One task's data and its boundary."""
+        with progress(text, file.data.count(), shown=not self.options.json) as advance:
+            for x, y in file.data.blocks():
+                self.stream.send(x, y, file.task)
+                advance(len(x))
+            self.stream.boundary(file.task)
+
+    def report(self, number: int, tests: list[TaskFile], before: Any, seconds: float) -> dict[str, Any]:
+        """The scores of every test file, and how far the posterior mean has moved."""
+        by_task = {file.task: self._score(file.data) for file in tests}
+        (kind,) = {name for score in by_task.values() for name in score}
+        values = [score[kind] for score in by_task.values()]
+        movement = None if before is None else _movement(before, self._mean())
+        row = {"sweep": number, kind: sum(values) / len(values), "movement": movement, "seconds": seconds}
+        if not self.options.json and sys.stderr.isatty():
+            moved = "" if movement is None else f", the posterior mean moved by {movement:.2e}"
+            print(f"sweep {number}: mean {kind} {row[kind]:.4f}{moved}", file=sys.stderr)
+        return {**row, "by_task": {task: score[kind] for task, score in by_task.items()}}
+
+    def _ordered(self, number: int, files: list[TaskFile]) -> list[TaskFile]:
+        match self.options.order:
+            case "reverse":
+                return files[::-1]
+            case "random":
+                return random.Random(f"{self.options.seed}/{number}").sample(files, len(files))
+            case "advised":
+                ranks = {task["task"]: task["revisit_rank"] or len(files) + 1 for task in self.operator.tasks()}
+                return sorted(files, key=lambda file: ranks[file.task])
+        return files
+
+    def _mean(self) -> Any:
+        import numpy as np
+
+        got = self.operator.parameters()
+        return np.divide(got.shift, got.precision, out=np.zeros_like(got.shift), where=got.precision > 0)
+
+    def _score(self, data: DataFile) -> dict[str, float]:
+        import numpy as np
+
+        answers, targets = [], []
+        for x, y in data.blocks():
+            answers.append(self.model.predict(x))
+            targets.append(y)
+        arrays = {name: np.concatenate([a.arrays[name] for a in answers]) for name in answers[0].arrays}
+        if answers[0].labels is not None:
+            arrays["label"] = np.concatenate([answer.label for answer in answers])
+        return scores(arrays, np.concatenate(targets))
+
+
+def _movement(before: Any, after: Any) -> float:
+    import numpy as np
+
+    return float(np.linalg.norm(after - before) / max(np.linalg.norm(after), np.finfo(float).tiny))
+
+
+def _print(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    if options.json:
+        print_json({"sweeps": rows})
+        return
+    kind = next(name for name in rows[0] if name in ("accuracy", "rmse"))
+    print_table(rows, ["sweep", kind, "movement", "seconds"], "nothing was swept")
