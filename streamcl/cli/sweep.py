@@ -170,7 +170,7 @@ class _Walk:
         arrays = {name: np.concatenate([a.arrays[name] for a in answers]) for name in answers[0].arrays}
         if answers[0].labels is not None:
             arrays["label"] = np.concatenate([answer.label for answer in answers])
-        return scores(arrays, np.concatenate(targets))
+        return scores(arrays, np.concatenate([y for y in targets if y is not None]))
 
 
 def _movement(before: Any, after: Any) -> float:

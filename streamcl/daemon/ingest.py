@@ -203,8 +203,8 @@ class Ingest:
             raise
         except Exception as error:  # a defect of ours: one message must not end the service for everyone else
             self.log.exception("a message could not be judged")
-            refused = Refused("internal", f"{type(error).__name__}: {error}"[:500], retryable=True)
-            self._refuse(peer, refused, frames.legible_seq(header), header.get("id"))
+            defect = Refused("internal", f"{type(error).__name__}: {error}"[:500], retryable=True)
+            self._refuse(peer, defect, frames.legible_seq(header), header.get("id"))
 
     def _identify(self, peer: Peer) -> str:
         identity = self.identities.get(peer.routing_id)
