@@ -100,7 +100,7 @@ class Optimisation:
                 return None
         return (
             f"train.learning_rate {rate:g} is {why} (lambda times Fisher up to {curvature.largest:.3g}, {samples} "
-            f"samples); {limit:.2g} would do, or a smaller posterior.scale"
+            f"samples); {0.9 * limit:.2g} would do, or a smaller posterior.scale"
         )
 
     def set_samples(self, samples: int) -> None:
@@ -127,19 +127,23 @@ class Optimisation:
         return nll.detach(), output.detach()
 
     def fit(self, data: TaskData, seed: int) -> Iterator[EpochResult | None]:
-        """Up to `epochs` passes over a whole task, stopping at `tolerance`.
+        """Up to `epochs` passes over a whole task; fewer once the objective improves by less than `tolerance`, relatively.
 
-        Yields None after every step, so that a caller can look up, and an EpochResult after every epoch.
+        With a tolerance of 0 all of them, since a stochastic objective may rise for an epoch. The last one anneals,
+        whenever it comes. Yields None after every step, so that a caller can look up, and an EpochResult after every epoch.
         """
         self.set_samples(data.samples)
         self.optimizer = self._optimizer()  # moments from while N was small, and the penalty large, would hold it back
-        previous = float("inf")
+        previous, settled = float("inf"), False
         for epoch in range(1, self.train.epochs + 1):
-            nll = yield from self._epoch(data, epoch, np.random.default_rng([seed, epoch]))
+            last = settled or epoch == self.train.epochs
+            self._anneal(last and epoch > 1)
+            nll = yield from self._epoch(data, np.random.default_rng([seed, epoch]))
             objective = nll + self.penalty_value() / data.samples
-            yield EpochResult(epoch, self.train.epochs, nll, objective)
-            if previous - objective < self.train.tolerance * abs(previous):
+            yield EpochResult(epoch, epoch if last else self.train.epochs, nll, objective)
+            if last:
                 break
+            settled = previous - objective < self.train.tolerance * abs(previous) and self.train.tolerance > 0
             previous = objective
         if self.full_batch:
             yield from self._polish(data)
@@ -148,10 +152,9 @@ class Optimisation:
         """The penalty at the current parameters, in nats, up to its constant."""
         return float(self.penalty.value(self.network.parameters.theta.detach()))
 
-    def _epoch(self, data: TaskData, epoch: int, rng: np.random.Generator) -> Generator[None, None, float]:
+    def _epoch(self, data: TaskData, rng: np.random.Generator) -> Generator[None, None, float]:
         if self.full_batch:
             return (yield from self._lbfgs_epoch(data))
-        self._anneal(last=epoch == self.train.epochs > 1)
         total = torch.zeros((), dtype=torch.float64, device=self.network.device)
         for x, y in data.minibatches(self.train.batch_size, rng):
             total += self.step(x, y)[0].sum()

@@ -1,0 +1,189 @@
+"""The learner and its optimiser without a daemon: when training stops, what keeps it stable, what it holds."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from streamcl.config import from_tree
+from streamcl.conventions import to_scale
+from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.learning.data import TaskData
+from streamcl.learning.learner import Learner, Outcome
+from streamcl.learning.network import Network
+from streamcl.learning.optimisation import EpochResult, Optimisation
+from streamcl.protocol.signature import LabelMap, Signature
+from streamcl.storage.disk import Disk
+from streamcl.storage.factors import Factors
+from streamcl.storage.log import LogReader, LogWriter
+from streamcl.storage.records import Batch, Boundary, Record, Revisit, array_spec
+
+ROWS, FEATURES = 32, 5
+SIGNATURE = Signature((FEATURES,), False, ())
+
+
+def rows(seed: int, n: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    return (rng.normal(size=(n, FEATURES)) + y[:, None]).astype("<f4"), y
+
+
+def optimisation(penalty: float = 1.0, **train: Any) -> tuple[Optimisation, TaskData]:
+    config = from_tree({"model": {"args": {"hidden": [8]}, "classes": 3}, "train": {"device": "cpu", **train}})
+    network = Network(config, SIGNATURE, LabelMap(3), torch.device("cpu"))
+    network.labels.add((0, 1, 2))
+    anchor = torch.linspace(-1, 1, network.parameters.size, dtype=torch.float64)
+    prior = DiagonalGaussian.prior(anchor, penalty)
+    data = TaskData(lambda window: [rows(number) for number in window], [ROWS] * 4, 20, network.conversion)
+    return Optimisation(network, prior, config.train), data
+
+
+def epochs(optimiser: Optimisation, data: TaskData) -> list[EpochResult]:
+    return [event for event in optimiser.fit(data, 0) if event is not None]
+
+
+def test_without_a_tolerance_every_epoch_runs_also_when_the_objective_rises(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimiser, data = optimisation(epochs=5)
+    rising = iter(range(100))
+    monkeypatch.setattr(optimiser, "penalty_value", lambda: 1e6 * next(rising))
+    assert [result.epoch for result in epochs(optimiser, data)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.5])
+def test_the_last_epoch_anneals_whenever_it_comes(tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimiser, data = optimisation(epochs=6, tolerance=tolerance)
+    rates = []
+    step = optimiser.step
+    monkeypatch.setattr(
+        optimiser, "step", lambda x, y: (rates.append(optimiser.optimizer.param_groups[0]["lr"]), step(x, y))[1]
+    )
+    results = epochs(optimiser, data)
+    assert len(results) == (6 if tolerance == 0 else 3)  # settled after two, and one more to anneal
+    per_epoch = len(rates) // len(results)
+    assert rates == [1e-3] * (len(rates) - per_epoch) + [1e-4] * per_epoch
+
+
+def test_plain_sgd_is_stable_far_beyond_the_explicit_limit() -> None:
+    """The curvature is a million times what an explicit step could take; the parameters go to the anchor."""
+    optimiser, data = optimisation(penalty=2e9, optimizer="sgd", learning_rate=0.1)
+    epochs(optimiser, data)
+    anchor = torch.linspace(-1, 1, optimiser.network.parameters.size)
+    torch.testing.assert_close(optimiser.network.parameters.theta.detach(), anchor, atol=1e-6, rtol=0)
+
+
+def test_an_implicit_step_has_the_optimum_of_the_objective_as_its_fixed_point() -> None:
+    implicit, data = optimisation(
+        penalty=300.0, optimizer="sgd", learning_rate=0.05, epochs=400, dtype="float64", batch_size=1000
+    )
+    epochs(implicit, data)
+    theta = implicit.network.parameters.theta.detach()
+    exact, data = optimisation(penalty=300.0, optimizer="lbfgs", epochs=10, dtype="float64")
+    epochs(exact, data)
+    torch.testing.assert_close(theta, exact.network.parameters.theta.detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("optimizer", "penalty"), [("sgd", 1e6), ("adam", 1e7)])
+def test_an_unstable_learning_rate_is_warned_of_with_one_that_would_do(optimizer: str, penalty: float) -> None:
+    unstable, _ = optimisation(penalty=penalty, optimizer=optimizer, learning_rate=0.1)
+    warning = unstable.warning(128)
+    assert warning is not None
+    rate = float(warning.split(" would do")[0].split()[-1])
+    assert 0 < rate < 0.1
+    stable, _ = optimisation(penalty=penalty, optimizer=optimizer, learning_rate=rate)
+    assert stable.warning(128) is None
+
+
+def test_a_lambda_of_another_library_means_the_same_here() -> None:
+    """Each convention's objective written out for one task of N samples behind another of N, against ours."""
+    n, fisher, distance, nll_sum = 40, 0.7, 0.3, 12.0
+    theirs = {
+        "van-de-ven": lambda lam: nll_sum / n + 0.5 * lam * fisher * distance**2,
+        "avalanche": lambda lam: nll_sum / n + lam * fisher * distance**2,
+        "mammoth": lambda lam: nll_sum / n + lam * fisher * distance**2,
+        "laplace-torch": lambda temperature: (nll_sum + 0.5 / temperature * n * fisher * distance**2) / n,
+        "streamcl": lambda scale: (nll_sum + 0.5 * scale * n * fisher * distance**2) / n,
+    }
+    for convention, objective in theirs.items():
+        ours = nll_sum + 0.5 * to_scale(convention, 3.0) * n * fisher * distance**2  # type: ignore[arg-type]
+        assert ours / n == pytest.approx(objective(3.0)), convention
+    with pytest.raises(ValueError, match="temperature"):
+        to_scale("laplace-torch", 0.0)
+
+
+# -- what a learner holds ----------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A learner in factor mode on a log of its own."""
+
+    def __init__(self, directory: Path, **tree: Any) -> None:
+        self.writer = LogWriter.recover(directory / "log", Disk())
+        self.reader = LogReader(directory / "log")
+        self.factors = Factors(directory / "factors", Disk())
+        model = {"args": {"hidden": [64]}, "classes": 3}
+        self.learner = Learner(from_tree({"model": model, "posterior": {"mode": "factors"}, **tree}), self.factors)
+        self.seq = 0
+
+    def add(self, record: Record, payloads: tuple[bytes, ...] = ()) -> Outcome | None:
+        """Store one record, learn it, keep its factor."""
+        lsn = self.writer.append(record, payloads)
+        self.writer.sync()
+        (entry,) = self.reader.read(lsn, lsn + 1)
+        steps = self.learner.apply(lsn, entry.record, entry.arrays, self.reader)
+        outcome = None
+        try:
+            while True:
+                next(steps)
+        except StopIteration as finished:
+            outcome = finished.value
+        if outcome is not None and outcome.factor is not None:
+            tensors = {name: tensor.numpy() for name, tensor in outcome.factor.state().items()}
+            self.factors.write(outcome.entry["factor"], outcome.entry["task"], tensors)
+        return outcome
+
+    def task(self, name: str, seed: int) -> None:
+        """One batch and its boundary."""
+        x, y = rows(seed)
+        self.seq += 2
+        specs = (array_spec("x", x), array_spec("y", y))
+        shared = {"producer": "p", "epoch": 0, "task": name}
+        new = () if self.learner.labels.outputs else (0, 1, 2)
+        batch = Batch(seq=self.seq, samples=len(x), arrays=specs, new_labels=new, **shared)
+        self.add(batch, (x.tobytes(), y.tobytes()))
+        self.add(Boundary(seq=self.seq + 1, **shared))
+
+
+def tensor_bytes() -> int:
+    """Bytes of all live torch tensors, shared storage counted once."""
+    gc.collect()
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in gc.get_objects()
+        if issubclass(type(tensor), torch.Tensor)
+    }
+    return sum(storages.values())
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    yield Run(tmp_path, train={"epochs": 1})
+
+
+def test_what_is_held_after_100_tasks_is_what_is_held_after_2(run: Run) -> None:
+    held = {}
+    for number in range(1, 101):
+        run.task(f"task-{number}", number)
+        if number in (2, 100):
+            run.add(Revisit(producer="p", epoch=0, seq=run.seq + 2, task="task-1"))
+            during = tensor_bytes()
+            run.task("task-1", 0)
+            held[number] = during, tensor_bytes()
+    assert held[2] == held[100]
+    assert held[2][1] > 0
+    assert len(list(run.factors.directory.glob("*.factor"))) == 102
