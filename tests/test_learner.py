@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +170,8 @@ def tensor_bytes() -> int:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
-    yield Run(tmp_path, train={"epochs": 1})
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path, train={"epochs": 1})
 
 
 def test_what_is_held_after_100_tasks_is_what_is_held_after_2(run: Run) -> None:

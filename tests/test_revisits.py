@@ -10,9 +10,8 @@ import pytest
 
 from streamcl.bench.local import LocalDaemon
 from streamcl.client import Admin, Producer
-from streamcl.errors import Refused
-from streamcl.storage.disk import Disk
-from streamcl.storage.factors import Factors
+from streamcl.errors import Refused, StreamclError
+from streamcl.storage import verified
 
 NOISE, PRIOR, FEATURES, TASKS, ROWS = 0.5, 0.3, 6, 5, 50
 ORDERS = {"forwards": [0, 1, 2, 3, 4], "backwards": [4, 3, 2, 1, 0], "mixed": [2, 0, 4, 1, 3]}
@@ -62,19 +61,10 @@ def mean_of(admin: Admin) -> np.ndarray:
     return got.shift / got.precision
 
 
-def factor_files(daemon: LocalDaemon, admin: Admin) -> list[tuple[np.ndarray, np.ndarray]]:
+def factor_files(daemon: LocalDaemon) -> list[tuple[np.ndarray, np.ndarray]]:
     """Precision and shift of every standing factor, read from its own file."""
-    factors = Factors(daemon.state_dir / "factors", Disk())
-    numbers = sorted(int(path.stem) for path in factors.directory.glob("*.factor"))
-    names = {}
-    for number in numbers:
-        for task in admin.tasks():
-            try:
-                names[number] = factors.read(number, task["task"])
-            except Exception:
-                continue
-    assert len(names) == len(numbers)
-    return [(names[number]["precision"], names[number]["shift"]) for number in numbers]
+    saved = [verified.load(path).tensors for path in sorted((daemon.state_dir / "factors").glob("*.factor"))]
+    return [(tensors["precision"], tensors["shift"]) for tensors in saved]
 
 
 @pytest.mark.parametrize("case", ["plain", "dead feature", "weight", "prior at the initial weights"])
@@ -96,7 +86,7 @@ def test_the_sum_of_the_factors_is_the_single_penalty(start: Callable[..., Local
                 learn(producer, number, dead, weight)
     with single.admin() as one, factored.admin() as many:
         expected, got = one.parameters(), many.parameters()
-        precisions, shifts = zip(*factor_files(factored, many), strict=True)
+        precisions, shifts = zip(*factor_files(factored), strict=True)
     assert len(precisions) == TASKS
     np.testing.assert_allclose(got.precision, expected.precision, rtol=1e-10)
     np.testing.assert_allclose(got.shift, expected.shift, rtol=1e-10, atol=1e-10)
@@ -145,7 +135,7 @@ def test_a_withdrawn_task_leaves_the_posterior_of_the_others(start: Callable[...
     with daemon.producer() as producer, daemon.admin() as admin:
         for number in range(TASKS):
             learn(producer, number)
-        before, theta = factor_files(daemon, admin), admin.parameters().theta
+        before, theta = factor_files(daemon), admin.parameters().theta
         assert admin.forget("task-1")["kind"] == "forget"
         after = admin.parameters()
         rest = [factor for number, factor in enumerate(before) if number != 1]
@@ -172,7 +162,7 @@ def test_an_abandoned_revisit_leaves_everything_as_it_was(start: Callable[..., L
         for number in range(3):
             learn(producer, number)
         x = task_data(9)[0]
-        before, predicted, factors = admin.parameters(), reader.predict(x).mean, factor_files(daemon, admin)
+        before, predicted, factors = admin.parameters(), reader.predict(x).mean, factor_files(daemon)
         producer.revisit("task-0")
         producer.send(*task_data(7), "task-0")
         producer.flush()
@@ -183,7 +173,7 @@ def test_an_abandoned_revisit_leaves_everything_as_it_was(start: Callable[..., L
             np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
         np.testing.assert_array_equal(reader.predict(x).mean, predicted)
         assert not list((daemon.state_dir / "log").glob("*.seg"))
-        for (p0, s0), (p1, s1) in zip(factors, factor_files(daemon, admin), strict=True):
+        for (p0, s0), (p1, s1) in zip(factors, factor_files(daemon), strict=True):
             np.testing.assert_array_equal(p0, p1)
             np.testing.assert_array_equal(s0, s1)
         with pytest.raises(Refused, match="no"):
@@ -242,3 +232,148 @@ def test_multi_anchor_ewc_counts_early_tasks_again(start: Callable[..., LocalDae
     np.testing.assert_allclose(got.theta, theta, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(got.precision, precision, rtol=1e-9)
     np.testing.assert_allclose(got.shift, shift, rtol=1e-7, atol=1e-9)
+
+
+# -- crashes -----------------------------------------------------------------------------------------------------------
+
+CLASSES: dict[str, Any] = {
+    "model": {"args": {"hidden": [16]}, "classes": 4},
+    "train": {"epochs": 3, "learning_rate": 0.01},
+    "posterior": {"mode": "factors", "scale": 3.0},
+}
+
+
+def class_rows(seed: int, n: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 4, n)
+    return (rng.normal(size=(n, 5)) + y[:, None]).astype("<f4"), y
+
+
+def revisiting(daemon: LocalDaemon, between: Callable[[int], None] = lambda number: None) -> None:
+    """Three tasks, a revisit of the first, an abandoned one of the second, the last withdrawn; `between` behind each."""
+
+    def feed(task: int, seed: int, producer: Producer) -> None:
+        for part in range(2):
+            producer.send(*class_rows(seed + part), f"task-{task}")
+            producer.flush()
+            between(next(numbers))
+
+    numbers = iter(range(1, 100))
+    with daemon.producer(timeout=60) as producer:
+        for task in range(3):
+            feed(task, 10 * task, producer)
+            producer.boundary(f"task-{task}", wait=False)
+            between(next(numbers))
+        producer.revisit("task-0", 0.7)
+        between(next(numbers))
+        feed(0, 0, producer)
+        producer.boundary("task-0", wait=False)
+        between(next(numbers))
+        producer.revisit("task-1")
+        between(next(numbers))
+        feed(1, 50, producer)
+    with daemon.admin() as admin:
+        admin.abandon("task-1")
+        between(next(numbers))
+        admin.forget("task-2")
+        between(next(numbers))
+        admin.checkpoint()
+
+
+def outcome(daemon: LocalDaemon) -> list[Any]:
+    with daemon.admin() as admin:
+        got, tasks = admin.parameters(), admin.tasks()
+    shown = [{name: task[name] for name in ("task", "samples", "revisits", "loss", "penalty_rise")} for task in tasks]
+    return [got.theta.tolist(), got.precision.tolist(), got.shift.tolist(), shown, files_of(daemon)]
+
+
+def files_of(daemon: LocalDaemon) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (daemon.state_dir / "factors").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    with LocalDaemon(CLASSES, tmp_path_factory.mktemp("whole") / "state") as daemon:
+        revisiting(daemon)
+        return outcome(daemon)
+
+
+@pytest.mark.parametrize("moments", [(3, 9, 10, 11), (12, 13, 14), (8, 15, 16), (17, 18)])
+def test_killed_in_revisits_it_ends_with_the_same_bits(
+    start: Callable[..., LocalDaemon], undisturbed: list[Any], moments: tuple[int, ...]
+) -> None:
+    """kill -9 of the whole daemon behind given messages: within revisits, boundaries, before and after an abandon."""
+    daemon = start(CLASSES)
+
+    def between(number: int) -> None:
+        if number in moments:
+            daemon.kill()
+            daemon.start()
+
+    revisiting(daemon, between)
+    assert outcome(daemon) == undisturbed
+
+
+def test_predictions_do_not_change_before_a_revisit_is_done(start: Callable[..., LocalDaemon]) -> None:
+    """Served parameters never mix: during the revisit, and after a restart in it, they are those from before."""
+    daemon = start(CLASSES)
+    x = class_rows(99)[0]
+    with daemon.producer() as producer, daemon.reader() as reader, daemon.admin() as admin:
+        for task in range(2):
+            producer.send(*class_rows(task), f"task-{task}")
+            producer.boundary(f"task-{task}")
+        before = reader.predict(x).probs
+        producer.revisit("task-0")
+        producer.send(*class_rows(0), "task-0")
+        producer.flush()
+        admin.checkpoint()  # the batch has been learned from
+        assert admin.status()["state"] == "revisiting"
+        np.testing.assert_array_equal(reader.predict(x).probs, before)
+        daemon.kill()
+        daemon.start()
+        admin.checkpoint()
+        np.testing.assert_array_equal(reader.predict(x).probs, before)
+        producer.boundary("task-0")
+        assert np.abs(reader.predict(x).probs - before).max() > 1e-4
+
+
+def test_a_missing_or_damaged_factor_stops_the_revisit_that_needs_it(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start(CLASSES)
+    with daemon.producer() as producer:
+        for task in range(2):
+            producer.send(*class_rows(task), f"task-{task}")
+            producer.boundary(f"task-{task}")
+    assert daemon.stop() == 0
+    path = sorted((daemon.state_dir / "factors").glob("*.factor"))[1]
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(StreamclError, match=path.name):
+        daemon.start()
+
+
+def test_tasks_are_ranked_by_what_a_revisit_would_repay(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start({**CLASSES, "posterior": {"mode": "factors", "scale": 0.1}})  # it forgets
+    with daemon.producer() as producer, daemon.admin() as admin:
+        for task in range(3):
+            x, y = class_rows(task)
+            producer.send(np.roll(x, task, axis=1) * (-1) ** task, (y + task) % 4, f"task-{task}")
+            producer.boundary(f"task-{task}")
+        tasks = {task["task"]: task for task in admin.tasks()}
+        rises = {name: task["penalty_rise"] for name, task in tasks.items()}
+        assert rises["task-2"] == 0
+        assert min(rises["task-0"], rises["task-1"]) > 0
+        best = max(rises, key=rises.__getitem__)
+        assert tasks[best]["revisit_rank"] == 1
+        assert f"{rises[best]:.3g} nats a sample" in tasks[best]["revisit_reason"]
+        assert tasks["task-2"]["revisit_rank"] is None
+        metrics = admin.metrics()
+        for name, rise in rises.items():
+            assert metrics[f'streamcl_task_penalty_rise{{task="{name}"}}'] == rise
+            assert metrics[f'streamcl_task_penalty{{task="{name}"}}'] == tasks[name]["penalty"]
+        history = admin.history()
+        assert [row["task"] for row in history] == ["task-0", "task-0", "task-1", "task-0", "task-1", "task-2"]
+        assert {row["task"]: row["penalty_rise"] for row in history[3:]} == rises
+        daemon.kill()
+        daemon.start()
+        assert {task["task"]: task["penalty_rise"] for task in admin.tasks()} == rises

@@ -25,6 +25,7 @@ def add_commands(commands: Any) -> None:
     benches = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     _add_permuted_mnist(benches)
     _add_revisit(benches)
+    _add_order_bias(benches)
 
 
 def _add_permuted_mnist(benches: Any) -> None:
@@ -57,9 +58,25 @@ def _add_revisit(benches: Any) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (PNG or SVG)")
 
 
-def _add_mnist(parser: argparse.ArgumentParser) -> None:
+def _add_order_bias(benches: Any) -> None:
+    parser = command(
+        benches,
+        "order-bias",
+        order_bias,
+        "A penalty at every optimum (multi-anchor EWC) beside the single penalty: error by position in the task order, "
+        "exact on linear-Gaussian tasks and, with --data, on permuted MNIST through the daemon.",
+        "streamcl bench order-bias --data mnist.npz --plot order-bias.png",
+    )
+    _add_mnist(parser, required=False)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of permuted MNIST")
+    parser.add_argument("--scale", type=float, default=30.0, help="of permuted MNIST (default 30)")
+    parser.add_argument("--repeats", type=int, default=1000, help="linear-Gaussian data sets (default 1000)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (PNG or SVG)")
+
+
+def _add_mnist(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """What every benchmark on permuted images takes."""
-    parser.add_argument("--data", type=Path, required=True, help="NPZ with train_x train_y test_x test_y (uint8)")
+    parser.add_argument("--data", type=Path, required=required, help="NPZ with train_x train_y test_x test_y (uint8)")
     parser.add_argument("--tasks", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--train-rows", type=int, default=10_000, help="training images (default the first 10,000)")
@@ -88,3 +105,21 @@ def revisit(options: argparse.Namespace) -> None:
 
     settings = Settings(options.tasks, options.epochs, options.train_rows)
     run(options.data, options.seeds, options.sweeps, settings, options.only, options.json, options.plot)
+
+
+def order_bias(options: argparse.Namespace) -> None:
+    """Run the benchmark."""
+    from streamcl.bench.order_bias import run
+    from streamcl.bench.permuted_mnist import Settings
+
+    settings = Settings(options.tasks, options.epochs, options.train_rows)
+    run(
+        options.data,
+        options.tasks,
+        options.repeats,
+        options.seeds,
+        options.scale,
+        settings,
+        options.json,
+        options.plot,
+    )
