@@ -20,6 +20,7 @@ from streamcl.cli import build_parser, main
 COMMANDS = (
     *("serve", "send", "boundary", "revisit", "status", "tasks", "predict"),
     *("export", "checkpoint", "pause", "resume", "stop", "demo", "bench"),
+    *("sweep", "abandon", "forget", "history"),
 )
 TREE = {"model": {"args": {"hidden": [16]}, "classes": 3}, "train": {"epochs": 20, "learning_rate": 0.01}}
 
@@ -133,6 +134,76 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
             build_parser().parse_args([command, "--help"])
         assert caught.value.code == 0
         assert f"streamcl {command}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def factored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Any]]:
+    """Runs a command on a daemon of its own in factor mode."""
+    with LocalDaemon({**TREE, "posterior": {"mode": "factors"}}, tmp_path / "factored") as running:
+
+        def run(*arguments: Any) -> tuple[int, str, str]:
+            status = main([*map(str, arguments), "--state-dir", str(running.state_dir)])
+            output = capsys.readouterr()
+            return status, output.out, output.err
+
+        yield run
+
+
+def test_a_sweep_learns_what_is_new_then_revisits_until_little_moves(factored: Callable[..., Any], tmp_path: Path) -> None:
+    files = [data(tmp_path / "monday.csv", 1), data(tmp_path / "tuesday.npz", 2)]
+    status, out, _ = factored("sweep", *files, "--sweeps", 2, "--tolerance", 0, "--json")
+    sweeps = json.loads(out)["sweeps"]
+    assert (status, [row["sweep"] for row in sweeps]) == (0, [0, 1, 2])
+    assert sweeps[0]["movement"] is None
+    assert all(row["movement"] > 0 and set(row["by_task"]) == {"monday", "tuesday"} for row in sweeps[1:])
+    assert sweeps[2]["accuracy"] > 0.5
+    for order in ("reverse", "random", "advised"):  # now both are known, and any movement is little enough
+        status, out, _ = factored("sweep", *files, "--order", order, "--tolerance", 1e9, "--damping", 0.3)
+        assert (status, len([line for line in out.splitlines() if line.split()[:1] in (["0"], ["1"], ["2"])])) == (0, 2)
+    tasks = json.loads(factored("tasks", "--json")[1])["tasks"]
+    assert [(task["task"], task["revisits"]) for task in tasks] == [("monday", 5), ("tuesday", 5)]
+    assert "revisit" in factored("tasks")[1]
+    history = json.loads(factored("history", "--json")[1])["history"]
+    assert len(history) == 1 + 2 + 2 * 10
+
+
+def test_a_sweep_that_fails_abandons_its_revisit(factored: Callable[..., Any], tmp_path: Path) -> None:
+    good = data(tmp_path / "monday.csv", 1)
+    assert factored("send", good, "--task", "monday", "--boundary")[0] == 0
+    np.savez(tmp_path / "bad.npz", x=np.ones((3, 9)), y=np.zeros(3, int))
+    status, _, err = factored("sweep", f"monday={tmp_path / 'bad.npz'}", "--test", f"monday={good}")
+    assert (status, "bad_shape" in err) == (1, True)
+    status = json.loads(factored("status", "--json")[1])
+    assert (status["task"], status["state"]) == (None, "idle")
+
+
+def test_a_file_is_sent_again_for_each_revisit_and_goes_on_within_one(factored: Callable[..., Any], tmp_path: Path) -> None:
+    path = data(tmp_path / "monday.csv", 1)
+    send = ("send", path, "--task", "monday", "--rows", 16, "--json")
+    factored(*send, "--boundary")
+    assert factored("revisit", "monday")[0] == 0
+    assert json.loads(factored(*send)[1])["batches"] == 4
+    assert json.loads(factored(*send)[1])["batches_already_there"] == 4
+    assert factored("abandon")[0] == 0
+    assert factored("revisit", "monday", "--damping", 1)[0] == 0
+    assert json.loads(factored(*send, "--boundary")[1])["samples"] == 60
+    assert factored("abandon")[0] == 1
+    assert factored("forget", "monday")[0] == 2  # not without being asked
+    assert json.loads(factored("forget", "monday", "--yes", "--json")[1])["kind"] == "forget"
+    status, _, err = factored("forget", "monday", "--yes")
+    assert (status, "withdrawn" in err) == (1, True)
+
+
+def test_order_bias_is_seen_exactly_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot, figures = tmp_path / "bias.svg", tmp_path / "bias.json"
+    options = ["bench", "order-bias", "--tasks", "5", "--repeats", "50", "--plot", str(plot), "--json", str(figures)]
+    assert main(options) == 0
+    rows = {row["method"]: np.array(row["by_position"]) for row in json.loads(figures.read_text())["results"]}
+    multi, single = rows["multi-anchor"], rows["single penalty"]
+    assert multi[0] < single[0]  # the first task is held too hard,
+    assert multi[1:].mean() > 3 * single[1:].mean()  # and the others pay
+    assert "<svg" in plot.read_text()
+    assert "single penalty" in capsys.readouterr().out
 
 
 def test_stop_waits_until_the_daemon_has_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

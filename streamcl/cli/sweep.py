@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import sys
 import time
@@ -22,7 +23,7 @@ from streamcl.cli.common import (
     reader,
 )
 from streamcl.cli.operate import scores
-from streamcl.errors import DataError
+from streamcl.errors import DataError, StreamclError
 
 if TYPE_CHECKING:
     from streamcl.client import Admin, Producer, Reader
@@ -119,7 +120,8 @@ class _Walk:
             try:
                 self.feed(file, f"sweep {number}/{self.options.sweeps}, {at}/{len(files)} {file.task}")
             except BaseException:
-                self.operator.abandon(file.task)
+                with contextlib.suppress(StreamclError):  # it may be closed already, or the daemon gone
+                    self.operator.abandon(file.task)
                 raise
         return self.report(number, tests, before, time.monotonic() - started)
 
