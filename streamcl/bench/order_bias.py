@@ -59,7 +59,7 @@ def run(
 
 def linear_gaussian(tasks: int, repeats: int) -> dict[str, Array]:
     """Mean over data sets: each task's loss at the final mean, above that at the joint posterior mean, [tasks]."""
-    errors = {name: np.zeros(tasks) for name in RULES}
+    errors: dict[str, Array] = {name: np.zeros(tasks) for name in RULES}
     for repeat in range(repeats):
         drawn = _draw(np.random.default_rng(repeat), tasks)
         joint = _joint_mean(drawn)
