@@ -28,6 +28,7 @@ STREAM = "tcp://127.0.0.1:5757"
 PREDICT = "tcp://127.0.0.1:5758"
 ADMIN = "tcp://127.0.0.1:5759"
 PING_SECONDS = 5.0  # how often a patient request makes sure that the daemon still lives
+NO_ROOM_SECONDS = {"no_credit": 0.05, "no_space": 0.5}
 SILENCE_MS = 2000  # without a word for so long while one is owed, a producer asks again
 
 
@@ -233,10 +234,11 @@ class Producer:
 
     def _refused(self, nack: dict[str, Any]) -> None:
         seq = nack.get("seq")
-        if nack["code"] in ("not_ready", "gap") or (nack["code"] == "no_credit" and seq in self._kept):
-            if nack["code"] == "no_credit":
+        no_room = nack["code"] in NO_ROOM_SECONDS and seq in self._kept
+        if nack["code"] in ("not_ready", "gap") or no_room:
+            if no_room:
                 self.credit = 0
-                time.sleep(0.05)  # the daemon has no room: ask again, no faster than this
+                time.sleep(NO_ROOM_SECONDS[nack["code"]])  # ask again, no faster than this
             self._rewind(nack)
             return
         # A refused message's number may be used again: forget it and everything sent behind it.

@@ -329,7 +329,15 @@ def test_a_full_disk_refuses_and_recovers_by_itself(start: Callable[..., LocalDa
     refused = client.ask("batch", rows(n=64), seq=2, task="a")
     assert (refused["type"], refused["code"], refused["retryable"]) == ("nack", "no_space", True)
     assert segment.read_bytes() == before
+    assert client.ask("hello", producer="p")["credit"]["messages"] == 0
+    with pytest.raises(urllib.error.HTTPError) as red:
+        urllib.request.urlopen(daemon.url("/readyz"), timeout=10)
+    assert b"full" in red.value.read()
     resource.prlimit(ingest, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    offered = client.receive()  # unasked, once there is room again
+    assert (offered["type"], offered["credit"]["messages"]) == ("ack", SMALL["stream"]["credit"])
+    with urllib.request.urlopen(daemon.url("/readyz"), timeout=10) as answer:
+        assert answer.status == 200
     assert client.ask("batch", rows(n=64), seq=2, task="a")["durable"] == 2
     client.send("boundary", seq=3, task="a")
     assert client.receive_until("done")["samples"] == 72

@@ -270,7 +270,7 @@ def test_no_daemon_is_said_in_words() -> None:
 @pytest.mark.parametrize(
     ("tree", "said"),
     [
-        ({"posterior": {"mode": "factors"}}, "not available"),
+        ({"posterior": {"curvature": "kronecker"}}, "not available"),
         ({"stream": {"boundary": "drift"}}, "not available"),
         ({"train": {"device": "cuda:99"}}, "train.device"),
         ({"model": {"factory": "nowhere:model"}}, "nowhere"),

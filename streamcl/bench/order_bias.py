@@ -88,7 +88,7 @@ def _joint_mean(drawn: list[tuple[Array, Array]]) -> Array:
 def _final_mean(drawn: list[tuple[Array, Array]], rule: Rule) -> Array:
     """The optimum after the last task, each found exactly under the penalty so far."""
     posterior = DiagonalGaussian.prior(torch.zeros(FEATURES, dtype=torch.float64), PRIOR)
-    theta = np.zeros(FEATURES)
+    theta: Array = np.zeros(FEATURES)
     for x, y in drawn:
         precision = np.diag(posterior.precision.numpy()) + x.T @ x / NOISE
         theta = np.linalg.solve(precision, posterior.shift.numpy() + x.T @ y / NOISE)

@@ -32,13 +32,16 @@ from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import Buffer, NamedArrays
 from streamcl.protocol.session import StreamSession, Terms
 from streamcl.protocol.signature import Signature
-from streamcl.storage import log
-from streamcl.storage.disk import Disk
+from streamcl.storage import log, quarantine
+from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.history import History
 from streamcl.storage.records import Record
 
 GROUP_BYTES = 32 << 20  # synced together at the most, so that an acknowledgement never waits for more
 IDLE_MS = 1000
+ALIVE_SECONDS = 1.0  # between two signs of life to the supervisor
+PROBE_SECONDS = 1.0  # between two looks at a full disk
+ROOM_BYTES = 1 << 20  # what must fit before a disk counts as no longer full
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,9 @@ def run(config: Config, up: Channel, side: Channel) -> None:
 class Ingest:
     """The stream socket and the loop that also serves the admin socket."""
 
-    def __init__(self, config: Config, up: Channel, side: Channel) -> None:
+    def __init__(self, config: Config, up: Channel, side: Channel, disk: Disk | None = None) -> None:
         self.config = config
+        self.disk = disk or Disk()
         self.up, self.side = up, side
         self.state = StateDirectory(Path(config.state_dir))
         self.metrics = Metrics(CollectorRegistry())
@@ -122,27 +126,37 @@ class Ingest:
         self.finished = False
         self._arrivals: list[float] = []
         self._last_credit = -1
+        self._last_alive = self._last_probe = 0.0
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Recover from disk, bind, and say so."""
-        self.writer, entries = recover(self.state, self.session, Disk())
+        self.recover()
+        self.listen()
+
+    def recover(self) -> None:
+        """Take over what is on disk."""
+        self.writer, entries = recover(self.state, self.session, self.disk)
         if self.writer.torn is not None:
             torn = self.writer.torn
             self.log.warning("cut off a torn tail", path=str(torn.path), offset=torn.offset, nbytes=torn.nbytes)
         self.history = History(self.state.history)
         self.view.recovered(entries)
         self._show_penalties(self.history.latest())
+        self.view.quarantine = quarantine.load(self.state.path)
         self.model_accepted = self.session.signature
+        self._tell_trainer()
+        self._watch_spool()
+
+    def listen(self) -> None:
+        """Bind every socket, and say so."""
         endpoints = self.config.endpoints
         self.stream = sockets.bind_router(endpoints.stream)
         self.admin = Admin(sockets.bind_router(endpoints.admin), self)
         self.http = HttpServer(
             split_host_port(endpoints.http), self.metrics.registry, self.view.status, self.view.not_ready
         )
-        self._tell_trainer()
-        self._watch_spool()
         self.up.send(
             "ready",
             endpoints={
@@ -159,11 +173,15 @@ class Ingest:
         """One turn of the loop: hear the other processes, take a group in, make it durable, answer."""
         self.poller.poll(IDLE_MS)
         self._hear_supervisor()
-        self._hear_trainer()
+        self.hear_trainer()
         self._take_group()
         self._release()
         self.admin.take()
         self.make_durable()
+        self._look_for_room()
+        if time.monotonic() - self._last_alive > ALIVE_SECONDS:
+            self._last_alive = time.monotonic()
+            self.up.send("alive")
 
     def close(self) -> None:
         """Close the sockets, letting replies on their way go out."""
@@ -178,12 +196,12 @@ class Ingest:
     def _take_group(self) -> None:
         held = 0
         for peer, parts in sockets.receive(self.stream):
-            self._take(peer, parts)
+            self.take(peer, parts)
             held += sum(len(part) for part in parts)
             if held > GROUP_BYTES:
                 return
 
-    def _take(self, peer: Peer, parts: Sequence[Buffer]) -> None:
+    def take(self, peer: Peer, parts: Sequence[Buffer]) -> None:
         """One message: its records into the log, or a refusal that changes nothing."""
         header: dict[str, Any] = {}
         try:
@@ -307,7 +325,12 @@ class Ingest:
         try:
             lsn = self.writer.append(record, payloads)
         except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self.session.full, self._last_probe = True, time.monotonic()
+            self.log.error("the disk is full", reason=str(error))
             raise Refused("no_space", f"the disk is full ({error.strerror}); free some", retryable=True) from None
+        self.session.full = False
         try:
             self.session.apply(lsn, record, self.writer.end_bytes - before)
         except Exception as error:  # stored but not counted: only a new start, from disk, can tell what holds
@@ -365,6 +388,13 @@ class Ingest:
         self.admin.release()
         if self.writer.durable < self.writer.next_lsn:  # a barrier was opened by this very sync
             self.make_durable()
+
+    def _look_for_room(self) -> None:
+        """While the disk is full no credit is given; now and then, see whether there is room again."""
+        if self.session.full and time.monotonic() - self._last_probe > PROBE_SECONDS:
+            self._last_probe = time.monotonic()
+            self.session.full = not self.disk.has_room(self.state.log, max(self.session.largest_batch, ROOM_BYTES))
+            self._offer_credit()
 
     def _ack(self, producer: str) -> dict[str, Any]:
         state = self.session.producers[producer]
@@ -426,7 +456,8 @@ class Ingest:
     def _tell_trainer(self) -> None:
         self.side.send("durable", lsn=self.writer.durable)
 
-    def _hear_trainer(self) -> None:
+    def hear_trainer(self) -> None:
+        """Take what the trainer has to say, and pass it on."""
         self.side.flush()
         for message in self.side.receive():
             match message["type"]:
@@ -437,6 +468,9 @@ class Ingest:
                     self.metrics.trained(message)
                 case "done":
                     self._done(message["entry"], message["warning"])
+                case "failed":
+                    self.view.quarantine.append(message["failure"])
+                    self.metrics.quarantined.inc()
                 case "penalties":
                     self._take_penalties(message)
                 case "checkpointed":

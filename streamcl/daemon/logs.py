@@ -1,14 +1,35 @@
 """The daemon's own log: one event a line on standard error, readable on a terminal, JSON otherwise.
 
-Never a value of anybody's data: shapes, names, counts and codes only.
+Never a value of anybody's data: shapes, names, counts and codes only. An event that cannot be written, on a full disk or
+to a reader that has gone, is lost: logging never stops the service.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from typing import TextIO
 
 import structlog
+
+
+class _Forgiving:
+    """A text stream that drops what cannot be written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or do not."""
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        """Flush, or do not."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def configure(role: str) -> None:
@@ -25,7 +46,7 @@ def configure(role: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(_Forgiving(sys.stderr)),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(role=role)

@@ -42,6 +42,7 @@ class Metrics:
         self.duplicates = counter("duplicates", "Messages received again and not stored twice.")
         self.boundaries = counter("boundaries", "Tasks consolidated.")
         self.revisits = counter("revisits", "Tasks consolidated again.")
+        self.quarantined = counter("quarantined", "Times that a record could not be learned and was set aside.")
         self.drift_detected = counter("drift_detected", "Boundaries set by drift detection.")
         self.train_loss = gauge("train_loss", "Mean negative log likelihood of the newest batch or epoch, nats.")
         self.prequential_accuracy = gauge(

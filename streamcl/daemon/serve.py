@@ -1,8 +1,8 @@
 """``streamcl serve``: start-up, main loop, shutdown. Supervises the three working processes and does none of the work.
 
 Guarantees: one daemon a state directory; `daemon.json` is there exactly while the daemon is ready; a process that
-dies is started again, after a growing pause; SIGTERM and SIGINT drain for at most `DRAIN_SECONDS`, a second one stops
-at once. Killed itself, its children end too, since their channels close.
+dies, or makes no progress, is started again, after a growing pause; SIGTERM and SIGINT drain for at most
+`DRAIN_SECONDS`, a second one stops at once. Killed itself, its children end too, since their channels close.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from streamcl.storage.lock import StateLock
 
 DRAIN_SECONDS = 30.0
 LOCK_SECONDS = 10.0  # the children of a killed daemon need a moment to notice
+WATCH_SECONDS = 60.0  # without a sign of life of ingest or the predictor
+LOOK_SECONDS = 1.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 FATAL = 3
 
@@ -46,6 +48,7 @@ class Child:
     channel: Channel | None = None
     ready: dict[str, Any] | None = None
     started: float = 0.0
+    heard: float = 0.0
     pause: float = FIRST_PAUSE
     restart_at: float = 0.0
     expected_to_end: bool = False
@@ -60,7 +63,8 @@ class Child:
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
-        self.channel, self.ready, self.started = Channel(ours), None, time.monotonic()
+        self.channel, self.ready = Channel(ours), None
+        self.started = self.heard = time.monotonic()
         self.channel.send("config", config=msgspec.to_builtins(config))
 
     def schedule_restart(self) -> None:
@@ -153,7 +157,7 @@ class Supervisor:
         due = [child.restart_at for child in self.children.values() if not child.alive and not child.expected_to_end]
         timeout = min([self.deadline, *due]) - time.monotonic()
         sources: list[Any] = [self._wake, *channels]
-        select.select(sources, [], [], max(0.0, min(timeout, 3600.0)))
+        select.select(sources, [], [], max(0.0, min(timeout, LOOK_SECONDS)))
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)
 
@@ -163,6 +167,7 @@ class Supervisor:
                 continue
             child.channel.flush()
             for message in child.channel.receive():
+                child.heard = time.monotonic()
                 self._take(child, message)
         if self.signals and self.stopping is None:
             self._stop(drain=True, deadline=time.monotonic() + DRAIN_SECONDS)
@@ -202,10 +207,19 @@ class Supervisor:
     def _tend(self) -> None:
         """Start again what died; while stopping, end the processes in their order."""
         for child in self.children.values():
+            self._watch(child)
             if not child.alive and not child.expected_to_end:
                 self._died(child)
         if self.stopping is not None:
             self._go_on_stopping()
+
+    def _watch(self, child: Child) -> None:
+        """End a process that makes no progress; it is then started again like one that died."""
+        patience = self.config.train.watchdog_seconds if child.role == "trainer" else WATCH_SECONDS
+        if child.process is not None and child.alive and time.monotonic() - child.heard > patience:
+            structlog.get_logger().error("no progress; ending the process", role=child.role, seconds=patience)
+            child.process.kill()
+            child.process.wait()
 
     def _died(self, child: Child) -> None:
         status = child.process.returncode if child.process else None

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import structlog
@@ -23,18 +23,22 @@ from streamcl.config import Config
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.state import StateDirectory
 from streamcl.errors import ConfigError, ModelRefused
-from streamcl.learning.learner import Event, Learner, Outcome, Progress
+from streamcl.learning.learner import Event, Learner, Outcome, Progress, Unlearnable
 from streamcl.protocol.signature import Signature
-from streamcl.storage import checkpoint, ledger, log, published
-from streamcl.storage.disk import Disk
+from streamcl.storage import checkpoint, ledger, log, published, quarantine
+from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.factors import Factors
 from streamcl.storage.ledger import Ledger
 
 REPORT_SECONDS = 0.05
+ALIVE_SECONDS = 1.0  # between two signs of progress to the supervisor
+FULL_SECONDS = 1.0  # between two attempts to write to a full disk
 CHECKPOINT_SECONDS = 30.0
 PUBLISH_SECONDS = 0.05
 FOLLOWED_TOGETHER = 500  # tasks in one message to ingest
 PUBLISH_SHARE = 0.02  # at most this share of the time goes into publishing parameters
+
+T = TypeVar("T")
 
 
 class _Stopped(Exception):
@@ -51,11 +55,11 @@ def run(config: Config, up: Channel, side: Channel) -> None:
 class Trainer:
     """Applies the log to a learner and answers the ingest process."""
 
-    def __init__(self, config: Config, up: Channel, side: Channel) -> None:
+    def __init__(self, config: Config, up: Channel, side: Channel, disk: Disk | None = None) -> None:
         self.config = config
         self.up, self.side = up, side
         self.state = StateDirectory(Path(config.state_dir))
-        self.disk = Disk()
+        self.disk = disk or Disk()
         self.factors = Factors(self.state.factors, self.disk)
         self.learner = Learner(config, self.factors)
         self.log = structlog.get_logger()
@@ -66,8 +70,10 @@ class Trainer:
         self.paused = False
         self.stopping: str | None = None
         self.wants_checkpoint: list[Any] = []
+        self.quarantine: list[dict[str, Any]] = []
+        self.full: str | None = None
         self.activity = "recovering"
-        self._last_report = self._last_publish = self._last_step = 0.0
+        self._last_report = self._last_publish = self._last_step = self._last_alive = 0.0
         self._last_checkpoint = time.monotonic()
         self._publish_cost = 0.0
         self._step_seconds: list[float] = []
@@ -78,12 +84,12 @@ class Trainer:
 
     def run(self) -> None:
         """Recover, follow the log, and leave a checkpoint behind."""
-        self._recover()
+        self.recover()
         self.side.send("recovered", next_lsn=self.learner.next_lsn)  # ingest answers with how far the log goes
         self.up.send("ready", device=str(self.learner.device))
         try:
             while not self._finished():
-                if not self._apply_next():
+                if not self.apply_next():
                     self._rest()
             self._checkpoint_if_due(force=True)
         except _Stopped:
@@ -94,14 +100,19 @@ class Trainer:
         drained = self.learner.next_lsn >= self.durable
         return self.stopping == "now" or (self.stopping == "drain" and drained)
 
-    def _recover(self) -> None:
-        saved = checkpoint.load(self.state.path)
+    def recover(self) -> None:
+        """Take over what is on disk: the checkpoint, the ledger, the factors, and what has failed before."""
+        saved = checkpoint.load(self.state.path, self.disk)
+        self.quarantine = quarantine.load(self.state.path)
+        self.learner.wary = quarantine.failures(self.quarantine)
         entries = 0
         if saved is not None:
             entries = saved.meta["ledger"]
             standing, _ = ledger.standing(ledger.read(self.state.path, entries))
             self.learner.restore(saved.meta, saved.tensors, self.reader, standing)
             self.checkpointed_lsn = self.durable = self.learner.next_lsn
+        if self.ledger is not None:
+            self.ledger.close()
         self.ledger = Ledger.recover(self.state.path, entries, self.disk)
         self._reported_samples = self.learner.samples
         if saved is not None:
@@ -124,7 +135,7 @@ class Trainer:
 
     # -- learning ------------------------------------------------------------------------------------------------
 
-    def _apply_next(self) -> bool:
+    def apply_next(self) -> bool:
         """Learn the next durable record, if there is one."""
         self._look_up()
         lsn = self.learner.next_lsn
@@ -133,6 +144,17 @@ class Trainer:
         entry = next(iter(self.reader.read(lsn, lsn + 1)))
         self.activity = self._learning()
         self._last_step = time.monotonic()
+        try:
+            self._learn(entry)
+        except Unlearnable as error:
+            self._set_aside(entry, error)
+            return True
+        self._report()
+        self._publish()
+        self._checkpoint_if_due(force=lsn in self.learner.wary)  # so that another failure does not come back this far
+        return True
+
+    def _learn(self, entry: log.Entry) -> None:
         steps = self.learner.apply(entry.lsn, entry.record, entry.arrays, self.reader)
         while True:
             try:
@@ -140,12 +162,44 @@ class Trainer:
             except StopIteration as finished:
                 if finished.value is not None:
                     self._end(finished.value)
-                break
+                return
             self._between_steps(event)
-        self._report()
-        self._publish()
-        self._checkpoint_if_due()
-        return True
+
+    def _set_aside(self, entry: log.Entry, error: Unlearnable) -> None:
+        """Note that a record cannot be learned, go back to the last good state, and come again, wary of it."""
+        record = entry.record
+        failure = {
+            "lsn": entry.lsn,
+            "stage": error.stage,
+            "task": record.task,
+            "producer": record.producer,
+            "seq": record.seq,
+            "reason": str(error),
+            "time": time.time(),
+        }
+        self.log.error("rolled back: a record cannot be learned", **failure)
+        self._patiently(lambda: quarantine.save(self.state.path, [*self.quarantine, failure], self.disk))
+        self.learner = Learner(self.config, self.factors)
+        durable = self.durable
+        self.recover()
+        self.durable = durable
+        self.side.send("failed", failure=failure, count=len(self.quarantine))
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Do something to the disk, again and again while it is full; whatever else goes wrong is raised."""
+        while True:
+            try:
+                return action()
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                self.full = str(error)
+            self.log.error("the disk is full; waiting for room", reason=self.full)
+            self._report(force=True)
+            select.select([self.side, self.up], [], [], FULL_SECONDS)
+            self._listen()
+            if self.stopping == "now":
+                raise _Stopped
 
     def _between_steps(self, event: Event) -> None:
         now = time.monotonic()
@@ -156,7 +210,10 @@ class Trainer:
             self.activity = "consolidating"
         self._report(event)
         self._publish()
-        self._look_up()
+        if self.activity == "consolidating":
+            self._look_up()
+        else:
+            self._listen()  # a pause waits for the batch's end: a checkpoint must never fall within a record
         if self.stopping == "now" and self.activity == "consolidating":
             raise _Stopped
         self._last_step = time.monotonic()
@@ -168,9 +225,10 @@ class Trainer:
         self.activity = "idle"
         if outcome.factor is not None:
             tensors = {name: np.asarray(tensor) for name, tensor in outcome.factor.state().items()}
-            self.factors.write(entry["factor"], entry["task"], tensors)
+            self._patiently(lambda: self.factors.write(entry["factor"], entry["task"], tensors))
         if entry["kind"] != "abandon":
-            self.ledger.append(entry)
+            ledger = self.ledger
+            self._patiently(lambda: ledger.append(entry))
         self._save_checkpoint()
         self._drop()
         self._publish(force=True)
@@ -189,7 +247,9 @@ class Trainer:
         assert self.ledger is not None
         started = time.monotonic()
         meta, tensors = self.learner.snapshot()
-        checkpoint.save(self.state.path, {**meta, "ledger": len(self.ledger)}, tensors, self.disk)
+        meta["ledger"] = len(self.ledger)
+        self._patiently(lambda: checkpoint.save(self.state.path, meta, tensors, self.disk))
+        self.full = None
         self._last_checkpoint = time.monotonic()
         self.checkpointed_lsn = self.learner.next_lsn
         self._report(force=True)  # whoever waits for the checkpoint or the boundary then reads a status that has it
@@ -211,7 +271,8 @@ class Trainer:
         log.drop_before(self.state.log, first, self.disk)
         self.reader.forget(first)
         if posterior is not None and posterior.keeps_factors:
-            self.factors.keep_only(entry["factor"] for entry in posterior.tasks.values())
+            numbers = (entry["factor"] for entry in posterior.tasks.values())
+            self.factors.keep_only(number for number in numbers if number is not None)
         self.side.send("dropped")
 
     # -- what others see -----------------------------------------------------------------------------------------
@@ -225,6 +286,9 @@ class Trainer:
             return
         if not force and self._learning() == "revisiting":
             return  # a revisit takes effect at its boundary, whole
+        served = self.learner.served()
+        if not np.isfinite(served["theta"]).all():
+            return  # about to be rolled back
         if self._published_posterior != self.learner.consolidations:
             self._publish_posterior()
         meta = {
@@ -235,7 +299,7 @@ class Trainer:
             "names": network.parameters.names,
             "shapes": [list(shape) for shape in network.parameters.shapes],
         }
-        published.publish(self.state.parameters, meta, self.learner.served())
+        published.publish(self.state.parameters, meta, served)
         self._last_publish = time.monotonic()
         self._publish_cost = self._last_publish - started
 
@@ -262,6 +326,9 @@ class Trainer:
         if not force and now - self._last_report < REPORT_SECONDS:
             return
         self._last_report = now
+        if now - self._last_alive > ALIVE_SECONDS:
+            self._last_alive = now
+            self.up.send("alive")
         learner = self.learner
         self.side.send(
             "progress",
@@ -292,7 +359,7 @@ class Trainer:
         self._listen()
         while self.paused and self.stopping is None:
             self._report(force=True)
-            if self.wants_checkpoint and self.activity != "consolidating":
+            if self.wants_checkpoint and self.activity != "consolidating":  # between two records, or within a boundary
                 self._save_checkpoint()
             select.select([self.side, self.up], [], [], 1.0)
             self._listen()

@@ -28,6 +28,7 @@ class View:
         self.paused = False
         self.entries: dict[str, dict[str, Any]] = {}
         self.penalties: dict[str, tuple[float, float]] = {}
+        self.quarantine: list[dict[str, Any]] = []
         self._warning: str | None = None
         self._progress: Mapping[str, Any] = {}
         self._heard = 0.0
@@ -72,10 +73,19 @@ class View:
         """Whether the trainer has reported lately."""
         return time.monotonic() - self._heard < SILENCE_SECONDS and self._heard > 0.0
 
-    def not_ready(self) -> str | None:
-        """Why the daemon is not ready, or None."""
+    def problem(self) -> str | None:
+        """What an operator must see to now, or None."""
         if self._problem is not None:
             return self._problem
+        if self.session.full:
+            return f"the disk of {self.config.state_dir} is full; nothing more is taken in until there is room"
+        full = self._progress.get("full")
+        return None if full is None else f"the disk of {self.config.state_dir} is full: {full}; training waits for room"
+
+    def not_ready(self) -> str | None:
+        """Why the daemon is not ready, or None."""
+        if self.problem() is not None:
+            return self.problem()
         return None if self.trainer_up() else "the trainer does not answer"
 
     def status(self) -> dict[str, Any]:
@@ -98,8 +108,10 @@ class View:
             "prequential": progress.get("scores", {"overall": {}, "task": {}}),
             "consolidation": self._consolidation(),
             "steps": progress.get("steps", 0),
-            "problem": self._problem,
+            "problem": self.problem(),
             "warning": self._warning,
+            "quarantined": len(self.quarantine),
+            "last_quarantined": _summary(self.quarantine[-1]) if self.quarantine else None,
         }
 
     def _state(self) -> str:
@@ -145,3 +157,8 @@ class View:
 def _reason(rise: float, since: int) -> str:
     tasks = "1 task" if since == 1 else f"{since} tasks"
     return f"estimated to have lost {rise:.3g} nats a sample to the {tasks} learned since"
+
+
+def _summary(failure: dict[str, Any]) -> str:
+    sender = f" (producer {failure['producer']}, seq {failure['seq']})" if failure["producer"] else ""
+    return f"record {failure['lsn']}{sender}, {failure['stage']}: {failure['reason']}"

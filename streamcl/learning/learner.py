@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -37,8 +38,19 @@ FISHER_ROWS = 512  # between two looks at the channels, also where gradients are
 FINGERPRINT = ("model", "posterior.mode", "posterior.curvature", "train.dtype")
 
 
-class Diverged(StreamclError):
-    """Training left the finite numbers; names the remedy."""
+CALMER = 0.1  # the learning rate's factor at each new attempt at a boundary that failed
+ATTEMPTS = 3  # at a boundary's epochs; then the task is consolidated where its batches have brought it
+
+
+class Unlearnable(StreamclError):
+    """A record could not be learned: the loss left the finite numbers, or the model failed on it.
+
+    stage: ``batch`` or ``boundary``. The learner is then in no state to go on: restore it, and tell it to be wary.
+    """
+
+    def __init__(self, stage: str, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage
 
 
 @dataclass(slots=True)
@@ -122,6 +134,7 @@ class Learner:
         self.batches = 0
         self.consolidations = 0
         self.warning: str | None = None
+        self.wary: dict[int, dict[str, int]] = {}
         self.train_loss = math.nan
 
     # -- the model -----------------------------------------------------------------------------------------------
@@ -147,16 +160,18 @@ class Learner:
     def apply(self, lsn: int, record: Any, arrays: Mapping[str, npt.NDArray[Any]], log: LogReader) -> Steps:
         """Take one record of the log; a generator that yields after every step, so that its caller can look up.
 
-        Returns the outcome where the record changed the posterior or ended a task. Raises Diverged, Damaged.
+        Returns the outcome where the record changed the posterior or ended a task. Raises Unlearnable, Damaged. Where
+        `wary` counts failures of this record, a batch is passed over and a boundary trained more calmly.
         """
         outcome = None
         match record:
             case Batch():
-                yield from self._learn(lsn, record, arrays)
+                with _blaming("batch", record.task):
+                    yield from self._learn(lsn, record, arrays)
                 if record.boundary:
-                    outcome = yield from self._consolidate(lsn, record, None, log)
+                    outcome = yield from self._close(lsn, record, None, log)
             case Boundary():
-                outcome = yield from self._consolidate(lsn, record, record.weight, log)
+                outcome = yield from self._close(lsn, record, record.weight, log)
             case Revisit():
                 self._reopen(lsn, record)
             case Abandon():
@@ -175,9 +190,11 @@ class Learner:
         network = self._network
         self.labels.add(batch.new_labels)
         task = self._opened(lsn, batch.task)
+        self.batches += 1
+        if self._failures(lsn, "batch"):
+            return
         task.add(lsn, batch)
         self.samples += batch.samples
-        self.batches += 1
         x, y = network.conversion.x(arrays["x"]), network.conversion.y(arrays["y"])
         self._score(x, y)
         optimisation = self._optimisation
@@ -211,12 +228,12 @@ class Learner:
         penalty = self._posterior.cavity(revisit.task)
         self._open_task(OpenTask(revisit.task, lsn, penalty, damping, before))
 
-    def _abandon(self, lsn: int, record: Abandon) -> Outcome:
+    def _abandon(self, lsn: int, record: Abandon | Batch | Boundary) -> Outcome:
         """The revisit never was: the task's factor stands, and the parameters are those from before."""
         started = time.monotonic()
         self._network.load(self._open.before)
         self.open_task = self.optimisation = None
-        return Outcome({"task": record.task, "kind": "abandon", **self._stamp(lsn, record, started)})
+        return Outcome(self._entry("abandon", lsn, record, started))
 
     def _forget(self, lsn: int, record: Forget) -> Outcome:
         """Withdraw a task: the totals without its factor. The parameters keep what they learned until trained again."""
@@ -226,7 +243,7 @@ class Learner:
         if self.open_task is not None:
             self.open_task.penalty = self._posterior.cavity(self.open_task.revisited)
             self._optimisation.set_penalty(self.open_task.penalty)
-        return Outcome({"task": record.task, "kind": "forget", **self._stamp(lsn, record, started)})
+        return Outcome(self._entry("forget", lsn, record, started))
 
     def _score(self, x: torch.Tensor, y: torch.Tensor) -> None:
         network = self._network
@@ -234,6 +251,17 @@ class Learner:
             output = network.shaped(network.module(x))
             nll, prediction = network.likelihood.nll(output, y), network.likelihood.predict(output)
         self.prequential.score(nll, prediction, y)
+
+    def _failures(self, lsn: int, stage: str) -> int:
+        """How often this record has failed at this stage."""
+        return self.wary.get(lsn, {}).get(stage, 0)
+
+    def _close(self, lsn: int, record: Batch | Boundary, weight: float | None, log: LogReader) -> Steps:
+        """A boundary; of a task none of whose batches could be learned, one that changes nothing."""
+        if self._open.samples == 0:
+            return self._abandon(lsn, record) if self._open.revisited else self._close_empty(lsn, record)
+        with _blaming("boundary", record.task):
+            return (yield from self._consolidate(lsn, record, weight, log))
 
     def _consolidate(self, lsn: int, record: Batch | Boundary, weight: float | None, log: LogReader) -> Steps:
         """The boundary of a task: the configured epochs, then the optimum found enters the posterior."""
@@ -248,23 +276,47 @@ class Learner:
         loss = mean_nll(self._network, data)
         self._check_finite(loss, task.name)
         self.train_loss = loss
-        entry = {
-            "task": task.name,
-            "kind": "boundary" if task.damping is None else "revisit",
-            "samples": data.samples,
-            "weight": weight,
-            "loss": loss,
-            "revisits": self._revisits(task),
-            "factor": None if factor is None else lsn,
-            "potential": None if factor is None else potential(factor, self._network.master()),
-            **self._stamp(lsn, record, started),
-        }
-        self.consolidations += 1
-        self.open_task = self.optimisation = None
-        self._posterior.tasks[task.name] = entry
+        kind = "boundary" if task.damping is None else "revisit"
+        entry = self._entry(kind, lsn, record, started, samples=data.samples, weight=weight, loss=loss)
+        if factor is not None:
+            entry |= {"factor": lsn, "potential": potential(factor, self._network.master())}
+        self._register(entry)
         return Outcome(entry, factor)
 
+    def _close_empty(self, lsn: int, record: Batch | Boundary) -> Outcome:
+        entry = self._entry("boundary", lsn, record, time.monotonic(), samples=0, weight=0.0, loss=0.0)
+        self._register(entry)
+        return Outcome(entry)
+
+    def _entry(
+        self, kind: str, lsn: int, record: Batch | Boundary | Abandon | Forget, started: float, **figures: Any
+    ) -> dict[str, Any]:
+        """What the ledger keeps of a record: who sent it and when it took effect, for a task with its figures."""
+        known = {} if self.posterior is None else self.posterior.tasks
+        revisits = known[record.task]["revisits"] + 1 if kind == "revisit" else 0
+        return {
+            "task": record.task,
+            "kind": kind,
+            "producer": record.producer,
+            "seq": record.seq,
+            "lsn": lsn,
+            "seconds": time.monotonic() - started,
+            "closed_at": time.time(),
+            **({"revisits": revisits, "factor": None, **figures} if figures else {}),
+        }
+
+    def _register(self, entry: dict[str, Any]) -> None:
+        """The open task is closed."""
+        self.consolidations += 1
+        self.open_task = self.optimisation = None
+        self._posterior.tasks[entry["task"]] = entry
+
     def _fit(self, task: OpenTask, data: TaskData, lsn: int) -> Iterator[Event]:
+        failures = self._failures(lsn, "boundary")
+        if failures >= ATTEMPTS:
+            return
+        if failures:
+            self._calm_down(task, CALMER**failures)
         before = self._optimisation.steps
         result = None
         for event in self._optimisation.fit(data, self._seed(lsn)):
@@ -273,21 +325,10 @@ class Learner:
             epoch = result.epoch if result else 0
             yield Progress(task.name, epoch, self.config.train.epochs, self._optimisation.steps - before, event)
 
-    def _revisits(self, task: OpenTask) -> int:
-        """How often the task has been consolidated again, this time included."""
-        known = self._posterior.tasks.get(task.name)
-        return 0 if known is None else int(known["revisits"]) + 1
-
-    @staticmethod
-    def _stamp(lsn: int, record: Batch | Boundary | Abandon | Forget, started: float) -> dict[str, Any]:
-        """Who closed the task and when."""
-        return {
-            "producer": record.producer,
-            "seq": record.seq,
-            "lsn": lsn,
-            "seconds": time.monotonic() - started,
-            "closed_at": time.time(),
-        }
+    def _calm_down(self, task: OpenTask, factor: float) -> None:
+        rate = factor * self.config.train.learning_rate
+        train = msgspec.structs.replace(self.config.train, learning_rate=rate)
+        self.optimisation = Optimisation(self._network, task.penalty, train)
 
     def _absorb(
         self, task: OpenTask, data: TaskData, weight: float, seed: int
@@ -325,8 +366,8 @@ class Learner:
 
     def _check_finite(self, value: float, task: str) -> None:
         if not math.isfinite(value):
-            raise Diverged(
-                f"task {task!r}: training diverged (loss {value}); lower train.learning_rate (now "
+            raise FloatingPointError(
+                f"the loss is {value}; if this goes on, lower train.learning_rate (now "
                 f"{self.config.train.learning_rate:g}) or posterior.scale (now {self.config.posterior.scale:g})"
             )
 
@@ -429,6 +470,17 @@ class Learner:
     @property
     def _open(self) -> OpenTask:
         return _existing(self.open_task)
+
+
+@contextmanager
+def _blaming(stage: str, task: str) -> Iterator[None]:
+    """What the model or its data do wrong is the record's fault; damage, a full disk or no memory on the host is not."""
+    try:
+        yield
+    except (StreamclError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise Unlearnable(stage, f"task {task!r}: {type(error).__name__}: {error}"[:2000]) from error
 
 
 def _under(prefix: str, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -72,8 +72,9 @@ class Posterior:
                 self.total = consolidation.multi_anchor(cavity, curvature, theta)
             case "factors":
                 factor = consolidation.matched_factor(cavity, curvature, theta)
-                if revisited is not None:
-                    factor = consolidation.damped(self._factor(revisited), factor, damping)
+                old = None if revisited is None else self._factor(revisited)
+                if old is not None:
+                    factor = consolidation.damped(old, factor, damping)
                 self.total = cavity.times(factor)
                 return factor
             case "single" | "online":
@@ -91,15 +92,19 @@ class Posterior:
             return
         for task, entry in self.tasks.items():
             factor = self._factor(task)
+            if factor is None:
+                continue
             rise = (consolidation.potential(factor, theta) - entry["potential"]) / entry["samples"]
             yield task, consolidation.penalty(factor, theta), rise
 
     def _factors(self, without: str) -> Iterator[DiagonalGaussian]:
-        return (self._factor(task) for task in self.tasks if task != without)
+        factors = (self._factor(task) for task in self.tasks if task != without)
+        return (factor for factor in factors if factor is not None)
 
-    def _factor(self, task: str) -> DiagonalGaussian:
-        arrays = self.source.read(self.tasks[task]["factor"], task)
-        return from_arrays(arrays)
+    def _factor(self, task: str) -> DiagonalGaussian | None:
+        """A task's factor; None where none of its data could be learned."""
+        number = self.tasks[task]["factor"]
+        return None if number is None else from_arrays(self.source.read(number, task))
 
 
 def from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> DiagonalGaussian:

@@ -73,6 +73,7 @@ class StreamSession:
     largest_batch: int = 0
     stored_batches: int = 0
     applied_batches: int = 0
+    full: bool = False
 
     def __post_init__(self) -> None:
         self.labels = LabelMap(self.terms.classes)
@@ -343,7 +344,7 @@ class StreamSession:
 
     def credit(self) -> dict[str, int]:
         """What each producer may hold unacknowledged: no messages once another batch might not fit on disk."""
-        room = self.room()
+        room = 0 if self.full else self.room()
         return {
             "messages": self.terms.credit if room >= self.largest_batch + RECORD_OVERHEAD else 0,
             "bytes": room,

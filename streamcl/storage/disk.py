@@ -6,6 +6,7 @@ kernel may have dropped the pages (the process must end and recover from what is
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from streamcl.errors import StreamclError
 
 Buffer = bytes | bytearray | memoryview
 MAX_VECTORS = 512
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # no room; whatever else goes wrong is another matter
 
 
 class SyncFailed(StreamclError):
@@ -78,6 +80,21 @@ class Disk:
     def unlink(self, path: Path) -> None:
         """Remove a file; one that is gone already is fine."""
         path.unlink(missing_ok=True)
+
+    def has_room(self, directory: Path, nbytes: int) -> bool:
+        """Whether a file of so many bytes could be written there now."""
+        probe = directory / "room.tmp"
+        fd = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, nbytes)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return False
+        finally:
+            os.close(fd)
+            probe.unlink()
+        return True
 
     def close(self, fd: int) -> None:
         """Close a descriptor."""

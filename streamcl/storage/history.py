@@ -41,8 +41,12 @@ class History:
         return database
 
     def add(self, lsn: int, time: float, rows: Iterable[Sequence[Any]]) -> None:
-        """Rows of task, penalty in nats and rise in nats a sample, behind record `lsn` - 1; the oldest make room."""
-        with contextlib.closing(self._database.cursor()) as cursor:
+        """Rows of task, penalty in nats and rise in nats a sample, behind record `lsn` - 1; the oldest make room.
+
+        On a full disk they are lost.
+        """
+        with contextlib.suppress(sqlite3.OperationalError), self._database as database:
+            cursor = database.cursor()
             cursor.execute("begin")
             cursor.executemany("insert or replace into penalty values (?, ?, ?, ?, ?)", ((lsn, time, *r) for r in rows))
             (count,) = cursor.execute("select count(*) from penalty").fetchone()
@@ -51,7 +55,6 @@ class History:
                     "delete from penalty where lsn <= (select lsn from penalty order by lsn limit 1 offset ?)",
                     (count - self.max_rows,),
                 )
-            cursor.execute("commit")
 
     def latest(self) -> dict[str, tuple[float, float]]:
         """Each task's newest penalty and rise."""
