@@ -26,6 +26,7 @@ from streamcl.learning.network import Network
 LAST_EPOCH_RATE = 0.1  # the last epoch anneals, so that theta* is near an optimum of eq. 11
 LBFGS_ITERATIONS = 20  # an epoch of L-BFGS
 POLISH_ITERATIONS = 40  # steps on gradients alone behind L-BFGS
+TRIAL_STEP = 1e-4  # of the parameters' norm: the first trial of a secant
 POLISH_PATIENCE = 5  # and how many of them may fail to improve
 RESTLESS_NATS = 0.1  # what Adam's own restlessness may cost under the penalty, a sample
 
@@ -181,26 +182,40 @@ class Optimisation:
     def _polish(self, data: TaskData) -> Iterator[None]:
         """From the square root of machine precision, where comparing values ends, on to where gradients end.
 
-        Full quasi-Newton steps with the curvature that L-BFGS has gathered, kept while they shrink the gradient.
+        Nonlinear conjugate gradients with one secant step along each direction (Shewchuk 1994, section 14.1): nothing but
+        gradients is compared. Ends at the smallest gradient found, once curvature or patience runs out.
         """
-        theta, gradient = self.network.parameters.theta.detach(), self.network.parameters.grad
-        self.optimizer.param_groups[0].update(line_search_fn=None, lr=1.0, max_iter=1)
-        best, smallest, failed = theta.clone(), float("inf"), 0
+        theta = self.network.parameters.theta.detach()
+        best = theta.clone()
         self.network.flags.eval()
         try:
+            gradient = self._gradient_at(theta, theta, data)
+            direction, smallest, failed = -gradient, gradient.norm(), 0
+            step = TRIAL_STEP * (1 + theta.norm()) / smallest
             for _ in range(POLISH_ITERATIONS):
-                at = theta.clone()
-                self.optimizer.step(lambda: float(self._objective(data)))
-                norm = float(gradient.norm())
-                failed = 0 if norm < smallest else failed + 1
-                if failed == 0:
-                    best, smallest = at, norm
-                if failed == POLISH_PATIENCE or norm == 0:
-                    break
                 yield None
+                at, slope = theta.clone(), gradient @ direction
+                rise = self._gradient_at(at + step * direction, theta, data) @ direction - slope
+                if not rise > 0:
+                    break
+                step = -step * slope / rise
+                previous, gradient = gradient, self._gradient_at(at + step * direction, theta, data)
+                failed = 0 if gradient.norm() < smallest else failed + 1
+                if failed == 0:
+                    best, smallest = theta.clone(), gradient.norm()
+                if failed == POLISH_PATIENCE or smallest == 0:
+                    break
+                bend = (gradient @ (gradient - previous) / (previous @ previous)).clamp(min=0)  # Polak and Ribiere
+                direction = bend * direction - gradient
         finally:
             theta.copy_(best)
             self.network.flags.train()
+
+    def _gradient_at(self, point: Tensor, theta: Tensor, data: TaskData) -> Tensor:
+        """The gradient of the summed objective with the parameters moved to `point`."""
+        theta.copy_(point)
+        self._objective(data)
+        return self.network.parameters.grad.clone()
 
     def _objective(self, data: TaskData) -> Tensor:
         """``sum NLL + penalty`` over the whole task, its gradient left in the flat gradient."""
