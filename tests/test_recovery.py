@@ -42,6 +42,7 @@ def save(state: StateDirectory, next_lsn: int, seq: int) -> None:
         "labels": [],
         "batches": next_lsn,
         "signature": None,
+        "open_task": None,
     }
     checkpoint.save(state.path, meta, {}, DISK)
 

@@ -181,7 +181,30 @@ def test_a_record_that_the_checkpoint_holds_is_never_a_torn_tail(tmp_path: Path)
     segment = written_one_by_one(tmp_path, 2)
     segment.write_bytes(segment.read_bytes()[:-1])
     with pytest.raises(Damaged, match="checkpoint holds all below 2"):
-        log.LogWriter.recover(tmp_path, DISK, next_lsn=2)
+        log.LogWriter.recover(tmp_path, DISK, next_lsn=2, needed=0)
+
+
+def test_absorbed_segments_that_came_back_are_dropped_whatever_else_is_missing(tmp_path: Path) -> None:
+    """A power cut while segments are unlinked may bring back any of them."""
+    writer = log.LogWriter.recover(tmp_path, DISK, segment_bytes=1)
+    for seq in range(1, 6):
+        writer.append(*batch(seq))
+    writer.sync()
+    writer.close()
+    first, second, third, *_ = sorted(tmp_path.glob("*.seg"))
+    second.unlink()
+    writer = log.LogWriter.recover(tmp_path, DISK, next_lsn=5, needed=3)
+    assert (writer.first_lsn, writer.next_lsn) == (3, 5)
+    assert not first.exists()
+    assert not third.exists()
+    writer.close()
+    assert log.LogWriter.recover(tmp_path, DISK, next_lsn=9).next_lsn == 9
+    assert not list(tmp_path.glob("*.seg"))
+
+
+def test_records_that_are_still_needed_are_missed(tmp_path: Path) -> None:
+    with pytest.raises(Damaged, match="expected records from LSN 2 on"):
+        log.LogWriter.recover(tmp_path, DISK, next_lsn=5, needed=2)
 
 
 def test_a_segment_is_synced_before_the_next_one_begins(tmp_path: Path) -> None:

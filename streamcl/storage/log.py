@@ -105,6 +105,22 @@ def drop_before(directory: Path, lsn: int, disk: Disk) -> int:
     return len(doomed)
 
 
+def _without_absorbed(directory: Path, needed: int, disk: Disk) -> list[Path]:
+    """The segments that hold records from `needed` on; the others are unlinked.
+
+    A power cut may bring any of the segments back that were being unlinked, so they need not follow on one another.
+    """
+    paths = _segments(directory)
+    first = sum(_first_lsn(following) <= needed for following in paths[1:])
+    if paths and _first_lsn(paths[-1]) < needed and _scan(paths[-1], last=True).next_lsn < needed:
+        first = len(paths)
+    for path in paths[:first]:
+        disk.unlink(path)
+    if first:
+        disk.sync_directory(directory)
+    return paths[first:]
+
+
 def _is_finished(path: Path, lsn: int) -> bool:
     """Whether a segment ends below `lsn`, with a task's last record."""
     data, offset, last = _map(path), _SEGMENT.size, None
@@ -137,22 +153,35 @@ class LogWriter:
         self._finished = False
 
     @classmethod
-    def recover(cls, directory: Path, disk: Disk, next_lsn: int = 0, segment_bytes: int = SEGMENT_BYTES) -> LogWriter:
-        """Check every segment, cut a torn tail, and go on where the log ends.
+    def recover(
+        cls,
+        directory: Path,
+        disk: Disk,
+        next_lsn: int = 0,
+        needed: int | None = None,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> LogWriter:
+        """Drop segments that were absorbed, check every other, cut a torn tail, and go on where the log ends.
 
-        next_lsn: everything below is in a checkpoint, so was durable; an empty log goes on there. Raises Damaged,
-        UnknownFormat.
+        next_lsn: everything below is in a checkpoint, so was durable; an empty log goes on there. needed: the oldest
+        record that is still to be read, `next_lsn` unless a task is open. Raises Damaged, UnknownFormat.
         """
+        needed = next_lsn if needed is None else needed
         while True:
             with contextlib.suppress(FileNotFoundError):  # a running trainer dropped a segment after it was listed
                 disk.make_directory(directory)
                 disk.sync_directory(directory.parent)  # even if it was there: its maker may have died before this
-                return cls._recover(directory, disk, next_lsn, segment_bytes)
+                return cls._recover(directory, disk, next_lsn, needed, segment_bytes)
 
     @classmethod
-    def _recover(cls, directory: Path, disk: Disk, next_lsn: int, segment_bytes: int) -> LogWriter:
-        paths = _segments(directory)
+    def _recover(cls, directory: Path, disk: Disk, next_lsn: int, needed: int, segment_bytes: int) -> LogWriter:
+        paths = _without_absorbed(directory, needed, disk)
         first = end = _first_lsn(paths[0]) if paths else next_lsn
+        if first > needed:
+            raise Damaged(
+                f"{directory}: expected records from LSN {needed} on, found them from {first} on: a segment is missing; "
+                "restore the log from a backup"
+            )
         scan = None
         for path in paths:
             if _first_lsn(path) != end:
