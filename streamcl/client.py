@@ -227,6 +227,11 @@ class Producer:
                 self._refused(header)
 
     def _acknowledge(self, header: dict[str, Any]) -> None:
+        if header["durable"] < self.durable:
+            raise StreamclError(
+                f"producer {self.producer}: the daemon had acknowledged {self.durable} messages, it now knows of "
+                f"{header['durable']}: its state directory was replaced; start this producer again to go on from there"
+            )
         self.durable, self.applied = header["durable"], header["applied"]
         self.credit = header["credit"]["messages"]
         for seq in [s for s, kept in self._kept.items() if s <= self.durable and not kept.done_wanted]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,6 +44,16 @@ class LocalDaemon:
 
     def start(self) -> Self:
         """Start it and wait until it is ready; started again, it listens where it did before."""
+        self.launch()
+        try:
+            self.endpoints = self._wait_until_ready()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def launch(self) -> None:
+        """Start it without waiting."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
         self._wait_until_gone()
         with self._log.open("ab") as log:
@@ -51,12 +63,6 @@ class LocalDaemon:
                 stdout=log,
                 stderr=log,
             )
-        try:
-            self.endpoints = self._wait_until_ready()
-        except BaseException:
-            self.kill()
-            raise
-        return self
 
     @property
     def _log(self) -> Path:
@@ -102,11 +108,29 @@ class LocalDaemon:
         """The address of an HTTP path."""
         return f"http://{self.endpoints['http']}{path}"
 
+    def children(self) -> dict[str, int]:
+        """The pids of its working processes by role (Linux)."""
+        assert self.process is not None
+        pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        roles = {}
+        for pid in pids:
+            with contextlib.suppress(OSError, IndexError):  # just ended, or not yet what it will be
+                roles[Path(f"/proc/{pid}/cmdline").read_text().split("\0")[3]] = int(pid)
+        return roles
+
     def kill(self) -> None:
         """SIGKILL, as in a crash; its children end by themselves."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+
+    def kill_all(self) -> None:
+        """SIGKILL to every one of its processes at once."""
+        pids = self.children().values()
+        self.kill()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> int:
         """Stop it in an orderly way; returns its exit status."""

@@ -128,6 +128,11 @@ class Admin:
         self.later.checkpoints[self.later.next_checkpoint] = request
         self.ingest.side.send("checkpoint", id=self.later.next_checkpoint)
 
+    def ask_again(self) -> None:
+        """A new trainer knows nothing of the checkpoints that the one before it was asked for."""
+        for number in self.later.checkpoints:
+            self.ingest.side.send("checkpoint", id=number)
+
     def _boundary(self, request: Request, message: messages.AdminBoundary) -> None:
         session = self.ingest.session
         if not session.barrier_holds(message.barrier):

@@ -125,7 +125,7 @@ class Ingest:
         self.closing = False
         self.finished = False
         self._arrivals: list[float] = []
-        self._last_credit = -1
+        self._last_credit = self._done_lsn = -1
         self._last_alive = self._last_probe = 0.0
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -492,9 +492,13 @@ class Ingest:
             self.side.send("pause")
         if self.model_asked is not None:
             self.side.send("try_model", signature=self.model_asked.plain())
+        self.admin.ask_again()
 
     def _done(self, entry: dict[str, Any], warning: str | None) -> None:
         """A task was consolidated, for the first time or again, withdrawn, or its revisit abandoned."""
+        if entry["lsn"] <= self._done_lsn:  # a restarted trainer says its last word again, in case we have not had it
+            return
+        self._done_lsn = entry["lsn"]
         self.view.done(entry, warning)
         match entry["kind"]:
             case "boundary" | "revisit":

@@ -65,6 +65,7 @@ class Trainer:
         self.log = structlog.get_logger()
         self.reader = log.LogReader(self.state.log)
         self.ledger: Ledger | None = None
+        self.last_entry: dict[str, Any] | None = None
         self.durable = 0
         self.checkpointed_lsn = 0
         self.paused = False
@@ -85,16 +86,22 @@ class Trainer:
     def run(self) -> None:
         """Recover, follow the log, and leave a checkpoint behind."""
         self.recover()
-        self.side.send("recovered", next_lsn=self.learner.next_lsn)  # ingest answers with how far the log goes
+        self.greet()
         self.up.send("ready", device=str(self.learner.device))
         try:
             while not self._finished():
-                if not self.apply_next():
-                    self._rest()
+                self.turn()
             self._checkpoint_if_due(force=True)
         except _Stopped:
             self.log.info("stopped before the end of a record; it will be learned again")
         self._report(force=True)
+
+    def greet(self) -> None:
+        """Tell ingest where we are, which answers with how far the log goes; what the life before us did last, it may not
+        have come to say."""
+        self.side.send("recovered", next_lsn=self.learner.next_lsn)
+        if self.last_entry is not None:
+            self.side.send("done", entry=self.last_entry, warning=None)
 
     def _finished(self) -> bool:
         drained = self.learner.next_lsn >= self.durable
@@ -108,7 +115,9 @@ class Trainer:
         entries = 0
         if saved is not None:
             entries = saved.meta["ledger"]
-            standing, _ = ledger.standing(ledger.read(self.state.path, entries))
+            written = ledger.read(self.state.path, entries)
+            self.last_entry = written[-1] if written else None
+            standing, _ = ledger.standing(written)
             self.learner.restore(saved.meta, saved.tensors, self.reader, standing)
             self.checkpointed_lsn = self.durable = self.learner.next_lsn
         if self.ledger is not None:
@@ -121,12 +130,17 @@ class Trainer:
             self._follow_tasks()
         self.log.info("recovered", next_lsn=self.learner.next_lsn, ledger=entries)
 
+    def turn(self) -> None:
+        """Learn the next durable record, or wait for one."""
+        if not self._apply_next():
+            self._rest()
+
     def _rest(self) -> None:
         """Nothing to learn: wait for a message, waking for a checkpoint that falls due."""
         self.activity = "idle" if self.learner.open_task is None else self._learning()
         self._report(force=True)
         self._checkpoint_if_due()
-        select.select([self.side, self.up], [], [], 1.0)
+        self._wait(1.0)
         self._look_up()
 
     def _learning(self) -> str:
@@ -135,7 +149,7 @@ class Trainer:
 
     # -- learning ------------------------------------------------------------------------------------------------
 
-    def apply_next(self) -> bool:
+    def _apply_next(self) -> bool:
         """Learn the next durable record, if there is one."""
         self._look_up()
         lsn = self.learner.next_lsn
@@ -196,7 +210,7 @@ class Trainer:
                 self.full = str(error)
             self.log.error("the disk is full; waiting for room", reason=self.full)
             self._report(force=True)
-            select.select([self.side, self.up], [], [], FULL_SECONDS)
+            self._wait(FULL_SECONDS)
             self._listen()
             if self.stopping == "now":
                 raise _Stopped
@@ -226,9 +240,8 @@ class Trainer:
         if outcome.factor is not None:
             tensors = {name: np.asarray(tensor) for name, tensor in outcome.factor.state().items()}
             self._patiently(lambda: self.factors.write(entry["factor"], entry["task"], tensors))
-        if entry["kind"] != "abandon":
-            ledger = self.ledger
-            self._patiently(lambda: ledger.append(entry))
+        ledger = self.ledger
+        self._patiently(lambda: ledger.append(entry))
         self._save_checkpoint()
         self._drop()
         self._publish(force=True)
@@ -361,8 +374,12 @@ class Trainer:
             self._report(force=True)
             if self.wants_checkpoint and self.activity != "consolidating":  # between two records, or within a boundary
                 self._save_checkpoint()
-            select.select([self.side, self.up], [], [], 1.0)
+            self._wait(1.0)
             self._listen()
+
+    def _wait(self, seconds: float) -> None:
+        """Until a message arrives."""
+        select.select([self.side, self.up], [], [], seconds)
 
     def _listen(self) -> None:
         self.side.flush()

@@ -1,4 +1,4 @@
-"""The ledger: one entry for each boundary, revisit and withdrawal of a task, appended and synced before the checkpoint
+"""The ledger: one entry for each boundary, revisit, abandoned revisit and withdrawal of a task, appended and synced before the checkpoint
 that counts it.
 
 STATE/ledger holds entries of length u32, crc32 u32, msgpack map. The checkpoint says how many are valid, so an entry
@@ -70,7 +70,7 @@ def standing(entries: Iterable[Mapping[str, Any]]) -> tuple[dict[str, dict[str, 
         if entry["kind"] == "forget":
             tasks.pop(entry["task"], None)
             forgotten.add(entry["task"])
-        else:
+        elif entry["kind"] != "abandon":
             tasks[entry["task"]] = dict(entry)
     return tasks, forgotten
 

@@ -1,0 +1,1 @@
+"""Fault campaigns: what the daemon's promises are tested with. See `campaigns`."""

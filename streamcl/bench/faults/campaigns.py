@@ -1,0 +1,238 @@
+"""Deterministic fault campaigns on the simulated world: a fault at every operation, power cuts at random ones.
+
+Each run's end is compared with that of a run without faults that was fed in the same order: every parameter, total, factor
+and counter must be the same to the bit.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamcl.bench.faults.disk import Fault, Plan
+from streamcl.bench.faults.logs import Story
+from streamcl.bench.faults.world import SOUND, Operate, Phase, Send, Variant, Violation, World
+from streamcl.protocol import messages
+
+ROWS, FEATURES = 6, 3
+FAULTS: tuple[Fault, ...] = ("kill", "torn", "error", "full")
+TREE = {
+    "model": {"factory": "streamcl.models:linear", "likelihood": "categorical", "classes": 3},
+    "train": {"epochs": 2, "batch_size": 4, "learning_rate": 0.05},
+    "posterior": {"mode": "factors", "fisher": "mc"},
+}
+VARIANTS = {
+    "no fsync": Variant(sync_data=False),
+    "no directory sync": Variant(sync_directory=False),
+    "no truncation": Variant(truncate=False),
+    "no duplicate check": Variant(check_duplicates=False),
+    "acknowledge before write": Variant(acknowledge_late=False),
+}
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a campaign did. runs: worlds that ran to their end; met: faults that were met, by fault; violations: each in words."""
+
+    runs: int = 0
+    met: dict[str, int] = field(default_factory=dict)
+    lives: int = 0
+    violations: list[str] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """For a report."""
+        shown = self.violations[:5]
+        return {
+            "runs": self.runs,
+            "met": self.met,
+            "starts": self.lives,
+            "violations": len(self.violations),
+            "first": shown,
+        }
+
+
+class Producers:
+    """Writes scripts: every producer's messages numbered as they are made."""
+
+    def __init__(self) -> None:
+        self.seq: dict[str, int] = {}
+
+    def batch(self, producer: str, task: str, boundary: bool = False) -> Send:
+        """Rows of a task, different every time."""
+        header = self._header(producer, "batch", task) | ({"boundary": True} if boundary else {})
+        rng = np.random.default_rng([*producer.encode(), header["seq"]])
+        arrays = {"x": rng.normal(size=(ROWS, FEATURES)).astype("<f4"), "y": rng.integers(0, 3, ROWS)}
+        return Send(producer, header, arrays)
+
+    def boundary(self, producer: str, task: str, barrier: bool = False) -> Send:
+        """A boundary; with a barrier on all that every producer has made so far."""
+        others = dict(self.seq)
+        header = self._header(producer, "boundary", task)
+        return Send(producer, header | ({"barrier": others} if barrier else {}))
+
+    def revisit(self, producer: str, task: str) -> Send:
+        """Reopens a task."""
+        return Send(producer, self._header(producer, "revisit", task))
+
+    def _header(self, producer: str, kind: str, task: str) -> dict[str, Any]:
+        self.seq[producer] = self.seq.get(producer, 0) + 1
+        return {"type": kind, "seq": self.seq[producer], "task": task}
+
+
+def long_script() -> list[Phase]:
+    """One producer and the operator: everything that a record can do."""
+    p = Producers()
+    return [
+        [p.batch("p", "a"), p.batch("p", "a"), p.boundary("p", "a")],
+        [p.batch("p", "b")],
+        Operate(messages.Checkpoint()),
+        [p.batch("p", "b", boundary=True)],
+        [p.revisit("p", "a"), p.batch("p", "a")],
+        Operate(messages.Checkpoint()),
+        [p.batch("p", "a"), p.boundary("p", "a")],
+        [p.revisit("p", "b"), p.batch("p", "b")],
+        Operate(messages.Abandon("b"), over="unknown_task"),
+        Operate(messages.Forget("b"), over="task_closed"),
+        [p.batch("p", "c"), p.batch("p", "c")],
+        Operate(messages.AdminBoundary(task="c", wait=False), over="task_closed"),
+    ]
+
+
+def two_producers(rng: random.Random) -> list[Phase]:
+    """Two producers of every task, interleaved at random; some tasks are fed again."""
+    p = Producers()
+    script: list[Phase] = []
+    for task in ("a", "b", "c"):
+        script.append([p.batch(name, task) for name in ("p", "q") for _ in range(rng.randint(2, 8))])
+        if rng.random() < 0.5:
+            script.append(Operate(messages.Checkpoint()))
+        script.append([p.boundary("q", task, barrier=True)])
+    script.append([p.revisit("p", "a")])
+    script.append([p.batch(name, "a") for name in ("p", "q") for _ in range(2)])
+    script.append([p.boundary("p", "a")])
+    return script
+
+
+def every_step(faults: Iterable[Fault] = FAULTS, *, alone: bool, stride: int = 1) -> Tally:
+    """A fault at the first, the second, ... operation of a script, until none is left to meet.
+
+    alone: a kill ends only the process that meets it. stride: only every so many-th operation.
+    """
+    script, tally = long_script(), Tally()
+    expected = _undisturbed(script)
+    for fault in faults:
+        for at in count(1, stride):
+            plan = Plan(at, fault)
+            _run(tally, script, plan, lambda _: expected, alone=alone)
+            if plan.hit is None:
+                break
+    return tally
+
+
+def random_crashes(runs: int, seed: int = 0, variant: Variant = SOUND, *, cut: bool) -> Tally:
+    """Kills or power cuts at random operations of random scripts; half of the runs have a second one soon after."""
+    tally = Tally()
+    for number in range(runs):
+        rng = random.Random(f"{seed}/{number}")
+        script = two_producers(rng)
+        aim = rng.choice((None, "ingest: sync"))  # when most is at stake: much is written, nothing is synced
+        plan = _TwicePlan(rng.randint(1, 200), rng.choice(("kill", "torn")), aim, rng.choice((0, rng.randint(1, 20))))
+        expected = partial(_undisturbed, script)
+        _run(tally, script, plan, expected, seed=number, cut=cut, alone=rng.random() < 0.3, variant=variant)
+    return tally
+
+
+def log_cuts(runs: int, seed: int = 0, variant: Variant = SOUND) -> Tally:
+    """Power cuts of the log alone, up to four in the life of each."""
+    tally = Tally()
+    for number in range(runs):
+        rng = random.Random(f"{seed}/{number}")
+        with tempfile.TemporaryDirectory(prefix="streamcl-faults-") as directory:
+            story = Story(Path(directory), rng, variant)
+            try:
+                for _ in range(rng.randint(1, 4)):
+                    story.live(rng.randint(0, 14))
+                story.end()
+            except Violation as violation:
+                tally.violations.append(str(violation))
+        tally.runs += 1
+        tally.lives += story.lives + 1
+        tally.met["cut"] = tally.met.get("cut", 0) + story.lives
+    return tally
+
+
+def broken_variants(runs: int, seed: int = 0) -> dict[str, int]:
+    """For each way in which the daemon can be broken, how many of so many runs notice it; and of the sound daemon."""
+    found = {}
+    for name, variant in {"sound": SOUND, **VARIANTS}.items():
+        found[name] = len(random_crashes(runs, seed, variant, cut=True).violations)
+    return found
+
+
+class _TwicePlan(Plan):
+    """A plan with another fault of its kind so many operations after the first."""
+
+    def __init__(self, at: int, fault: Fault, aim: str | None, second: int) -> None:
+        super().__init__(at, fault, aim)
+        self.second = second
+
+    def meet(self, owner: str, operation: str) -> Fault | None:
+        """As a plan, twice."""
+        if self.hit is not None and self.second:
+            self.at, self.second = self.count + self.second, 0
+        return super().meet(owner, operation)
+
+
+def _run(
+    tally: Tally,
+    script: Sequence[Phase],
+    plan: Plan,
+    expected: Callable[[list[tuple[str, int]]], dict[str, Any]],
+    **options: Any,
+) -> None:
+    """One run; its end is compared with what is expected of the order in which it stored the messages."""
+    with _world(script, plan, **options) as world:
+        try:
+            end = world.run()
+            _compare(end, expected(world.order()))
+        except Violation as violation:
+            tally.violations.append(f"{plan.fault} at {plan.hit}: {violation}")
+        tally.runs += plan.hit is not None
+        tally.lives += world.lives
+        if plan.hit is not None:
+            tally.met[plan.fault] = tally.met.get(plan.fault, 0) + 1
+
+
+def _compare(end: dict[str, Any], expected: dict[str, Any]) -> None:
+    different = [name for name in expected if end.get(name) != expected[name] and not _both_nan(end, expected, name)]
+    if different:
+        raise Violation(f"it ends with another {', '.join(different)}")
+
+
+def _both_nan(end: dict[str, Any], expected: dict[str, Any], name: str) -> bool:
+    return end[name] != end[name] and expected[name] != expected[name]
+
+
+def _undisturbed(script: Sequence[Phase], order: Sequence[tuple[str, int]] | None = None) -> dict[str, Any]:
+    with _world(script, order=order) as world:
+        return world.run()
+
+
+@contextmanager
+def _world(script: Sequence[Phase], plan: Plan | None = None, **options: Any) -> Iterator[World]:
+    """A world in a directory that goes with it."""
+    with tempfile.TemporaryDirectory(prefix="streamcl-faults-") as directory:
+        world = World(Path(directory), TREE, script, plan, **options)
+        try:
+            yield world
+        finally:
+            world.close()

@@ -1,0 +1,402 @@
+"""The daemon's ingest and trainer in one thread on a simulated disk, with producers and an operator around them.
+
+Everything but the sockets, the processes and the disk is the daemon's own code. A world is deterministic: the same script,
+seed and plan give the same run. It raises Violation as soon as a promise is broken:
+
+  * what was acknowledged is known to every later life;
+  * a record keeps its number and its content for ever once the trainer has seen it, and no (producer, seq) has two;
+  * no life refuses to start.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import random
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import structlog
+
+from streamcl import config
+from streamcl.bench.faults.disk import Killed, Plan, SimulatedDisk, Volume
+from streamcl.daemon import ingest, trainer
+from streamcl.daemon.admin import Admin, Request
+from streamcl.daemon.channel import Channel
+from streamcl.daemon.sockets import Peer
+from streamcl.errors import Refused, StreamclError
+from streamcl.protocol import frames, messages
+from streamcl.protocol.session import StreamSession
+from streamcl.storage import log
+
+LIVES = 30  # more starts than any plan causes: something keeps failing
+TURNS = 20_000  # more than any script takes: something hangs
+
+
+class Violation(BaseException):
+    """A promise was broken. No Exception, so that nothing of the daemon answers for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """One message of a producer's sequence."""
+
+    producer: str
+    header: dict[str, Any]
+    arrays: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seq(self) -> int:
+        """Its place in the producer's sequence."""
+        return int(self.header["seq"])
+
+
+@dataclass(frozen=True, slots=True)
+class Operate:
+    """One request of the operator, sent again after a crash until it is answered; `over` says that it had taken effect."""
+
+    message: messages.Message
+    over: str | None = None
+
+
+Phase = Sequence[Send] | Operate  # a phase begins when all of the one before is acknowledged
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The daemon as it is; or, to test the tests, broken in one way."""
+
+    sync_data: bool = True
+    sync_directory: bool = True
+    truncate: bool = True
+    check_duplicates: bool = True
+    acknowledge_late: bool = True
+
+
+SOUND = Variant()
+
+
+class World:
+    """One run of a script; `run` returns the final state of the learner, to compare with another run's.
+
+    order: the (producer, seq) in which to send, for a run that repeats what another one stored. cut: kills are power cuts.
+    alone: a kill ends only the process that it meets.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        tree: dict[str, Any],
+        script: Sequence[Phase],
+        plan: Plan | None = None,
+        *,
+        seed: int = 0,
+        cut: bool = False,
+        alone: bool = False,
+        variant: Variant = SOUND,
+        order: Sequence[tuple[str, int]] | None = None,
+    ) -> None:
+        self.home, self.tree, self.script = home, tree, script
+        self.plan = plan or Plan()
+        self.rng = random.Random(seed)
+        self.cut, self.alone, self.variant = cut, alone, variant
+        self.place = None if order is None else {key: number for number, key in enumerate(order)}
+        self.root = home / "0"
+        self.lives = 0
+        self.acknowledged: dict[str, int] = {}
+        self.stored: dict[str, int] = {}
+        self.history: dict[int, tuple[str | None, int, bytes]] = {}
+        self.phase = 0
+        self.asked = self.answered = False
+        self.volume = Volume(self.root)
+        self.ends = Channel.pair()
+        self.ingest: SimulatedIngest | None = None
+        self.trainer: SimulatedTrainer | None = None
+
+    # -- the run -------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Until everything is acknowledged and applied; raises Violation."""
+        with structlog.testing.capture_logs():
+            for _ in range(TURNS):
+                if self._living("ingest", self._turn_ingest) and self._living("trainer", self._turn_trainer):
+                    if self._finished():
+                        return self._state()
+            raise Violation(f"no end after {TURNS} turns, in phase {self.phase} of {len(self.script)}")
+
+    def close(self) -> None:
+        """Close the channels."""
+        for end in self.ends:
+            end.close()
+
+    def _living(self, owner: str, turn: Callable[[], None]) -> bool:
+        """One turn of a process, started first where it does not run; False where it ended."""
+        try:
+            turn()
+        except Killed:
+            self._died(owner)
+        except (OSError, StreamclError) as error:
+            if not _is_expected(error):
+                raise Violation(f"{owner}: {type(error).__name__}: {error}") from error
+            setattr(self, owner, None)
+        else:
+            return True
+        return False
+
+    def _died(self, owner: str) -> None:
+        """A kill, alone or of both processes, or a power cut."""
+        setattr(self, owner, None)
+        if self.alone and not self.cut:
+            self.plan.dead.clear()
+            return
+        self.ingest = self.trainer = None
+        self.plan.dead.clear()
+        self.close()
+        self.ends = Channel.pair()
+        if self.cut:
+            following = self.home / str(int(self.root.name) + 1)
+            self.volume.cut_power(following, self.rng)
+            self.root = following
+            self.volume = Volume(self.root)
+
+    def _start(self, owner: str) -> Any:
+        self.lives += 1
+        if self.lives > LIVES:
+            raise Violation(f"{owner} keeps ending: {self.lives} starts")
+        tree = config.from_tree({**self.tree, "state_dir": str(self.root)})
+        disk = faulty_disk(self.volume, self.plan, owner, self.variant)
+        ours = Channel(self.ends[0 if owner == "ingest" else 1].dup())
+        return (SimulatedIngest if owner == "ingest" else SimulatedTrainer)(self, tree, ours, disk)
+
+    def _turn_ingest(self) -> None:
+        if self.ingest is None:
+            self.ingest = self._start("ingest")
+            self.ingest.recover()
+            self._meet_producers()
+        self._send_some(self.ingest)
+        self.ingest.make_durable()
+        self.ingest.hear_trainer()
+
+    def _turn_trainer(self) -> None:
+        if self.trainer is None:
+            self.trainer = self._start("trainer")
+            self.trainer.recover()
+            self.trainer.greet()
+        self.trainer.turn()
+
+    def _finished(self) -> bool:
+        if self.phase < len(self.script) or self.trainer is None or self.ingest is None:
+            return False
+        return self.trainer.learner.next_lsn == self.ingest.writer.durable
+
+    def _state(self) -> dict[str, Any]:
+        """All that was learned, as bytes."""
+        assert self.trainer is not None
+        order = self.order()
+        missing = [(send.producer, send.seq) for send in self._sends() if (send.producer, send.seq) not in order]
+        if missing:
+            raise Violation(f"never trained: {missing}")
+        meta, tensors = self.trainer.learner.snapshot()
+        return {**meta, **{name: tensor.tobytes() for name, tensor in tensors.items()}}
+
+    # -- producers and the operator ------------------------------------------------------------------------------
+
+    def _meet_producers(self) -> None:
+        """Every producer says hello again and learns how far its sequence has come."""
+        assert self.ingest is not None
+        self.asked = self.answered = False
+        for name in {send.producer for send in self._sends()}:
+            self.ingest.take(_peer(name), frames.build({"type": "hello", "producer": name}))
+
+    def _sends(self) -> list[Send]:
+        return [send for phase in self.script if not isinstance(phase, Operate) for send in phase]
+
+    def heard(self, producer: str, header: dict[str, Any]) -> None:
+        """A producer gets an answer."""
+        match header["type"]:
+            case "welcome" | "ack":
+                durable = header["durable"]
+                if durable < self.acknowledged.get(producer, 0):
+                    raise Violation(
+                        f"{producer}: {self.acknowledged[producer]} was acknowledged, the daemon knows of {durable}"
+                    )
+                self.acknowledged[producer] = durable
+                if header["type"] == "welcome":
+                    self.stored[producer] = durable
+            case "nack" if header["retryable"] and header["code"] != "internal":
+                self.stored[producer] = min(self.stored[producer], header.get("expected", header["seq"]) - 1)
+            case "nack":
+                raise Violation(f"{producer}: refused for good: {header}")
+
+    def confirmed(self, header: dict[str, Any]) -> None:
+        """The operator gets an answer."""
+        phase = self.script[self.phase]
+        assert isinstance(phase, Operate)
+        self.answered = header["type"] == "ok" or header["code"] == phase.over
+        self.asked = self.answered
+
+    def _send_some(self, daemon: SimulatedIngest) -> None:
+        """What an unpredictable network brings next; the next phase once all of this one is acknowledged."""
+        phase = self.script[self.phase] if self.phase < len(self.script) else []
+        if isinstance(phase, Operate):
+            if not self.asked:
+                self.asked = True
+                daemon.operate(phase.message)
+            done = self.answered
+        else:
+            for send in self._due(phase) if self.place is None else self._in_order(phase, self.place):
+                self.stored[send.producer] = max(self.stored[send.producer], send.seq)
+                daemon.take(_peer(send.producer), frames.build(send.header, send.arrays))
+            done = all(self.acknowledged.get(send.producer, 0) >= send.seq for send in phase)
+        if done and self.phase < len(self.script):
+            self.phase += 1
+            self.asked = self.answered = False
+
+    def _due(self, phase: Sequence[Send]) -> Iterator[Send]:
+        """Up to eight messages, each its producer's next; now and then one that was sent before."""
+        for _ in range(self.rng.randint(0, 8)):
+            following = [send for send in phase if send.seq == self.stored[send.producer] + 1]
+            again = [send for send in phase if send.seq <= self.stored[send.producer]]
+            if again and self.rng.random() < 0.1:
+                yield self.rng.choice(again)
+            elif following:
+                yield self.rng.choice(following)
+
+    def _in_order(self, phase: Sequence[Send], place: Mapping[tuple[str, int], int]) -> Iterator[Send]:
+        """One message at a time, each once the one before is acknowledged."""
+        following = [send for send in phase if send.seq == self.stored[send.producer] + 1]
+        if following and self.stored == {**dict.fromkeys(self.stored, 0), **self.acknowledged}:
+            yield min(following, key=lambda send: place[send.producer, send.seq])
+
+    def trained(self, entry: log.Entry) -> None:
+        """The trainer takes a record."""
+        digest = hashlib.sha256()
+        for array in entry.arrays.values():
+            digest.update(np.ascontiguousarray(array))
+        record = entry.record
+        seen = (record.producer, record.seq, digest.digest())
+        if self.history.setdefault(entry.lsn, seen) != seen:
+            raise Violation(f"record {entry.lsn} was {self.history[entry.lsn][:2]}, is now {seen[:2]}")
+        if record.producer is not None:
+            places = [lsn for lsn, other in self.history.items() if other[:2] == seen[:2]]
+            if places != [entry.lsn]:
+                raise Violation(f"{seen[:2]} is trained twice, as records {places}")
+
+    def order(self) -> list[tuple[str, int]]:
+        """What was stored, in the order of the log."""
+        return [(producer, seq) for _, (producer, seq, _) in sorted(self.history.items()) if producer is not None]
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether this ends a process that is then started again: an error of the disk, as the plan gives it."""
+    return "simulated" in str(error) or (isinstance(error, OSError) and error.errno in (errno.EIO, errno.ENOSPC))
+
+
+def _peer(producer: str) -> Peer:
+    return Peer(producer.encode(), delimited=False, waits_for_one=False)
+
+
+class SimulatedIngest(ingest.Ingest):
+    """Ingest without sockets: messages come from the world and answers go to it."""
+
+    def __init__(self, world: World, settings: config.Config, side: Channel, disk: SimulatedDisk) -> None:
+        super().__init__(settings, _nowhere(), side, disk)
+        self.world = world
+        self.admin = SimulatedAdmin(world, self)
+        if not world.variant.check_duplicates:
+            self.session.__class__ = _Credulous
+
+    def operate(self, message: messages.Message) -> None:
+        """A request of the operator."""
+        self.admin.request(message)
+
+    def _store(self, producer: str, pending: ingest.Pending) -> None:
+        if not self.world.variant.acknowledge_late:
+            self.world.heard(producer, {"type": "ack", "durable": pending.message.seq})
+        super()._store(producer, pending)
+
+    def _reply(self, peer: Peer, header: dict[str, Any], request: Any = None) -> None:
+        if header["type"] != "ack" or self.disk.plan.meet("ingest", "acknowledge") is None:  # type: ignore[attr-defined]
+            self.world.heard(peer.routing_id.decode(), header)
+
+
+class _Credulous(StreamSession):
+    """Takes every message for the next one."""
+
+    __slots__ = ()
+
+    def is_duplicate(self, producer: str, seq: int) -> bool:
+        """Never."""
+        return False
+
+    def check_sequence(self, producer: str, seq: int, ahead: int = 0) -> None:
+        """Any will do."""
+
+
+class SimulatedAdmin(Admin):
+    """The operator's socket, without the socket."""
+
+    def __init__(self, world: World, daemon: SimulatedIngest) -> None:
+        super().__init__(None, daemon)  # type: ignore[arg-type]
+        self.world = world
+
+    def request(self, message: messages.Message) -> None:
+        """Take one request."""
+        try:
+            self._answer(Request(_peer("operator"), None), message)
+        except Refused as refused:
+            self._error(Request(_peer("operator"), None), refused)
+
+    def _reply(self, request: Request, header: dict[str, Any], arrays: Any = None) -> None:
+        self.world.confirmed(header)
+
+
+class SimulatedTrainer(trainer.Trainer):
+    """A trainer that says what it learns from, and never waits."""
+
+    def __init__(self, world: World, settings: config.Config, side: Channel, disk: SimulatedDisk) -> None:
+        super().__init__(settings, _nowhere(), side, disk)
+        self.world = world
+
+    def _learn(self, entry: log.Entry) -> None:
+        self.world.trained(entry)
+        super()._learn(entry)
+
+    def _wait(self, seconds: float) -> None:
+        """The disk is full for one write only."""
+
+
+def _nowhere() -> Channel:
+    """A channel to a supervisor that hears nothing."""
+    return SilentChannel()
+
+
+class SilentChannel(Channel):
+    """Takes everything and brings nothing."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def send(self, kind: str, **fields: Any) -> None:
+        """Dropped."""
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def receive(self) -> Iterator[dict[str, Any]]:
+        """Nothing arrives."""
+        return iter(())
+
+
+def faulty_disk(volume: Volume, plan: Plan, owner: str, variant: Variant) -> SimulatedDisk:
+    """A process's disk, broken where the variant says so."""
+    disk = SimulatedDisk(volume, plan, owner)
+    for name in ("sync_data", "sync_directory", "truncate"):
+        if not getattr(variant, name):
+            setattr(disk, name, lambda *_: None)
+    return disk
