@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 
-from streamcl.errors import Refused, Unreachable
+from streamcl.errors import Refused, StreamclError, Unreachable
 from streamcl.protocol import frames
 from streamcl.protocol.frames import NamedArrays
 

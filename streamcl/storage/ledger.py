@@ -1,5 +1,6 @@
-"""The ledger: one entry for each boundary, revisit, abandoned revisit and withdrawal of a task, appended and synced before the checkpoint
-that counts it.
+"""The ledger: an entry for each boundary, revisit, abandoned revisit and withdrawal of a task.
+
+Appended and synced before the checkpoint that counts it.
 
 STATE/ledger holds entries of length u32, crc32 u32, msgpack map. The checkpoint says how many are valid, so an entry
 behind that number belongs to a consolidation that never finished and is cut off. Kept apart from the checkpoint, whose

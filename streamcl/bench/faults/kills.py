@@ -10,7 +10,6 @@ import contextlib
 import os
 import random
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -27,10 +26,10 @@ from streamcl.errors import StreamclError
 
 TREE = {
     "model": {"factory": "streamcl.models:mlp", "args": {"hidden": [16]}, "classes": 4},
-    "train": {"epochs": 12, "batch_size": 16},
+    "train": {"epochs": 6, "batch_size": 16},
     "posterior": {"mode": "factors"},
 }
-BATCHES, ROWS, FEATURES = 6, 64, 8
+BATCHES, ROWS, FEATURES = 4, 64, 8
 PATIENCE = 180.0  # seconds that a producer waits for a daemon that is killed again and again
 LONGEST_WAIT = 1.2  # seconds between two kills
 
@@ -118,7 +117,8 @@ def _feed(producer: Producer, story: Story, errors: list[BaseException]) -> None
         for kind, task, data in story:
             match kind:
                 case "batch":
-                    producer.send(*data, task)
+                    x, y = data
+                    producer.send(x, y, task)
                 case "revisit":
                     producer.revisit(task)
                 case "boundary":
@@ -172,8 +172,3 @@ def _learned(daemon: LocalDaemon) -> dict[str, Any]:
         "batches": (status["batches_durable"], status["batches_applied"]),
         "tasks": [[task[name] for name in figures] for task in tasks],
     }
-
-
-def main(kills: int, seed: int) -> Killed:
-    """With progress on standard error."""
-    return random_kills(kills, seed, say=lambda text: print(text, file=sys.stderr, flush=True))

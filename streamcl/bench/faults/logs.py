@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streamcl.bench.faults.disk import Plan, SimulatedDisk, Volume
+from streamcl.bench.faults.disk import Plan, Volume
 from streamcl.bench.faults.world import SOUND, Variant, Violation, faulty_disk
 from streamcl.errors import StreamclError
 from streamcl.storage import log

@@ -13,14 +13,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import random
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import numpy as np
 import structlog
 
 from streamcl import config
@@ -124,9 +121,9 @@ class World:
         """Until everything is acknowledged and applied; raises Violation."""
         with structlog.testing.capture_logs():
             for _ in range(TURNS):
-                if self._living("ingest", self._turn_ingest) and self._living("trainer", self._turn_trainer):
-                    if self._finished():
-                        return self._state()
+                running = self._living("ingest", self._turn_ingest) and self._living("trainer", self._turn_trainer)
+                if running and self._finished():
+                    return self._state()
             raise Violation(f"no end after {TURNS} turns, in phase {self.phase} of {len(self.script)}")
 
     def close(self) -> None:
@@ -277,7 +274,7 @@ class World:
         """The trainer takes a record."""
         digest = hashlib.sha256()
         for array in entry.arrays.values():
-            digest.update(np.ascontiguousarray(array))
+            digest.update(array.tobytes())
         record = entry.record
         seen = (record.producer, record.seq, digest.digest())
         if self.history.setdefault(entry.lsn, seen) != seen:
@@ -307,7 +304,7 @@ class SimulatedIngest(ingest.Ingest):
     def __init__(self, world: World, settings: config.Config, side: Channel, disk: SimulatedDisk) -> None:
         super().__init__(settings, _nowhere(), side, disk)
         self.world = world
-        self.admin = SimulatedAdmin(world, self)
+        self.admin: SimulatedAdmin = SimulatedAdmin(world, self)
         if not world.variant.check_duplicates:
             self.session.__class__ = _Credulous
 
