@@ -41,7 +41,7 @@ VARIANTS = {
 
 @dataclass(slots=True)
 class Tally:
-    """What a campaign did. runs: worlds that ran to their end; met: faults that were met, by fault; violations: each in words."""
+    """What a campaign did. runs: that met a fault. met: how many met which. lives: processes started. violations: in words."""
 
     runs: int = 0
     met: dict[str, int] = field(default_factory=dict)
@@ -219,7 +219,7 @@ def _compare(end: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def _both_nan(end: dict[str, Any], expected: dict[str, Any], name: str) -> bool:
-    return end[name] != end[name] and expected[name] != expected[name]
+    return bool(end[name] != end[name]) and expected[name] != expected[name]
 
 
 def _undisturbed(script: Sequence[Phase], order: Sequence[tuple[str, int]] | None = None) -> dict[str, Any]:

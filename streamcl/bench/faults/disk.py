@@ -31,8 +31,8 @@ class Plan:
     """Which operation meets which fault. The operations of all processes are counted together, from 1.
 
     fault: ``kill`` ends the process before the operation; ``torn`` ends it half-way through a write; ``error`` fails it (an
-    acknowledgement is lost); ``full`` lets half a write fail for want of room. aim: the one operation to wait for from there
-    on, None for any. hit: what was met, once it was.
+    acknowledgement is lost); ``full`` lets half a write fail for want of room. aim: the one operation to wait for from
+    there on, None for any. hit: what was met, once it was.
     """
 
     at: int = 0

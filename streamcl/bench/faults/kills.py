@@ -26,12 +26,12 @@ from streamcl.errors import StreamclError
 
 TREE = {
     "model": {"factory": "streamcl.models:mlp", "args": {"hidden": [16]}, "classes": 4},
-    "train": {"epochs": 6, "batch_size": 16},
+    "train": {"epochs": 12, "batch_size": 16},
     "posterior": {"mode": "factors"},
 }
-BATCHES, ROWS, FEATURES = 4, 64, 8
+BATCHES, ROWS, FEATURES = 6, 64, 8
 PATIENCE = 180.0  # seconds that a producer waits for a daemon that is killed again and again
-LONGEST_WAIT = 1.2  # seconds between two kills
+LONGEST_WAIT = 1.4  # seconds between two kills
 
 
 @dataclass(slots=True)
