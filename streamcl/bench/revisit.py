@@ -175,11 +175,11 @@ def correlations(results: list[Result]) -> dict[str, float]:
 
 
 def _print_table(results: dict[str, list[Result]], sweeps: int) -> None:
-    columns = "".join(f"{f'{n} sweep' + 's' * (n > 1):>18}" for n in range(1, sweeps + 1))
-    print(f"\n{'mean accuracy over the tasks':<42}{'one pass':>18}{columns}")
+    columns = "".join(f"{f'{n} sweep' + 's' * (n > 1):>24}" for n in range(1, sweeps + 1))
+    print(f"\n{'mean accuracy over the tasks':<42}{'one pass':>24}{columns}")
     for name, runs in results.items():
         cells = zip(*(run.accuracies for run in runs), strict=True)
-        print(f"{name:<42}" + "".join(f"{_cell(cell):>18}" for cell in cells))
+        print(f"{name:<42}" + "".join(f"{_cell(cell):>24}" for cell in cells))
     followed = [run for runs in results.values() for run in runs if run.following]
     if followed:
         print("\nrank correlation of a task's estimated rise with that of its held-out loss")
