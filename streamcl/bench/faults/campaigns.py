@@ -41,7 +41,7 @@ VARIANTS = {
 
 @dataclass(slots=True)
 class Tally:
-    """What a campaign did. runs: that met a fault. met: how many met which. lives: processes started. violations: in words."""
+    """What a campaign did. runs: that met a fault. met: how many, by fault. lives: processes started. violations: in words."""
 
     runs: int = 0
     met: dict[str, int] = field(default_factory=dict)

@@ -30,6 +30,7 @@ TREE = {
     "posterior": {"mode": "factors"},
 }
 BATCHES, ROWS, FEATURES = 6, 64, 8
+TASKS = 10  # a round
 PATIENCE = 180.0  # seconds that a producer waits for a daemon that is killed again and again
 LONGEST_WAIT = 1.4  # seconds between two kills
 
@@ -81,11 +82,11 @@ def random_kills(kills: int, seed: int = 0, say: Callable[[str], None] = lambda 
             result.violations += [f"round {result.rounds}: {error!r}" for error in errors]
             _feed(reference, story, [])
             result.violations += [f"round {result.rounds}: {text}" for text in _differences(victim, peaceful)]
+            result.boundaries += sum(kind == "boundary" for kind, *_ in story)
             result.rounds += 1
             say(f"{result.total} kills, {result.rounds} rounds, {len(result.violations)} violations")
         with victim.admin() as admin:
             result.batches = admin.status()["batches_applied"]
-        result.boundaries = 3 * result.rounds
         producer.close()
     return result
 
@@ -94,17 +95,18 @@ Story = list[tuple[str, str, Any]]
 
 
 def _round(number: int, rng: random.Random) -> Story:
-    """Two new tasks, then one of all those so far again."""
+    """New tasks, one of all those so far fed again after every other of them."""
     story: Story = []
-    for task in (f"task-{2 * number}", f"task-{2 * number + 1}"):
-        story += [("batch", task, _data(rng)) for _ in range(BATCHES)] + [("boundary", task, None)]
-    again = f"task-{rng.randint(0, 2 * number + 1)}"
-    return [
-        *story,
-        ("revisit", again, None),
-        *(("batch", again, _data(rng)) for _ in range(BATCHES)),
-        ("boundary", again, None),
-    ]
+    for task in range(number * TASKS, (number + 1) * TASKS):
+        story += _fed(f"task-{task}", rng)
+        if task % 2:
+            again = f"task-{rng.randint(0, task)}"
+            story += [("revisit", again, None), *_fed(again, rng)]
+    return story
+
+
+def _fed(task: str, rng: random.Random) -> Story:
+    return [*(("batch", task, _data(rng)) for _ in range(BATCHES)), ("boundary", task, None)]
 
 
 def _data(rng: random.Random) -> tuple[Any, Any]:
