@@ -58,7 +58,7 @@ class Train(_Section, frozen=True):
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
-    watchdog_seconds: PositiveFloat = 300.0
+    watchdog_seconds: Annotated[float, msgspec.Meta(ge=5.0)] = 300.0
 
 
 class Posterior(_Section, frozen=True):

@@ -7,7 +7,6 @@ and, between tasks, two vectors of the model's length.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from streamcl import __version__
 from streamcl.bench.local import LocalDaemon
 from streamcl.bench.permuted import Images, run_tasks
+from streamcl.bench.versions import versions
 from streamcl.errors import DataError
 
 
@@ -97,12 +96,9 @@ def _run_scale(scale: float, images: Images, permutations: list[Any], seed: int,
 
 def document(benchmark: str, settings: Settings, results: list[dict[str, Any]]) -> dict[str, Any]:
     """Figures with what they were taken with."""
-    import torch
-
-    versions = {"streamcl": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return {
         "benchmark": benchmark,
         "settings": asdict(settings),
-        "versions": versions,
+        "versions": versions(),
         "results": results,
     }

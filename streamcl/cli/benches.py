@@ -26,6 +26,7 @@ def add_commands(commands: Any) -> None:
     _add_permuted_mnist(benches)
     _add_revisit(benches)
     _add_order_bias(benches)
+    _add_faults(benches)
 
 
 def _add_permuted_mnist(benches: Any) -> None:
@@ -72,6 +73,22 @@ def _add_order_bias(benches: Any) -> None:
     parser.add_argument("--scale", type=float, default=30.0, help="of permuted MNIST (default 30)")
     parser.add_argument("--repeats", type=int, default=1000, help="linear-Gaussian data sets (default 1000)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (PNG or SVG)")
+
+
+def _add_faults(benches: Any) -> None:
+    parser = command(
+        benches,
+        "faults",
+        faults,
+        "Break the daemon in every way it must survive: a fault at every disk operation and acknowledgement, power cuts, "
+        "kill -9; and break its code, to see that the campaigns notice. Ends with 1 if any promise was broken.",
+        "streamcl bench faults --crashes 2000 --log-cuts 20000 --kills 2000 --json faults.json",
+    )
+    parser.add_argument("--crashes", type=int, default=100, help="random kills, and power cuts, each (default 100)")
+    parser.add_argument("--log-cuts", type=int, default=3000, help="runs of the log alone (default 3000)")
+    parser.add_argument("--kills", type=int, default=100, help="kill -9 of the real daemon (default 100, about 2 s each)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and versions here")
 
 
 def _add_mnist(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -123,3 +140,10 @@ def order_bias(options: argparse.Namespace) -> None:
         options.json,
         options.plot,
     )
+
+
+def faults(options: argparse.Namespace) -> int:
+    """Run the campaigns."""
+    from streamcl.bench.faults.report import run
+
+    return run(options.crashes, options.log_cuts, options.kills, options.seed, options.json)

@@ -319,14 +319,14 @@ class Ingest:
     def append(self, record: Record, payloads: Sequence[Buffer] = ()) -> int:
         """Put a record into the log, then into the session, and return its LSN.
 
-        Raises Refused ``no_space`` where the disk is full.
+        Raises Refused ``no_space`` where the disk is full; StreamclError, which ends the process, where it fails otherwise.
         """
         before = self.writer.end_bytes
         try:
             lsn = self.writer.append(record, payloads)
         except OSError as error:
             if error.errno not in FULL:
-                raise
+                raise StreamclError(f"the log cannot be written: {error}; stopping, to recover from disk") from error
             self.session.full, self._last_probe = True, time.monotonic()
             self.log.error("the disk is full", reason=str(error))
             raise Refused("no_space", f"the disk is full ({error.strerror}); free some", retryable=True) from None

@@ -215,7 +215,9 @@ class Supervisor:
 
     def _watch(self, child: Child) -> None:
         """End a process that makes no progress; it is then started again like one that died."""
-        patience = self.config.train.watchdog_seconds if child.role == "trainer" else WATCH_SECONDS
+        patience = self.config.train.watchdog_seconds
+        if child.role != "trainer":
+            patience = min(patience, WATCH_SECONDS)
         if child.process is not None and child.alive and time.monotonic() - child.heard > patience:
             structlog.get_logger().error("no progress; ending the process", role=child.role, seconds=patience)
             child.process.kill()

@@ -203,7 +203,9 @@ class Trainer:
         """Do something to the disk, again and again while it is full; whatever else goes wrong is raised."""
         while True:
             try:
-                return action()
+                result = action()
+                self.full = None
+                return result
             except OSError as error:
                 if error.errno not in FULL:
                     raise
@@ -262,7 +264,6 @@ class Trainer:
         meta, tensors = self.learner.snapshot()
         meta["ledger"] = len(self.ledger)
         self._patiently(lambda: checkpoint.save(self.state.path, meta, tensors, self.disk))
-        self.full = None
         self._last_checkpoint = time.monotonic()
         self.checkpointed_lsn = self.learner.next_lsn
         self._report(force=True)  # whoever waits for the checkpoint or the boundary then reads a status that has it
@@ -361,6 +362,7 @@ class Trainer:
             epochs=event.epochs if isinstance(event, Progress) else None,
             step_seconds=self._step_seconds[-500:],
             device=str(learner.device),
+            full=self.full,
         )
         self._reported_samples = learner.samples
         self._step_seconds = []

@@ -111,7 +111,7 @@ class View:
             "problem": self.problem(),
             "warning": self._warning,
             "quarantined": len(self.quarantine),
-            "last_quarantined": _summary(self.quarantine[-1]) if self.quarantine else None,
+            "last_quarantined": self.quarantine[-1] if self.quarantine else None,
         }
 
     def _state(self) -> str:
@@ -157,8 +157,3 @@ class View:
 def _reason(rise: float, since: int) -> str:
     tasks = "1 task" if since == 1 else f"{since} tasks"
     return f"estimated to have lost {rise:.3g} nats a sample to the {tasks} learned since"
-
-
-def _summary(failure: dict[str, Any]) -> str:
-    sender = f" (producer {failure['producer']}, seq {failure['seq']})" if failure["producer"] else ""
-    return f"record {failure['lsn']}{sender}, {failure['stage']}: {failure['reason']}"

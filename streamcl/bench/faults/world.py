@@ -291,7 +291,8 @@ class World:
 
 def _is_expected(error: Exception) -> bool:
     """Whether this ends a process that is then started again: an error of the disk, as the plan gives it."""
-    return "simulated" in str(error) or (isinstance(error, OSError) and error.errno in (errno.EIO, errno.ENOSPC))
+    cause = error.__cause__ or error
+    return "simulated" in str(cause) or (isinstance(cause, OSError) and cause.errno in (errno.EIO, errno.ENOSPC))
 
 
 def _peer(producer: str) -> Peer:

@@ -1,0 +1,73 @@
+"""The fault campaigns, as many as fit in CI; `streamcl bench faults` runs the long ones."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from streamcl.bench.faults import campaigns, report
+from streamcl.bench.faults.disk import surviving
+from streamcl.bench.faults.kills import random_kills
+from streamcl.cli import main
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["all processes", "one process"])
+@pytest.mark.parametrize("fault", campaigns.FAULTS)
+def test_a_fault_at_every_operation_changes_nothing(fault: campaigns.Fault, alone: bool) -> None:
+    tally = campaigns.every_step([fault], alone=alone)
+    assert tally.violations == []
+    assert tally.met[fault] > 150
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["kills", "power cuts"])
+def test_random_crashes_of_two_producers_tasks(cut: bool) -> None:
+    tally = campaigns.random_crashes(100, cut=cut)
+    assert tally.violations == []
+    assert tally.runs > 60
+    assert tally.lives > 2 * 100 + tally.runs
+
+
+def test_power_cuts_of_the_log() -> None:
+    tally = campaigns.log_cuts(3000)
+    assert tally.violations == []
+    assert tally.met["cut"] > 5000
+
+
+@pytest.mark.parametrize("name", campaigns.VARIANTS)
+def test_the_campaigns_notice_a_broken_daemon(name: str) -> None:
+    variant = campaigns.VARIANTS[name]
+    found = campaigns.log_cuts(300, variant=variant).violations
+    assert found or campaigns.random_crashes(20, variant=variant, cut=True).violations
+
+
+def test_killed_100_times_it_learns_what_one_left_in_peace_learns() -> None:
+    result = random_kills(100)
+    assert result.violations == []
+    assert result.total >= 100
+    assert result.batches >= 90 * result.rounds
+
+
+def test_a_power_cut_leaves_what_was_synced() -> None:
+    rng = random.Random(0)
+    synced, now = bytes(range(200)), bytes(range(200)) + b"x" * 3000
+    ends = [surviving(synced, now, rng) for _ in range(200)]
+    assert all(end[:200] == synced for end in ends)
+    assert len({len(end) for end in ends}) > 50
+    assert any(end == now for end in ends)
+    assert any(len(end) == len(now) and end != now for end in ends)
+
+
+def test_the_report_is_printed_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaigns, "every_step", lambda alone: campaigns.Tally(runs=1))
+    monkeypatch.setattr(report, "VARIANT_RUNS", 4)
+    out = tmp_path / "faults.json"
+    assert main(["bench", "faults", "--crashes", "2", "--log-cuts", "2", "--kills", "0", "--json", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["power cuts of the log"]["violations"] == 0
+    assert set(figures["violations found in broken daemons"]) == set(campaigns.VARIANTS)
+    assert "power cuts" in capsys.readouterr().out
