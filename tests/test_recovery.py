@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from streamcl.daemon import recovery
-from streamcl.daemon.state import StateDirectory
 from streamcl.protocol.session import StreamSession, Terms
 from streamcl.storage import checkpoint, log
 from streamcl.storage.disk import Disk
 from streamcl.storage.records import Batch, Boundary, array_spec
+from streamcl.storage.state import StateDirectory
 
 DISK = Disk()
 X, Y = np.ones((2, 3), "<f4"), np.zeros(2, "<i8")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 
 from streamcl.errors import Damaged, StateInUse, UnknownFormat
-from streamcl.storage import checkpoint, container, ledger, log, published
+from streamcl.storage import checkpoint, container, ledger, log, published, segments
 from streamcl.storage.disk import Buffer, Disk, SyncFailed
 from streamcl.storage.lock import StateLock
 from streamcl.storage.records import ArraySpec, Batch, Boundary, Record, decode, encode
@@ -391,14 +391,14 @@ def test_a_segment_dropped_while_recovery_looks_is_not_missed(tmp_path: Path, mo
     writer.append(boundary(3))
     writer.append(*batch(4, task="b"))
     writer.sync()
-    real = log._map
+    real = segments.map_file
 
     def drop_then_map(path: Path) -> memoryview:
-        monkeypatch.setattr(log, "_map", real)
+        monkeypatch.setattr(segments, "map_file", real)
         log.drop_before(tmp_path, 3, DISK)
         return real(path)
 
-    monkeypatch.setattr(log, "_map", drop_then_map)
+    monkeypatch.setattr(segments, "map_file", drop_then_map)
     writer = log.LogWriter.recover(tmp_path, DISK, next_lsn=3)
     assert (writer.first_lsn, writer.next_lsn) == (3, 4)
 

@@ -25,7 +25,6 @@ from streamcl.daemon.http import HttpServer
 from streamcl.daemon.metrics import Metrics
 from streamcl.daemon.recovery import recover
 from streamcl.daemon.sockets import Peer
-from streamcl.daemon.state import StateDirectory
 from streamcl.daemon.view import View
 from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
@@ -36,6 +35,7 @@ from streamcl.storage import log, quarantine
 from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.history import History
 from streamcl.storage.records import Record
+from streamcl.storage.state import StateDirectory
 
 GROUP_BYTES = 32 << 20  # synced together at the most, so that an acknowledgement never waits for more
 IDLE_MS = 1000

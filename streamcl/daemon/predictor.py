@@ -19,13 +19,13 @@ from streamcl.config import Config
 from streamcl.core.gaussian import DiagonalGaussian
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.sockets import bind_router, endpoint, receive, send
-from streamcl.daemon.state import StateDirectory
 from streamcl.errors import Refused
 from streamcl.learning.network import Network
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import Array, NamedArrays
 from streamcl.protocol.signature import LabelMap, Signature
 from streamcl.storage import published
+from streamcl.storage.state import StateDirectory
 
 ALIVE_MS = 1000  # between two signs of life to the supervisor
 PREDICT_ROWS = 4096  # rows at a time, so that a large request needs little memory

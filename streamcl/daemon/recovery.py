@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from streamcl.daemon.state import StateDirectory
 from streamcl.errors import Damaged
 from streamcl.protocol.session import ProducerState, StreamSession
 from streamcl.protocol.signature import Signature
 from streamcl.storage import checkpoint, ledger, log
 from streamcl.storage.disk import Disk
 from streamcl.storage.records import Batch, Record
+from streamcl.storage.state import StateDirectory
 
 ATTEMPTS = 5  # a running trainer may replace the checkpoint and drop segments while we read them
 

@@ -26,9 +26,9 @@ import structlog
 from streamcl.config import Config
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.logs import configure
-from streamcl.daemon.state import StateDirectory
 from streamcl.errors import ConfigError
 from streamcl.storage.lock import StateLock
+from streamcl.storage.state import StateDirectory
 
 DRAIN_SECONDS = 30.0
 LOCK_SECONDS = 10.0  # the children of a killed daemon need a moment to notice

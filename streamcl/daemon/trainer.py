@@ -21,7 +21,6 @@ import torch
 from streamcl import models
 from streamcl.config import Config
 from streamcl.daemon.channel import Channel
-from streamcl.daemon.state import StateDirectory
 from streamcl.errors import ConfigError, ModelRefused
 from streamcl.learning.learner import Event, Learner, Outcome, Progress, Unlearnable
 from streamcl.protocol.signature import Signature
@@ -29,6 +28,7 @@ from streamcl.storage import checkpoint, ledger, log, published, quarantine
 from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.factors import Factors
 from streamcl.storage.ledger import Ledger
+from streamcl.storage.state import StateDirectory
 
 REPORT_SECONDS = 0.05
 ALIVE_SECONDS = 1.0  # between two signs of progress to the supervisor

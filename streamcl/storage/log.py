@@ -1,22 +1,8 @@
 """The append-only log between ingest and training.
 
-STATE/log holds segments named by their first LSN (the number of a record in the whole history, from 0, never used
-again). All numbers are little-endian.
-
-    segment   32 bytes: magic "SCLLOG\\0\\0", version u32, zero u32, first LSN u64, zero u32, crc32 u32 of the former
-    record    40 bytes: magic "RECD", record length u32, payload length u64, LSN u64, durable u64 (every record below was
-              synced when this one was written), crc32 u32 of what follows the header, crc32 u32 of the former; then the
-              record (msgpack) padded with zeros to 8 bytes, then the payload (raw arrays) padded likewise
-
 Guarantees: what `sync` returned for survives a power cut. A segment never holds records of two tasks, so that a
 consolidated task's bytes can be unlinked. No flipped bit goes unnoticed. A torn tail is cut off at recovery and counted;
-damage anywhere else raises Damaged.
-
-How the two are told apart. A segment's header and name are synced before its first record, and a segment is synced before
-the next begins: so only records of the last one can be torn. Records written since the last sync may reach the disk in any
-order, so a sound record behind an unsound one proves nothing by itself. But each says what was durable when it was
-written: an unsound record is damage if a sound header anywhere behind it, or the checkpoint, counts it as durable, and a
-torn tail otherwise. What the very last sync covered may have no such witness; damage there is cut off too, and reported.
+damage anywhere else raises Damaged (`segments` says how the two are told apart).
 
 One process writes; another reads below the durable end and drops what it has absorbed.
 """
@@ -24,9 +10,6 @@ One process writes; another reads below the durable end and drops what it has ab
 from __future__ import annotations
 
 import contextlib
-import mmap
-import os
-import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,19 +20,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamcl.errors import Damaged, UnknownFormat
+from streamcl.errors import Damaged
 from streamcl.storage.disk import Buffer, Disk
-from streamcl.storage.records import Batch, Record, closes_task, decode, encode
+from streamcl.storage.records import Batch, Record, closes_task, encode
+from streamcl.storage.segments import (
+    RECORD_HEADER,
+    RECORD_MAGIC,
+    SEGMENT_HEADER,
+    SEGMENT_MAGIC,
+    VERSION,
+    Scan,
+    checksum_at,
+    first_lsn_of,
+    head_at,
+    list_segments,
+    map_file,
+    padded,
+    padding,
+    record_at,
+    scan_segment,
+    sealed,
+)
 
-VERSION = 1
 SEGMENT_BYTES = 64 << 20
 RECORD_OVERHEAD = 512  # more than a batch's record, headers and padding add to its frames
-_SEGMENT = struct.Struct("<8sIIQII")
-_RECORD = struct.Struct("<4sIQQQII")
-_CHECKSUM = struct.Struct("<I")
-_SEGMENT_MAGIC = b"SCLLOG\0\0"
-_RECORD_MAGIC = b"RECD"
-_ALIGNMENT = 8
 
 Array = npt.NDArray[Any]
 
@@ -81,7 +75,7 @@ def record_bytes(parts: Sequence[Buffer]) -> int:
 def spool_bytes(directory: Path) -> int:
     """Bytes that all segments take."""
     total = 0
-    for path in _segments(directory):
+    for path in list_segments(directory):
         try:
             total += path.stat().st_size
         except FileNotFoundError:  # dropped meanwhile
@@ -94,9 +88,9 @@ def drop_before(directory: Path, lsn: int, disk: Disk) -> int:
 
     The last segment goes only if its last record closes its task: the writer never appends to it again then.
     """
-    paths = _segments(directory)
-    doomed = [path for path, following in pairwise(paths) if _first_lsn(following) <= lsn]
-    if paths and _first_lsn(paths[-1]) < lsn and _is_finished(paths[-1], lsn):
+    paths = list_segments(directory)
+    doomed = [path for path, following in pairwise(paths) if first_lsn_of(following) <= lsn]
+    if paths and first_lsn_of(paths[-1]) < lsn and _is_finished(paths[-1], lsn):
         doomed.append(paths[-1])
     for path in doomed:
         disk.unlink(path)
@@ -110,10 +104,12 @@ def _without_absorbed(directory: Path, needed: int, disk: Disk) -> list[Path]:
 
     A power cut may bring any of the segments back that were being unlinked, so they need not follow on one another.
     """
-    paths = _segments(directory)
-    first = sum(_first_lsn(following) <= needed for following in paths[1:])
-    if paths and _first_lsn(paths[-1]) < needed and _scan(paths[-1], last=True).next_lsn < needed:
-        first = len(paths)
+    paths = list_segments(directory)
+    first = sum(first_lsn_of(following) <= needed for following in paths[1:])
+    if paths and first_lsn_of(paths[-1]) < needed:
+        scan = scan_segment(paths[-1], last=True)
+        if scan.damage is None and scan.next_lsn < needed:
+            first = len(paths)
     for path in paths[:first]:
         disk.unlink(path)
     if first:
@@ -123,12 +119,12 @@ def _without_absorbed(directory: Path, needed: int, disk: Disk) -> list[Path]:
 
 def _is_finished(path: Path, lsn: int) -> bool:
     """Whether a segment ends below `lsn`, with a task's last record."""
-    data, offset, last = _map(path), _SEGMENT.size, None
-    while (head := _head(data, offset)) is not None:
+    data, offset, last = map_file(path), SEGMENT_HEADER.size, None
+    while (head := head_at(data, offset)) is not None:
         last, offset = (head, offset), offset + head.size
     if last is None or offset != len(data) or last[0].lsn >= lsn:
         return False
-    return closes_task(_record(path, data, last[1], last[0]))
+    return closes_task(record_at(path, data, last[1], last[0]))
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -176,7 +172,7 @@ class LogWriter:
     @classmethod
     def _recover(cls, directory: Path, disk: Disk, next_lsn: int, needed: int, segment_bytes: int) -> LogWriter:
         paths = _without_absorbed(directory, needed, disk)
-        first = end = _first_lsn(paths[0]) if paths else next_lsn
+        first = end = first_lsn_of(paths[0]) if paths else next_lsn
         if first > needed:
             raise Damaged(
                 f"{directory}: expected records from LSN {needed} on, found them from {first} on: a segment is missing; "
@@ -184,30 +180,31 @@ class LogWriter:
             )
         scan = None
         for path in paths:
-            if _first_lsn(path) != end:
+            if first_lsn_of(path) != end:
                 raise Damaged(
                     f"{path}: expected a segment that begins with LSN {end}; one is missing or misnamed: restore the log "
                     "from a backup"
                 )
-            scan = _scan(path, last=path == paths[-1])
+            scan = scan_segment(path, last=path == paths[-1])
+            if scan.damage is not None:
+                raise scan.damage
             end = scan.next_lsn
         if end < next_lsn:
             raise Damaged(
                 f"{paths[-1]}: the log ends before LSN {end}, but the checkpoint holds all below {next_lsn}: what was "
-                "synced is missing or damaged; restore the log from a backup, or move it aside to lose what is not "
-                "consolidated"
+                "synced is missing or damaged; restore the log from a backup, or see what `streamcl repair` would lose"
             )
         writer = cls(directory, disk, segment_bytes, first, end)
         if scan is not None:
             writer._resume(paths[-1], scan)
         return writer
 
-    def _resume(self, path: Path, scan: _Scan) -> None:
+    def _resume(self, path: Path, scan: Scan) -> None:
         """Cut the torn tail off the last segment, and append there unless its task is closed."""
         size = path.stat().st_size
         if scan.end < size:
             self.torn = TornTail(path, scan.end, size - scan.end)
-        if scan.end < _SEGMENT.size:
+        if scan.end < SEGMENT_HEADER.size:
             self.disk.unlink(path)
             self.disk.sync_directory(self.directory)
             return
@@ -228,12 +225,12 @@ class LogWriter:
         """
         body = encode(record)
         length = sum(len(payload) for payload in payloads)
-        behind = [body, _padding(len(body)), *payloads, _padding(length)]
+        behind = [body, padding(len(body)), *payloads, padding(length)]
         checksum = 0
         for buffer in behind:
             checksum = zlib.crc32(buffer, checksum)
-        head = _RECORD.pack(_RECORD_MAGIC, len(body), length, self.next_lsn, self.durable, checksum, 0)
-        self._write([_sealed(head), *behind])
+        head = RECORD_HEADER.pack(RECORD_MAGIC, len(body), length, self.next_lsn, self.durable, checksum, 0)
+        self._write([sealed(head), *behind])
         self.next_lsn += 1
         if closes_task(record):
             self.rotate()
@@ -258,7 +255,9 @@ class LogWriter:
         path = self.directory / f"{self.next_lsn:020d}.seg"
         fd = self.disk.create(path)
         try:
-            self._end = self.disk.write(fd, [_sealed(_SEGMENT.pack(_SEGMENT_MAGIC, VERSION, 0, self.next_lsn, 0, 0))], 0)
+            self._end = self.disk.write(
+                fd, [sealed(SEGMENT_HEADER.pack(SEGMENT_MAGIC, VERSION, 0, self.next_lsn, 0, 0))], 0
+            )
         except OSError:
             self.disk.close(fd)
             self.disk.unlink(path)
@@ -296,132 +295,6 @@ class LogWriter:
         self._fd, self._finished = None, False
 
 
-def _sealed(head: bytes) -> bytes:
-    """A fixed header with its own checksum in the last four bytes."""
-    return head[: -_CHECKSUM.size] + _CHECKSUM.pack(zlib.crc32(head[: -_CHECKSUM.size]))
-
-
-def _is_sealed(head: memoryview) -> bool:
-    (own,) = _CHECKSUM.unpack(head[-_CHECKSUM.size :])
-    return bool(own == zlib.crc32(head[: -_CHECKSUM.size]))
-
-
-def _padding(length: int) -> bytes:
-    return bytes(-length % _ALIGNMENT)
-
-
-def _padded(length: int) -> int:
-    return length + -length % _ALIGNMENT
-
-
-# -- checking ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Scan:
-    """A segment's sound part: where it ends, the LSN that follows, its last record."""
-
-    end: int
-    next_lsn: int
-    last: Record | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """A record's fixed header, its own checksum verified."""
-
-    lsn: int
-    durable: int
-    body: int
-    payload: int
-    checksum: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole record, padding included."""
-        return _RECORD.size + _padded(self.body) + _padded(self.payload)
-
-
-def _scan(path: Path, last: bool) -> _Scan:
-    data = _map(path)
-    first = _first_lsn(path)
-    if not _segment_is_sound(path, data, first):
-        if last and len(data) <= _SEGMENT.size:  # it has no record yet, or its header would have been synced
-            return _Scan(0, first)
-        raise Damaged(f"{path}: offset 0: the segment's header is damaged; restore the file from a backup")
-    scan = _Scan(_SEGMENT.size, first)
-    while scan.end < len(data):
-        head = _sound_record(data, scan.end, scan.next_lsn)
-        if head is None:
-            if not last or _was_durable(data, scan.end + 1, scan.next_lsn):
-                raise _damaged(path, scan)
-            return scan
-        scan.last = _record(path, data, scan.end, head)
-        scan.end += head.size
-        scan.next_lsn += 1
-    return scan
-
-
-def _segment_is_sound(path: Path, data: memoryview, first: int) -> bool:
-    if len(data) < _SEGMENT.size:
-        return False
-    magic, version, _, lsn, _, _ = _SEGMENT.unpack_from(data)
-    if magic != _SEGMENT_MAGIC or not _is_sealed(data[: _SEGMENT.size]) or lsn != first:
-        return False
-    if version > VERSION:
-        raise UnknownFormat(f"{path}: log format {version}; this streamcl reads up to {VERSION}: upgrade it")
-    return True
-
-
-def _head(data: memoryview, offset: int) -> _Head | None:
-    """The fixed header at an offset, if it is sound."""
-    if offset + _RECORD.size > len(data):
-        return None
-    magic, body, payload, lsn, durable, checksum, _ = _RECORD.unpack_from(data, offset)
-    if magic != _RECORD_MAGIC or not _is_sealed(data[offset : offset + _RECORD.size]):
-        return None
-    return _Head(lsn, durable, body, payload, checksum)
-
-
-def _sound_record(data: memoryview, offset: int, lsn: int) -> _Head | None:
-    head = _head(data, offset)
-    if head is None or head.lsn != lsn or offset + head.size > len(data):
-        return None
-    return head if _checksum(data, offset, head) == head.checksum else None
-
-
-def _checksum(data: memoryview, offset: int, head: _Head) -> int:
-    return zlib.crc32(data[offset + _RECORD.size : offset + head.size])
-
-
-def _record(path: Path, data: memoryview, offset: int, head: _Head) -> Record:
-    body = offset + _RECORD.size
-    try:
-        return decode(data[body : body + head.body])
-    except UnknownFormat as error:
-        raise UnknownFormat(f"{path}: offset {offset}: {error}") from None
-
-
-def _damaged(path: Path, scan: _Scan) -> Damaged:
-    return Damaged(
-        f"{path}: offset {scan.end}: record {scan.next_lsn} is damaged though it was synced; restore the file from a "
-        "backup, or move the log aside to lose what has not been consolidated"
-    )
-
-
-def _was_durable(data: memoryview, start: int, lsn: int) -> bool:
-    """Whether a sound header anywhere behind `start` says that record `lsn` had been synced."""
-    whole = data.obj
-    assert isinstance(whole, mmap.mmap)
-    offset = whole.find(_RECORD_MAGIC, start)
-    while offset >= 0:
-        head = _head(data, offset)
-        if head is not None and head.lsn > lsn and head.durable > lsn:
-            return True
-        offset = whole.find(_RECORD_MAGIC, offset + 1)
-    return False
-
-
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
@@ -435,12 +308,12 @@ class _Segment:
     path: Path
     first_lsn: int
     data: memoryview
-    offsets: list[int] = field(default_factory=lambda: [_SEGMENT.size])
+    offsets: list[int] = field(default_factory=lambda: [SEGMENT_HEADER.size])
 
     def locate(self, lsn: int) -> int | None:
         """Where a record begins; None unless the mapped part holds the whole of it."""
         while len(self.offsets) <= lsn - self.first_lsn + 1:
-            head = _head(self.data, self.offsets[-1])
+            head = head_at(self.data, self.offsets[-1])
             if head is None or self.offsets[-1] + head.size > len(self.data):
                 return None
             self.offsets.append(self.offsets[-1] + head.size)
@@ -471,11 +344,11 @@ class LogReader:
 
     def _read(self, lsn: int, verify: bool) -> Entry:
         segment, offset = self._find(lsn)
-        head = _head(segment.data, offset)
-        if head is None or head.lsn != lsn or (verify and _checksum(segment.data, offset, head) != head.checksum):
+        head = head_at(segment.data, offset)
+        if head is None or head.lsn != lsn or (verify and checksum_at(segment.data, offset, head) != head.checksum):
             raise Damaged(f"{segment.path}: offset {offset}: record {lsn} is damaged; restore the file from a backup")
-        record = _record(segment.path, segment.data, offset, head)
-        payload = offset + _RECORD.size + _padded(head.body)
+        record = record_at(segment.path, segment.data, offset, head)
+        payload = offset + RECORD_HEADER.size + padded(head.body)
         return Entry(lsn, record, _arrays(record, segment.data, payload), head.size)
 
     def _find(self, lsn: int) -> tuple[_Segment, int]:
@@ -491,15 +364,15 @@ class LogReader:
 
     def _look_for(self, lsn: int) -> None:
         """Map the newest segment that may hold a record, again if it was mapped before."""
-        paths = [path for path in _segments(self.directory) if _first_lsn(path) <= lsn]
+        paths = [path for path in list_segments(self.directory) if first_lsn_of(path) <= lsn]
         if not paths:
             return
-        first = _first_lsn(paths[-1])
+        first = first_lsn_of(paths[-1])
         for segment in self._open:
             if segment.first_lsn == first:
-                segment.data = _map(segment.path)
+                segment.data = map_file(segment.path)
                 return
-        self._open.append(_Segment(paths[-1], first, _map(paths[-1])))
+        self._open.append(_Segment(paths[-1], first, map_file(paths[-1])))
         self._open.sort(key=lambda segment: segment.first_lsn)
 
 
@@ -511,27 +384,3 @@ def _arrays(record: Record, data: memoryview, offset: int) -> dict[str, Array]:
         arrays[spec.name] = np.frombuffer(data, dtype, count, offset).reshape(spec.shape)
         offset += count * dtype.itemsize
     return arrays
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-
-
-def _segments(directory: Path) -> list[Path]:
-    return sorted(directory.glob("[0-9]*.seg"))
-
-
-def _first_lsn(path: Path) -> int:
-    try:
-        return int(path.stem)
-    except ValueError:
-        raise Damaged(f"{path}: expected a segment's name of 20 digits") from None
-
-
-def _map(path: Path) -> memoryview:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if os.fstat(fd).st_size == 0:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
-    finally:
-        os.close(fd)
