@@ -27,7 +27,7 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
     for attempt in range(1, ATTEMPTS + 1):
         meta = checkpoint.read_meta(state.path)
         try:
-            writer = log.LogWriter.recover(state.log, disk, *_position(meta))
+            writer = log.LogWriter.recover(state.log, disk, *checkpoint.position(meta))
             held = [(e.lsn, e.record, e.nbytes) for e in log.LogReader(state.log).read(writer.first_lsn, writer.next_lsn)]
         except Damaged:
             if attempt == ATTEMPTS or checkpoint.read_meta(state.path) == meta:
@@ -46,14 +46,6 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
     _replay(session, held, meta["next_lsn"] if meta else 0)
     session.synced()
     return writer, entries
-
-
-def _position(meta: Mapping[str, Any] | None) -> tuple[int, int]:
-    """The record behind the checkpoint, and the oldest one still needed: the first of the open task."""
-    if meta is None:
-        return 0, 0
-    task = meta["open_task"]
-    return meta["next_lsn"], meta["next_lsn"] if task is None else task["first_lsn"]
 
 
 def _take_over(session: StreamSession, meta: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from streamcl.protocol import messages
 from streamcl.protocol.frames import MESSAGE_BYTES, NamedArrays
 from streamcl.protocol.signature import Array, LabelMap, Signature, check_rows
 from streamcl.storage.log import RECORD_OVERHEAD
-from streamcl.storage.records import Abandon, Batch, Boundary, Forget, Record, Revisit, array_spec
+from streamcl.storage.records import Abandon, Batch, Boundary, Forget, Lost, Record, Revisit, array_spec
 
 REVISITING = frozenset({"factors", "online"})  # modes in which a task may be fed again
 SPOOL_FACTOR = 2  # closed tasks awaiting consolidation may hold as much disk again as the open one
@@ -298,6 +298,10 @@ class StreamSession:
                 self.open_task, self.revisit_lsn = record.task, lsn
             case Forget():
                 self.forgotten.add(record.task)
+            case Lost():
+                self.open_task = record.task
+                if record.task in self.closed:
+                    self.revisit_lsn = lsn
 
     def _advance(self, record: Record) -> None:
         if record.producer is None:

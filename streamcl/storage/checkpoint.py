@@ -42,3 +42,11 @@ def read_meta(directory: Path) -> dict[str, Any] | None:
     """The checkpoint's metadata alone, verified; None where there is no checkpoint. Raises as `load`."""
     path = directory / NAME
     return verified.read_meta(path) if path.exists() else None
+
+
+def position(meta: Mapping[str, Any] | None) -> tuple[int, int]:
+    """The number of the record behind a checkpoint, and of the oldest one still needed: the first of the open task."""
+    if meta is None:
+        return 0, 0
+    task = meta["open_task"]
+    return meta["next_lsn"], meta["next_lsn"] if task is None else task["first_lsn"]

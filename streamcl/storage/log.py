@@ -99,6 +99,11 @@ def drop_before(directory: Path, lsn: int, disk: Disk) -> int:
     return len(doomed)
 
 
+def unfinished_repair(directory: Path) -> Path:
+    """Where a repair writes a new log before it takes the old one's place."""
+    return directory.with_name(directory.name + ".repaired")
+
+
 def _without_absorbed(directory: Path, needed: int, disk: Disk) -> list[Path]:
     """The segments that hold records from `needed` on; the others are unlinked.
 
@@ -165,6 +170,8 @@ class LogWriter:
         needed = next_lsn if needed is None else needed
         while True:
             with contextlib.suppress(FileNotFoundError):  # a running trainer dropped a segment after it was listed
+                if unfinished_repair(directory).exists():
+                    raise Damaged(f"{unfinished_repair(directory)}: a repair was not finished: run `streamcl repair` again")
                 disk.make_directory(directory)
                 disk.sync_directory(directory.parent)  # even if it was there: its maker may have died before this
                 return cls._recover(directory, disk, next_lsn, needed, segment_bytes)

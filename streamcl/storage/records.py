@@ -69,7 +69,11 @@ class Forget(_Record, frozen=True, tag="forget"):
     """A task's factor is withdrawn for good."""
 
 
-Record = Batch | Boundary | Revisit | Abandon | Forget
+class Lost(_Record, frozen=True, tag="lost"):
+    """Stands where a repair found a record of the open task damaged."""
+
+
+Record = Batch | Boundary | Revisit | Abandon | Forget | Lost
 
 _decoder = msgspec.msgpack.Decoder(Record)
 _encoder = msgspec.msgpack.Encoder()

@@ -21,6 +21,7 @@ import mmap
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,27 @@ def scan_segment(path: Path, last: bool) -> Scan:
     return scan
 
 
+def sound_records(path: Path) -> Iterator[tuple[int, Head, Record]]:
+    """Every record of a segment whose checksums hold, wherever it lies: offset, header, record. For repairs."""
+    data, offset = map_file(path), SEGMENT_HEADER.size
+    while offset + RECORD_HEADER.size <= len(data):
+        head = head_at(data, offset)
+        if head is not None and offset + head.size <= len(data):
+            if checksum_at(data, offset, head) == head.checksum:
+                yield offset, head, record_at(path, data, offset, head)
+            offset += head.size
+        else:
+            offset = _next_magic(data, offset + 1)
+
+
+def _next_magic(data: memoryview, start: int) -> int:
+    """Where the next record may begin; the end if nowhere."""
+    whole = data.obj
+    assert isinstance(whole, mmap.mmap)
+    found = whole.find(RECORD_MAGIC, start)
+    return len(data) if found < 0 else found
+
+
 def _segment_is_sound(path: Path, data: memoryview, first: int) -> bool:
     if len(data) < SEGMENT_HEADER.size:
         return False
@@ -155,16 +177,20 @@ def _damaged(path: Path, offset: int, what: str) -> Damaged:
     )
 
 
+def payload_at(data: memoryview, offset: int, head: Head) -> memoryview:
+    """The raw arrays of the record at an offset."""
+    start = offset + RECORD_HEADER.size + padded(head.body)
+    return data[start : start + head.payload]
+
+
 def _was_durable(data: memoryview, start: int, lsn: int) -> bool:
     """Whether a sound header anywhere behind `start` says that record `lsn` had been synced."""
-    whole = data.obj
-    assert isinstance(whole, mmap.mmap)
-    offset = whole.find(RECORD_MAGIC, start)
-    while offset >= 0:
+    offset = _next_magic(data, start)
+    while offset < len(data):
         head = head_at(data, offset)
         if head is not None and head.lsn > lsn and head.durable > lsn:
             return True
-        offset = whole.find(RECORD_MAGIC, offset + 1)
+        offset = _next_magic(data, offset + 1)
     return False
 
 

@@ -1,0 +1,308 @@
+"""Looks a state directory over without its daemon: what is sound, what is not, and what a repair of the log would lose.
+
+Examining changes nothing. A repair writes a new log beside the old one, of every record that is sound and can be used, and
+sets the old one aside, whole.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from streamcl.errors import StreamclError
+from streamcl.storage import checkpoint, ledger, quarantine, verified
+from streamcl.storage.disk import Disk
+from streamcl.storage.factors import Factors
+from streamcl.storage.log import SEGMENT_BYTES, LogWriter, unfinished_repair
+from streamcl.storage.records import Lost, Record
+from streamcl.storage.segments import (
+    Head,
+    Scan,
+    first_lsn_of,
+    list_segments,
+    map_file,
+    payload_at,
+    scan_segment,
+    sound_records,
+)
+from streamcl.storage.state import StateDirectory
+from streamcl.storage.verified import Saved
+
+ROUNDING = 1e-9  # by which the sum of the factors may miss the total, relative to its largest entry
+SYNC_RECORDS = 256
+
+State = Literal["sound", "note", "damaged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One file or group of files: sound; worth a note, and mended by the next start; or damaged."""
+
+    file: str
+    state: State
+    what: str
+
+
+def examine(state: StateDirectory) -> list[Finding]:
+    """Verify everything; nobody else may use the directory meanwhile."""
+    return list(_examine(state))
+
+
+def _examine(state: StateDirectory) -> Iterator[Finding]:
+    saved = None
+    try:
+        saved = _load(state.path / checkpoint.NAME)
+        yield _checkpoint(saved)
+    except StreamclError as error:
+        yield Finding(checkpoint.NAME, "damaged", str(error))
+        return  # everything else is judged by it
+    entries: list[dict[str, Any]] = []
+    try:
+        entries = ledger.read(state.path, saved.meta["ledger"] if saved else 0)
+        yield Finding(ledger.NAME, "sound", f"{len(entries)} entries")
+    except StreamclError as error:
+        yield Finding(ledger.NAME, "damaged", str(error))
+    yield from _factors(state, saved, entries)
+    yield from _log(state, saved)
+    yield from _quarantine(state)
+    yield from _history(state)
+    yield from _leftovers(state)
+
+
+def _load(path: Path) -> Saved | None:
+    return verified.load(path) if path.exists() else None
+
+
+def _checkpoint(saved: Saved | None) -> Finding:
+    if saved is None:
+        return Finding(checkpoint.NAME, "sound", "none yet")
+    next_lsn, needed = checkpoint.position(saved.meta)
+    task = "no task open" if needed == next_lsn else f"task {saved.meta['open_task']['name']!r} open from record {needed}"
+    return Finding(
+        checkpoint.NAME,
+        "sound",
+        f"all records below {next_lsn}; {saved.meta['batches']} batches, {saved.meta['consolidations']} boundaries; {task}",
+    )
+
+
+def _factors(state: StateDirectory, saved: Saved | None, entries: list[dict[str, Any]]) -> Iterator[Finding]:
+    standing, _ = ledger.standing(entries)
+    numbers = {entry["factor"]: task for task, entry in standing.items() if entry["factor"] is not None}
+    if saved is None or not numbers:
+        return
+    factors, total, broken = Factors(state.factors, Disk()), np.zeros(()), False
+    for number, task in numbers.items():
+        try:
+            total = total + factors.read(number, task)["precision"]
+        except StreamclError as error:
+            broken = True
+            yield Finding(f"factors/{factors.path(number).name}", "damaged", str(error))
+    if broken:
+        return
+    rest = saved.tensors["posterior.precision"] - total  # must be the prior's, the same everywhere
+    miss = float(np.ptp(rest)) / max(1.0, float(np.abs(saved.tensors["posterior.precision"]).max()))
+    if miss > ROUNDING:
+        yield Finding("factors", "damaged", f"{len(numbers)} factors do not add up to the checkpoint's total ({miss:.1e})")
+    else:
+        yield Finding("factors", "sound", f"{len(numbers)} factors; with the prior they add up to the total")
+
+
+def _log(state: StateDirectory, saved: Saved | None) -> Iterator[Finding]:
+    if unfinished_repair(state.log).exists():
+        yield Finding("log", "damaged", "a repair was not finished: run `streamcl repair` again")
+    next_lsn, needed = checkpoint.position(saved.meta if saved else None)
+    end: int | None = None
+    for path, scan in _scans(state.log):
+        name = f"log/{path.name}"
+        first = first_lsn_of(path)
+        size = path.stat().st_size
+        if scan.damage is not None:
+            yield Finding(name, "damaged", str(scan.damage))
+        elif end not in (None, first) and first > needed:
+            yield Finding(name, "damaged", f"expected a segment from record {end} on, this begins with {first}")
+        elif scan.next_lsn <= needed and scan.next_lsn < next_lsn:
+            yield Finding(name, "note", "absorbed by the checkpoint; the next start unlinks it")
+        elif scan.end < size:
+            torn = f"a torn tail of {size - scan.end} bytes at offset {scan.end}, never acknowledged, will be cut off"
+            yield Finding(name, "note", f"records {first} to {scan.next_lsn - 1}; {torn}")
+        else:
+            yield Finding(name, "sound", f"records {first} to {scan.next_lsn - 1}, {size} bytes")
+        end = scan.next_lsn
+    first_needed = list_segments(state.log)[:1]
+    if needed < next_lsn and (end is None or end < next_lsn or first_lsn_of(first_needed[0]) > needed):
+        yield Finding(
+            "log", "damaged", f"records {needed} to {next_lsn - 1} of the open task are needed, not all are there"
+        )
+
+
+def _scans(directory: Path) -> Iterator[tuple[Path, Scan]]:
+    paths = list_segments(directory)
+    for path in paths:
+        yield path, scan_segment(path, last=path == paths[-1])
+
+
+def _quarantine(state: StateDirectory) -> Iterator[Finding]:
+    try:
+        failures = quarantine.load(state.path)
+    except StreamclError as error:
+        yield Finding(quarantine.NAME, "damaged", str(error))
+    else:
+        if failures:
+            yield Finding(quarantine.NAME, "note", f"{len(failures)} failures; the last: {failures[-1]['reason']}")
+
+
+def _history(state: StateDirectory) -> Iterator[Finding]:
+    if not state.history.exists():
+        return
+    try:
+        with sqlite3.connect(f"file:{state.history}?mode=ro", uri=True) as database:
+            (verdict,) = database.execute("pragma quick_check").fetchone()
+    except sqlite3.Error as error:
+        verdict = str(error)
+    if verdict == "ok":
+        yield Finding(state.history.name, "sound", "nothing depends on it")
+    else:
+        yield Finding(state.history.name, "note", f"{verdict}; nothing depends on it, the next start begins a new one")
+
+
+def _leftovers(state: StateDirectory) -> Iterator[Finding]:
+    for path in sorted(state.path.glob("set-aside-*")):
+        yield Finding(path.name, "note", "the log from before a repair, raw data in it: delete it once you need it no more")
+    for path in sorted(state.path.glob("*.tmp")):
+        yield Finding(path.name, "note", "of a save that was not finished; the next one removes it")
+
+
+# -- repair ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A sound record and where it lies."""
+
+    path: Path
+    offset: int
+    head: Head
+    record: Record
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a repair of the log would do.
+
+    kept: the records that go into the new log, by number. replaced: of the open task's, unreadable, whose place is kept.
+    lost: what is given up behind the first gap that no checkpoint bridges, as far as it can be read.
+    """
+
+    first: int
+    kept: dict[int, Found] = field(default_factory=dict)
+    replaced: list[int] = field(default_factory=list)
+    lost: list[Record] = field(default_factory=list)
+    unreadable_from: int | None = None
+    task: str = ""
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to repair."""
+        return bool(self.replaced or self.lost or self.unreadable_from is not None)
+
+    def lines(self) -> list[str]:
+        """In words."""
+        text = [f"kept: {len(self.kept)} records"]
+        if self.replaced:
+            text.append(
+                f"lost of the open task {self.task!r}: records {_ranges(self.replaced)}; the model has taken its steps on "
+                "them, its boundary will do without"
+            )
+        if self.unreadable_from is not None:
+            text.append(f"lost: record {self.unreadable_from}, unreadable, and everything behind it")
+        for producer, seqs in _by_producer(self.lost).items():
+            text.append(f"lost, though readable: producer {producer}, messages {_ranges(seqs)}; it may send them again")
+        return text
+
+
+def plan_repair(state: StateDirectory) -> Plan:
+    """What can be kept of the log; raises Damaged where the checkpoint itself is unsound, UnknownFormat."""
+    saved = _load(state.path / checkpoint.NAME)
+    next_lsn, needed = checkpoint.position(saved.meta if saved else None)
+    found: dict[int, Found] = {}
+    for path in list_segments(state.log):
+        for offset, head, record in sound_records(path):
+            if head.lsn >= first_lsn_of(path):
+                found.setdefault(head.lsn, Found(path, offset, head, record))
+    plan = Plan(needed, task="" if saved is None or needed == next_lsn else saved.meta["open_task"]["name"])
+    lsn = needed
+    while lsn < next_lsn or lsn in found:
+        if lsn in found:
+            plan.kept[lsn] = found[lsn]
+        else:
+            plan.replaced.append(lsn)
+        lsn += 1
+    behind = sorted(number for number in found if number > lsn)
+    if behind or _is_damaged_at(state, lsn):
+        plan.unreadable_from = lsn
+        plan.lost = [found[number].record for number in behind]
+    return plan
+
+
+def _is_damaged_at(state: StateDirectory, lsn: int) -> bool:
+    """Whether something synced stood there; a torn tail was never acknowledged."""
+    return any(scan.damage is not None and scan.next_lsn >= lsn for _, scan in _scans(state.log))
+
+
+def repair(state: StateDirectory, plan: Plan, disk: Disk) -> Path:
+    """Put a new log in the old one's place; returns where the old one lies now."""
+    fresh = unfinished_repair(state.log)
+    for path in list_segments(fresh):
+        disk.unlink(path)
+    disk.make_directory(fresh)
+    writer = LogWriter(fresh, disk, SEGMENT_BYTES, plan.first, plan.first)
+    task = None
+    for lsn in sorted([*plan.kept, *plan.replaced]):
+        found = plan.kept.get(lsn)
+        record = found.record if found else Lost(producer=None, epoch=0, seq=0, task=plan.task)
+        if record.task != task:  # no segment holds two tasks
+            writer.rotate()
+            task = record.task
+        writer.append(record, [payload_at(map_file(found.path), found.offset, found.head)] if found else [])
+        if lsn % SYNC_RECORDS == 0:
+            writer.sync()
+    writer.sync()
+    writer.close()
+    aside = _free_name(state.path)
+    if state.log.exists():
+        os.rename(state.log, aside)
+    os.rename(fresh, state.log)
+    disk.sync_directory(state.path)
+    return aside
+
+
+def _free_name(directory: Path) -> Path:
+    number = 1
+    while (path := directory / f"set-aside-{number}").exists():
+        number += 1
+    return path
+
+
+def _by_producer(records: list[Record]) -> dict[str, list[int]]:
+    seqs: dict[str, list[int]] = {}
+    for record in records:
+        if record.producer is not None:
+            seqs.setdefault(record.producer, []).append(record.seq)
+    return seqs
+
+
+def _ranges(numbers: list[int]) -> str:
+    """1-3, 7."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ", ".join("-".join(map(str, part)) for part in parts)
