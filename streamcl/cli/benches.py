@@ -27,6 +27,7 @@ def add_commands(commands: Any) -> None:
     _add_revisit(benches)
     _add_order_bias(benches)
     _add_faults(benches)
+    _add_soak(benches)
 
 
 def _add_permuted_mnist(benches: Any) -> None:
@@ -91,6 +92,19 @@ def _add_faults(benches: Any) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and versions here")
 
 
+def _add_soak(benches: Any) -> None:
+    parser = command(
+        benches,
+        "soak",
+        soak,
+        "Learn, revisit and predict without end, and count memory, file handles and segments (Linux). Ends with 1 if any "
+        "of them grew.",
+        "streamcl bench soak --minutes 30 --json soak.json",
+    )
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and versions here")
+
+
 def _add_mnist(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """What every benchmark on permuted images takes."""
     parser.add_argument("--data", type=Path, required=required, help="NPZ with train_x train_y test_x test_y (uint8)")
@@ -147,3 +161,10 @@ def faults(options: argparse.Namespace) -> int:
     from streamcl.bench.faults.report import run
 
     return run(options.crashes, options.log_cuts, options.kills, options.seed, options.json)
+
+
+def soak(options: argparse.Namespace) -> int:
+    """Run the soak."""
+    from streamcl.bench.faults.soak import run
+
+    return run(options.minutes, options.json)
