@@ -91,9 +91,8 @@ def soak(minutes: float, say: Callable[[str], None]) -> Course:
                 next_look = time.monotonic() + EVERY_SECONDS
                 course.count(daemon)
                 if len(course.segments) % 12 == 0:
-                    say(
-                        f"{course.boundaries} boundaries, { ({role: values[-1] for role, values in course.memory.items()}) } KiB"
-                    )
+                    memory = ", ".join(f"{role} {values[-1]}" for role, values in course.memory.items())
+                    say(f"{course.boundaries} boundaries; KiB: {memory}")
     return course
 
 
