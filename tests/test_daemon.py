@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 import time
@@ -295,3 +296,36 @@ def test_a_second_daemon_on_the_directory_is_refused(start: Callable[..., LocalD
     start(TREE)
     with pytest.raises(StreamclError, match="in use"):
         start(TREE)
+
+
+def test_sent_three_times_over_reordered_and_with_gaps_it_is_trained_once(
+    start: Callable[..., LocalDaemon], connect: Callable[..., Any]
+) -> None:
+    """By two processes of one name at that, the older of which is fenced."""
+    daemon, orderly = start(TREE), start(TREE, name="orderly")
+    batches = [rows(seed) for seed in range(10)]
+    with orderly.producer("p") as producer:
+        for x, y in batches:
+            producer.send(x, y, "a")
+        producer.boundary("a")
+    older, newer = connect(daemon.endpoints["stream"]), connect(daemon.endpoints["stream"])
+    older.ask("hello", producer="p", epoch=1)
+    newer.ask("hello", producer="p", epoch=2)
+    rng, codes, durable = random.Random(0), set(), 0
+    while durable < len(batches):
+        for number in rng.sample(range(len(batches)), len(batches)) * 3:
+            x, y = batches[number]
+            client = rng.choice((older, newer, newer))
+            answer = client.ask("batch", {"x": x, "y": y}, seq=number + 1, task="a", id=number)
+            assert answer["id"] == number
+            assert answer["type"] == "ack" or answer["code"] in ("gap", "stale_epoch")
+            codes.add(answer.get("code", "ack"))
+            durable = max(durable, answer.get("durable", 0))
+    for _ in range(3):
+        newer.send("boundary", seq=len(batches) + 1, task="a")
+    assert newer.receive_until("done")["samples"] == sum(len(x) for x, _ in batches)
+    assert codes == {"ack", "gap", "stale_epoch"}
+    with daemon.admin() as admin, orderly.admin() as other:
+        assert admin.status()["batches_durable"] == len(batches)
+        np.testing.assert_array_equal(admin.parameters().theta, other.parameters().theta)
+        np.testing.assert_array_equal(admin.parameters().precision, other.parameters().precision)
