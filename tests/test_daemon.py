@@ -329,3 +329,20 @@ def test_sent_three_times_over_reordered_and_with_gaps_it_is_trained_once(
         assert admin.status()["batches_durable"] == len(batches)
         np.testing.assert_array_equal(admin.parameters().theta, other.parameters().theta)
         np.testing.assert_array_equal(admin.parameters().precision, other.parameters().precision)
+
+
+def test_a_torn_tail_is_cut_off_counted_and_reported(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start(TREE)
+    with daemon.producer() as producer:
+        producer.send(*rows(0), "a")
+        producer.flush()
+    daemon.kill_all()
+    (segment,) = (daemon.state_dir / "log").glob("*.seg")
+    with segment.open("ab") as file:
+        file.write(b"RECD" + bytes(1000))
+    daemon.start()
+    with daemon.producer() as producer, daemon.admin() as admin:
+        assert admin.status()["torn_bytes"] == 1004
+        assert producer.durable == 1
+        assert producer.boundary("a")["samples"] == 96
+    assert "torn tail" in daemon.log_text()

@@ -140,6 +140,7 @@ class Ingest:
         self.writer, entries = recover(self.state, self.session, self.disk)
         if self.writer.torn is not None:
             torn = self.writer.torn
+            self.view.torn_bytes = torn.nbytes
             self.log.warning("cut off a torn tail", path=str(torn.path), offset=torn.offset, nbytes=torn.nbytes)
         self.history = History(self.state.history)
         self.view.recovered(entries)

@@ -29,6 +29,7 @@ class View:
         self.entries: dict[str, dict[str, Any]] = {}
         self.penalties: dict[str, tuple[float, float]] = {}
         self.quarantine: list[dict[str, Any]] = []
+        self.torn_bytes = 0
         self._warning: str | None = None
         self._progress: Mapping[str, Any] = {}
         self._heard = 0.0
@@ -110,6 +111,7 @@ class View:
             "steps": progress.get("steps", 0),
             "problem": self.problem(),
             "warning": self._warning,
+            "torn_bytes": self.torn_bytes,
             "quarantined": len(self.quarantine),
             "last_quarantined": self.quarantine[-1] if self.quarantine else None,
         }

@@ -257,8 +257,8 @@ class Learner:
         return self.wary.get(lsn, {}).get(stage, 0)
 
     def _close(self, lsn: int, record: Batch | Boundary, weight: float | None, log: LogReader) -> Steps:
-        """A boundary; of a task none of whose batches could be learned, one that changes nothing."""
-        if self._open.samples == 0:
+        """A boundary; of a task that cannot be learned at all, one that changes nothing."""
+        if self._open.samples == 0 or self._failures(lsn, "boundary") > ATTEMPTS:
             return self._abandon(lsn, record) if self._open.revisited else self._close_empty(lsn, record)
         with _blaming("boundary", record.task):
             return (yield from self._consolidate(lsn, record, weight, log))
