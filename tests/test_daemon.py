@@ -32,7 +32,12 @@ def rows(seed: int, n: int = 96) -> tuple[np.ndarray, np.ndarray]:
 
 
 def learn(daemon: LocalDaemon, between: Callable[[int], None] = lambda number: None) -> None:
-    """Three tasks of four batches; `between` runs behind every message."""
+    """Three tasks of four batches, until they are consolidated; `between` runs behind every message."""
+    send(daemon, between)
+    wait_until_learned(daemon)
+
+
+def send(daemon: LocalDaemon, between: Callable[[int], None] = lambda number: None) -> None:
     number = 0
     with daemon.producer(timeout=60) as producer:
         for task in range(3):
@@ -41,6 +46,9 @@ def learn(daemon: LocalDaemon, between: Callable[[int], None] = lambda number: N
                 between(number := number + 1)
             producer.boundary(f"task-{task}", wait=False)
             between(number := number + 1)
+
+
+def wait_until_learned(daemon: LocalDaemon) -> None:
     with daemon.admin() as admin:
         while len(admin.tasks()) < 3:
             time.sleep(0.02)
@@ -346,3 +354,28 @@ def test_a_torn_tail_is_cut_off_counted_and_reported(start: Callable[..., LocalD
         assert producer.durable == 1
         assert producer.boundary("a")["samples"] == 96
     assert "torn tail" in daemon.log_text()
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_sigterm_drains_and_a_second_one_stops_at_once(
+    start: Callable[..., LocalDaemon], undisturbed: list[np.ndarray], signals: int
+) -> None:
+    """Paused at first, so that all there is to learn is still to be learned when the signals come."""
+    daemon = start(TREE)
+    with daemon.admin() as admin:
+        admin.pause()
+        send(daemon)
+        assert admin.status()["batches_applied"] == 0
+    assert daemon.process is not None
+    for _ in range(signals):
+        daemon.process.terminate()
+        time.sleep(0.05)
+    started = time.monotonic()
+    assert daemon.process.wait(40) == 0
+    assert signals == 1 or time.monotonic() - started < 3
+    daemon.start()
+    if signals == 1:
+        with daemon.admin() as admin:
+            assert admin.status()["batches_applied"] == 12
+    wait_until_learned(daemon)
+    assert_equal(daemon, undisturbed)
