@@ -26,6 +26,7 @@ def add_commands(commands: Any) -> None:
     _add_permuted_mnist(benches)
     _add_revisit(benches)
     _add_order_bias(benches)
+    _add_speed(benches)
     _add_faults(benches)
     _add_soak(benches)
 
@@ -74,6 +75,19 @@ def _add_order_bias(benches: Any) -> None:
     parser.add_argument("--scale", type=float, default=30.0, help="of permuted MNIST (default 30)")
     parser.add_argument("--repeats", type=int, default=1000, help="linear-Gaussian data sets (default 1000)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (PNG or SVG)")
+
+
+def _add_speed(benches: Any) -> None:
+    parser = command(
+        benches,
+        "speed",
+        speed,
+        "What streamcl costs over what it does: the penalty in a step, the Fisher, a prediction, a start; as ratios, each "
+        "with its goal. Ends with 1 if a goal is missed.",
+        "streamcl bench speed --json speed.json",
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="of every comparison (default 9)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and versions here")
 
 
 def _add_faults(benches: Any) -> None:
@@ -168,3 +182,10 @@ def soak(options: argparse.Namespace) -> int:
     from streamcl.bench.faults.soak import run
 
     return run(options.minutes, options.json)
+
+
+def speed(options: argparse.Namespace) -> int:
+    """Run the comparisons."""
+    from streamcl.bench.speed import run
+
+    return run(options.rounds, options.json)
