@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, Self
 
 import torch
@@ -48,7 +49,7 @@ class Gaussian(Protocol):
         """All of it, as tensors by name."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class DiagonalGaussian:
     """A Gaussian of diagonal precision over R^P: ``penalty(theta) = 1/2 sum Lambda theta^2 - sum eta theta``.
 
@@ -99,9 +100,12 @@ class DiagonalGaussian:
         return torch.dot(theta, 0.5 * self.precision * theta - self.shift)
 
     def gradient(self, theta: Tensor, out: Tensor | None = None) -> Tensor:
-        """``Lambda * theta - eta``, [P]; one fused multiply-add once the sign of eta is fixed."""
-        gradient = torch.mul(self.precision, theta, out=out)
-        return gradient.sub_(self.shift)
+        """``Lambda * theta - eta``, [P], in one fused multiply-add."""
+        return torch.addcmul(self._negated, self.precision, theta, out=out)
+
+    @cached_property
+    def _negated(self) -> Tensor:
+        return -self.shift
 
     def proximal(self, theta: Tensor, rate: float) -> None:
         """``theta <- (theta + rate eta) / (1 + rate Lambda)`` in place: an implicit step, stable at any rate."""
