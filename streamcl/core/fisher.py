@@ -29,7 +29,7 @@ from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
 
 CHUNK_BYTES = 256 << 20  # per-sample gradients held at once
-BLOCK_BYTES = 32 << 20  # output gradients held at once: larger blocks fall out of the cache
+BLOCK_BYTES = 32 << 20  # output gradients held at once, were they all to be
 PROBE_ROWS = 3
 
 
@@ -129,10 +129,8 @@ class DiagonalFisher:
     def _add_layers(self, plan: _Plan, captured: dict[str, _Captured], output: Tensor, cotangents: Tensor) -> None:
         """``(sum_k G_k*G_k)^T (A*A)`` for weights, ``sum G_k*G_k`` for biases."""
         outputs = [captured[name].outputs[0] for name in plan.layers]
-        for (name, layer), gradient in zip(
-            plan.layers.items(), _output_gradients(output, outputs, cotangents), strict=True
-        ):
-            squares = torch.linalg.vector_norm(gradient, dim=0).square()  # not in place: it may be the cotangents
+        sums = _squared_output_gradients(output, outputs, cotangents)
+        for (name, layer), squares in zip(plan.layers.items(), sums, strict=True):
             weight, bias = _names(name)
             if weight in self._sums and layer.weight.requires_grad:
                 self._sums[weight] += squares.T @ captured[name].inputs[0].detach().square()
@@ -264,15 +262,22 @@ def _capture(captured: _Captured):  # type: ignore[no-untyped-def]
     return hook
 
 
-def _output_gradients(output: Tensor, outputs: list[Tensor], cotangents: Tensor) -> list[Tensor]:
-    """Gradients [k, n, out] of the layers' outputs, all k cotangents at once where autograd can batch them."""
-    if len(cotangents) > 1:
+def _squared_output_gradients(output: Tensor, outputs: list[Tensor], cotangents: Tensor) -> list[Tensor]:
+    """``sum_k G_k * G_k`` [n, out] of each layer's output gradients.
+
+    All k at once where launching kernels is what takes time; on a CPU one after the other, so that they stay in the cache.
+    """
+    if output.is_cuda and len(cotangents) > 1:
         try:
-            return list(torch.autograd.grad(output, outputs, cotangents, is_grads_batched=True, retain_graph=True))
+            gradients = torch.autograd.grad(output, outputs, cotangents, is_grads_batched=True, retain_graph=True)
+            return [gradient.square().sum(0) for gradient in gradients]
         except RuntimeError:  # an operation without a batching rule
             pass
-    passes = [torch.autograd.grad(output, outputs, vector, retain_graph=True) for vector in cotangents]
-    return [torch.stack(gradients) for gradients in zip(*passes, strict=True)]
+    sums = [torch.zeros_like(each) for each in outputs]
+    for vector in cotangents:
+        for total, gradient in zip(sums, torch.autograd.grad(output, outputs, vector, retain_graph=True), strict=True):
+            total.addcmul_(gradient, gradient)
+    return sums
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:

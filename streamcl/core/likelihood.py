@@ -61,11 +61,10 @@ class Categorical:
     def cotangents(
         self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
-        """exact: sqrt(p_c) (p - e_c) for every class c; otherwise p - e_y for one label y a sample."""
+        """exact: the columns of a square root of diag(p) - p p^T; otherwise p - e_y for one label y a sample."""
         p = self._checked(output).softmax(1)
         if kind == "exact":
-            every = torch.eye(self.classes, dtype=p.dtype, device=p.device).unsqueeze(1)
-            return p.T.sqrt().unsqueeze(2) * (p.unsqueeze(0) - every)
+            return _square_root(p)
         label = _required(target) if kind == "empirical" else torch.multinomial(p, 1, generator=generator).squeeze(1)
         return (p - F.one_hot(label, self.classes)).unsqueeze(0)
 
@@ -73,6 +72,21 @@ class Categorical:
         if output.ndim != 2 or output.shape[1] != self.classes:
             raise ModelRefused(f"model output: expected [n, {self.classes}] logits, got {list(output.shape)}")
         return output
+
+
+def _square_root(p: Tensor) -> Tensor:
+    """The Cholesky factor of diag(p) - p p^T for every row of p [n, K], its K - 1 columns that are not zero: [K-1, n, K].
+
+    In closed form, with tails q_j = p_j + ... + p_K: column j is ``sqrt(p_j q_(j+1) / q_j) (e_j - sum_(i>j) p_i / q_(j+1)
+    e_i)``. One vector fewer than the classes, and no difference of numbers that are nearly equal.
+    """
+    tiny, classes = torch.finfo(p.dtype).tiny, p.shape[1]
+    tails = p.flip(1).cumsum(1).flip(1)
+    head, rest = tails[:, :-1].clamp(min=tiny), tails[:, 1:].clamp(min=tiny)
+    lengths = (p[:, :-1] * (rest / head)).sqrt()
+    units = torch.eye(classes - 1, classes, dtype=p.dtype, device=p.device)
+    shares = torch.triu(p.unsqueeze(1) / rest.unsqueeze(2), diagonal=1)
+    return (lengths.unsqueeze(2) * (units - shares)).transpose(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
