@@ -64,7 +64,7 @@ class Killed:
 
 
 def random_kills(kills: int, seed: int = 0, say: Callable[[str], None] = lambda text: None) -> Killed:
-    """At least so many kills; returns what came of them."""
+    """So many kills; returns what came of them."""
     rng, result = random.Random(seed), Killed()
     with (
         tempfile.TemporaryDirectory(prefix="streamcl-kills-") as home,
@@ -78,7 +78,8 @@ def random_kills(kills: int, seed: int = 0, say: Callable[[str], None] = lambda 
             errors: list[BaseException] = []
             feeder = threading.Thread(target=_feed, args=(producer, story, errors))
             feeder.start()
-            _harass(victim, feeder, rng, result)
+            _harass(victim, feeder, rng, result, kills)
+            feeder.join()
             result.violations += [f"round {result.rounds}: {error!r}" for error in errors]
             _feed(reference, story, [])
             result.violations += [f"round {result.rounds}: {text}" for text in _differences(victim, peaceful)]
@@ -129,9 +130,9 @@ def _feed(producer: Producer, story: Story, errors: list[BaseException]) -> None
         errors.append(error)
 
 
-def _harass(daemon: LocalDaemon, feeder: threading.Thread, rng: random.Random, result: Killed) -> None:
-    """Kill the daemon or one of its processes, again and again, until the feeder has come through."""
-    while True:
+def _harass(daemon: LocalDaemon, feeder: threading.Thread, rng: random.Random, result: Killed, kills: int) -> None:
+    """Kill the daemon or one of its processes, again and again, until the feeder has come through or it was enough."""
+    while result.total < kills:
         feeder.join(rng.uniform(0.0, LONGEST_WAIT))
         if not feeder.is_alive():
             return
