@@ -28,7 +28,8 @@ from streamcl.core.likelihood import FisherKind, Likelihood
 from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
 
-CHUNK_BYTES = 256 << 20  # per-sample gradients held at once
+CHUNK_BYTES = 256 << 20  # per-sample gradients held at once,
+CPU_CHUNK_BYTES = 8 << 20  # and on a CPU, whose caches are small
 BLOCK_BYTES = 32 << 20  # output gradients held at once, were they all to be
 PROBE_ROWS = 3
 
@@ -142,7 +143,8 @@ class DiagonalFisher:
     def _add_vectorised(self, plan: _Plan, x: Tensor, cotangents: Tensor) -> None:
         values = {name: self._by_name[name].detach() for name in plan.general}
         size = sum(value.numel() for value in values.values()) * len(cotangents)
-        rows = max(1, CHUNK_BYTES // (size * self.parameters.theta.element_size()))
+        chunk = CPU_CHUNK_BYTES if x.device.type == "cpu" else CHUNK_BYTES
+        rows = max(1, chunk // (size * self.parameters.theta.element_size()))
         for start in range(0, len(x), rows):
             gradients = self._per_sample(values, x[start : start + rows], cotangents[:, start : start + rows])
             for name, gradient in gradients.items():
