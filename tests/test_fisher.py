@@ -249,7 +249,7 @@ def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     module, x = build("convolutional")
     y = torch.arange(len(x)) % OUT
     expected = loop("categorical", module, x, "exact", y)
-    monkeypatch.setattr("streamcl.core.fisher.CHUNK_BYTES", 1)
+    monkeypatch.setattr("streamcl.core.fisher.CPU_CHUNK_BYTES", 1)
     monkeypatch.setattr("streamcl.core.fisher.BLOCK_BYTES", 1)
     fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
     fisher.add(x)
