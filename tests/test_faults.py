@@ -44,6 +44,7 @@ def test_the_campaigns_notice_a_broken_daemon(name: str) -> None:
     assert found or campaigns.random_crashes(20, variant=variant, cut=True).violations
 
 
+@pytest.mark.timeout(1200)
 def test_killed_100_times_it_learns_what_one_left_in_peace_learns() -> None:
     result = random_kills(100)
     assert result.violations == []
