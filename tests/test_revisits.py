@@ -326,7 +326,8 @@ def test_predictions_do_not_change_before_a_revisit_is_done(start: Callable[...,
         producer.revisit("task-0")
         producer.send(*class_rows(0), "task-0")
         producer.flush()
-        admin.checkpoint()  # the batch has been learned from
+        while admin.checkpoint()["batches_applied"] < 3:
+            pass
         assert admin.status()["state"] == "revisiting"
         np.testing.assert_array_equal(reader.predict(x).probs, before)
         daemon.kill()
