@@ -20,6 +20,8 @@ DEFAULT_STATE = "./streamcl-state"
 
 Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+PIPE_COLUMNS = 200
+
 
 def command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str
@@ -131,7 +133,10 @@ def print_table(rows: list[dict[str, Any]], columns: list[str], empty: str) -> N
         table.add_column(column.replace("_", " "), justify="left" if column == columns[0] else "right")
     for row in rows:
         table.add_row(*(_text(row[column]) for column in columns))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_COLUMNS)  # nobody's screen is too narrow for a file
+    console.print(table)
 
 
 @contextmanager
