@@ -87,7 +87,7 @@ def _add_speed(benches: Any) -> None:
         "streamcl bench speed --json speed.json",
     )
     parser.add_argument("--rounds", type=int, default=9, help="of every comparison (default 9)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and versions here")
+    _add_figures(parser)
 
 
 def _add_faults(benches: Any) -> None:
@@ -103,7 +103,7 @@ def _add_faults(benches: Any) -> None:
     parser.add_argument("--log-cuts", type=int, default=3000, help="runs of the log alone (default 3000)")
     parser.add_argument("--kills", type=int, default=100, help="kill -9 of the real daemon (default 100, about 2 s each)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and versions here")
+    _add_figures(parser)
 
 
 def _add_soak(benches: Any) -> None:
@@ -116,7 +116,7 @@ def _add_soak(benches: Any) -> None:
         "streamcl bench soak --minutes 30 --json soak.json",
     )
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and versions here")
+    _add_figures(parser)
 
 
 def _add_mnist(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -125,6 +125,10 @@ def _add_mnist(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument("--tasks", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--train-rows", type=int, default=10_000, help="training images (default the first 10,000)")
+    _add_figures(parser)
+
+
+def _add_figures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures, configuration and versions here")
 
 

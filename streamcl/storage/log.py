@@ -35,8 +35,8 @@ from streamcl.storage.segments import (
     head_at,
     list_segments,
     map_file,
-    padded,
     padding,
+    payload_at,
     record_at,
     scan_segment,
     sealed,
@@ -89,14 +89,23 @@ def drop_before(directory: Path, lsn: int, disk: Disk) -> int:
     The last segment goes only if its last record closes its task: the writer never appends to it again then.
     """
     paths = list_segments(directory)
-    doomed = [path for path, following in pairwise(paths) if first_lsn_of(following) <= lsn]
+    doomed = _below(paths, lsn)
     if paths and first_lsn_of(paths[-1]) < lsn and _is_finished(paths[-1], lsn):
         doomed.append(paths[-1])
+    _unlink(doomed, directory, disk)
+    return len(doomed)
+
+
+def _below(paths: Sequence[Path], lsn: int) -> list[Path]:
+    """The segments that another one follows and all of whose records are below `lsn`."""
+    return [path for path, following in pairwise(paths) if first_lsn_of(following) <= lsn]
+
+
+def _unlink(doomed: Sequence[Path], directory: Path, disk: Disk) -> None:
     for path in doomed:
         disk.unlink(path)
     if doomed:
         disk.sync_directory(directory)
-    return len(doomed)
 
 
 def unfinished_repair(directory: Path) -> Path:
@@ -110,16 +119,13 @@ def _without_absorbed(directory: Path, needed: int, disk: Disk) -> list[Path]:
     A power cut may bring any of the segments back that were being unlinked, so they need not follow on one another.
     """
     paths = list_segments(directory)
-    first = sum(first_lsn_of(following) <= needed for following in paths[1:])
+    absorbed = _below(paths, needed)
     if paths and first_lsn_of(paths[-1]) < needed:
         scan = scan_segment(paths[-1], last=True)
         if scan.damage is None and scan.next_lsn < needed:
-            first = len(paths)
-    for path in paths[:first]:
-        disk.unlink(path)
-    if first:
-        disk.sync_directory(directory)
-    return paths[first:]
+            absorbed = paths
+    _unlink(absorbed, directory, disk)
+    return paths[len(absorbed) :]
 
 
 def _is_finished(path: Path, lsn: int) -> bool:
@@ -355,8 +361,7 @@ class LogReader:
         if head is None or head.lsn != lsn or (verify and checksum_at(segment.data, offset, head) != head.checksum):
             raise Damaged(f"{segment.path}: offset {offset}: record {lsn} is damaged; restore the file from a backup")
         record = record_at(segment.path, segment.data, offset, head)
-        payload = offset + RECORD_HEADER.size + padded(head.body)
-        return Entry(lsn, record, _arrays(record, segment.data, payload), head.size)
+        return Entry(lsn, record, _arrays(record, payload_at(segment.data, offset, head)), head.size)
 
     def _find(self, lsn: int) -> tuple[_Segment, int]:
         """The segment that holds a record, and where; looks at the directory only for what is not mapped yet."""
@@ -383,11 +388,11 @@ class LogReader:
         self._open.sort(key=lambda segment: segment.first_lsn)
 
 
-def _arrays(record: Record, data: memoryview, offset: int) -> dict[str, Array]:
-    arrays = {}
+def _arrays(record: Record, payload: memoryview) -> dict[str, Array]:
+    arrays, offset = {}, 0
     for spec in record.arrays if isinstance(record, Batch) else ():
         dtype = np.dtype(spec.dtype)
         count = int(np.prod(spec.shape, dtype=np.int64))
-        arrays[spec.name] = np.frombuffer(data, dtype, count, offset).reshape(spec.shape)
+        arrays[spec.name] = np.frombuffer(payload, dtype, count, offset).reshape(spec.shape)
         offset += count * dtype.itemsize
     return arrays

@@ -122,15 +122,15 @@ def two_producers(rng: random.Random) -> list[Phase]:
     return script
 
 
-def every_step(faults: Iterable[Fault] = FAULTS, *, alone: bool, stride: int = 1) -> Tally:
+def every_step(faults: Iterable[Fault] = FAULTS, *, alone: bool) -> Tally:
     """A fault at the first, the second, ... operation of a script, until none is left to meet.
 
-    alone: a kill ends only the process that meets it. stride: only every so many-th operation.
+    alone: a kill ends only the process that meets it.
     """
     script, tally = long_script(), Tally()
     expected = _undisturbed(script)
     for fault in faults:
-        for at in count(1, stride):
+        for at in count(1):
             plan = Plan(at, fault)
             _run(tally, script, plan, lambda _: expected, alone=alone)
             if plan.hit is None:
