@@ -8,6 +8,7 @@ fit waits in this process). Has no path on disk, so nobody else can open it. Whe
 from __future__ import annotations
 
 import socket
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ import msgpack
 
 MESSAGE_BYTES = 128 * 1024
 WAITING_MESSAGES = 10_000
+ALIVE_SECONDS = 1.0
 
 
 class Channel:
@@ -25,6 +27,7 @@ class Channel:
         end.setblocking(False)
         self._socket = end
         self._waiting: deque[bytes] = deque(maxlen=WAITING_MESSAGES)
+        self._last_alive = 0.0
         self.closed = False
 
     @classmethod
@@ -40,6 +43,13 @@ class Channel:
         """Queue a message and send what the socket takes."""
         self._waiting.append(msgpack.packb({"type": kind, **fields}))
         self.flush()
+
+    def alive(self) -> None:
+        """Show the supervisor a sign of progress, seldom enough to cost nothing; call it in every loop."""
+        now = time.monotonic()
+        if now - self._last_alive > ALIVE_SECONDS:
+            self._last_alive = now
+            self.send("alive")
 
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it; call it in every loop."""

@@ -39,7 +39,6 @@ from streamcl.storage.state import StateDirectory
 
 GROUP_BYTES = 32 << 20  # synced together at the most, so that an acknowledgement never waits for more
 IDLE_MS = 1000
-ALIVE_SECONDS = 1.0  # between two signs of life to the supervisor
 PROBE_SECONDS = 1.0  # between two looks at a full disk
 ROOM_BYTES = 1 << 20  # what must fit before a disk counts as no longer full
 
@@ -126,7 +125,7 @@ class Ingest:
         self.finished = False
         self._arrivals: list[float] = []
         self._last_credit = self._done_lsn = -1
-        self._last_alive = self._last_probe = 0.0
+        self._last_probe = 0.0
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -180,9 +179,7 @@ class Ingest:
         self.admin.take()
         self.make_durable()
         self._look_for_room()
-        if time.monotonic() - self._last_alive > ALIVE_SECONDS:
-            self._last_alive = time.monotonic()
-            self.up.send("alive")
+        self.up.alive()
 
     def close(self) -> None:
         """Close the sockets, letting replies on their way go out."""

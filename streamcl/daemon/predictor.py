@@ -6,7 +6,6 @@ trainer publishes by atomic rename and shares nothing else with it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from streamcl.protocol.signature import LabelMap, Signature
 from streamcl.storage import published
 from streamcl.storage.state import StateDirectory
 
-ALIVE_MS = 1000  # between two signs of life to the supervisor
+IDLE_MS = 1000  # between two turns with nothing to answer
 PREDICT_ROWS = 4096  # rows at a time, so that a large request needs little memory
 
 
@@ -40,12 +39,9 @@ def run(config: Config, up: Channel) -> None:
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)
     poller.register(up.fileno(), zmq.POLLIN)
-    alive = 0.0
     while not up.closed and not any(message["type"] == "stop" for message in up.receive()):
-        poller.poll(ALIVE_MS)
-        if 1000 * (time.monotonic() - alive) > ALIVE_MS:
-            alive = time.monotonic()
-            up.send("alive")
+        poller.poll(IDLE_MS)
+        up.alive()
         for peer, parts in receive(socket):
             send(socket, peer, predictor.answer(parts, peer.delimited))
 

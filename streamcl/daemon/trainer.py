@@ -31,7 +31,6 @@ from streamcl.storage.ledger import Ledger
 from streamcl.storage.state import StateDirectory
 
 REPORT_SECONDS = 0.05
-ALIVE_SECONDS = 1.0  # between two signs of progress to the supervisor
 FULL_SECONDS = 1.0  # between two attempts to write to a full disk
 CHECKPOINT_SECONDS = 30.0
 PUBLISH_SECONDS = 0.05
@@ -74,7 +73,7 @@ class Trainer:
         self.quarantine: list[dict[str, Any]] = []
         self.full: str | None = None
         self.activity = "recovering"
-        self._last_report = self._last_publish = self._last_step = self._last_alive = 0.0
+        self._last_report = self._last_publish = self._last_step = 0.0
         self._last_checkpoint = time.monotonic()
         self._publish_cost = 0.0
         self._step_seconds: list[float] = []
@@ -340,9 +339,7 @@ class Trainer:
         if not force and now - self._last_report < REPORT_SECONDS:
             return
         self._last_report = now
-        if now - self._last_alive > ALIVE_SECONDS:
-            self._last_alive = now
-            self.up.send("alive")
+        self.up.alive()
         learner = self.learner
         self.side.send(
             "progress",
