@@ -7,6 +7,7 @@ out. Runs where torch is absent. One thread at a time may use a client.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,8 @@ ADMIN = "tcp://127.0.0.1:5759"
 PING_SECONDS = 5.0  # how often a patient request makes sure that the daemon still lives
 NO_ROOM_SECONDS = {"no_credit": 0.05, "no_space": 0.5}
 SILENCE_MS = 2000  # without a word for so long while one is owed, a producer asks again
+GATHER_BYTES = 128 * 1024  # of small blocks that travel as one message: beyond it, larger messages gain little
+LINGER_SECONDS = 0.05
 
 
 def _array(values: Any) -> Array:
@@ -42,6 +45,11 @@ def _array(values: Any) -> Array:
     if array.dtype.kind in "iu" and array.dtype.str not in frames.DTYPES:
         return array.astype(np.int64)
     return array
+
+
+def _is_block(x: Array, y: Array) -> bool:
+    """Whether these are rows and as many targets."""
+    return x.ndim > 0 and y.ndim > 0 and 0 < len(x) == len(y)
 
 
 def _boundary(task: str, weight: float | None, barrier: Mapping[str, int] | None) -> dict[str, Any]:
@@ -100,13 +108,44 @@ class _Unacknowledged:
     done_wanted: bool = False
 
 
+@dataclass(slots=True)
+class _Gathered:
+    """Small blocks of one task that will travel as one message: rows of one shape and dtype."""
+
+    task: str
+    since: float
+    x: list[Array] = field(default_factory=list)
+    y: list[Array] = field(default_factory=list)
+    nbytes: int = 0
+
+    def takes(self, x: Array, y: Array, task: str) -> bool:
+        """Whether a block can be joined to the others without changing what it says."""
+        return task == self.task and all(
+            new.dtype == held[0].dtype and new.shape[1:] == held[0].shape[1:] for new, held in ((x, self.x), (y, self.y))
+        )
+
+    def add(self, x: Array, y: Array) -> None:
+        """One more block."""
+        self.x.append(x)
+        self.y.append(y)
+        self.nbytes += x.nbytes + y.nbytes
+
+    def joined(self) -> dict[str, Array]:
+        """All blocks as one batch."""
+        return {
+            name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in (("x", self.x), ("y", self.y))
+        }
+
+
 class Producer:
     """Streams batches of tasks to a daemon, exactly once.
 
     endpoint: the daemon's stream endpoint. producer: this stream's name, 1-128 of ``[A-Za-z0-9._-]``; the daemon
     remembers how far a name has come, so a restarted producer goes on from `durable`. epoch: grows at each restart
     and fences older processes of the same name; the clock in milliseconds unless given. timeout: seconds without
-    any progress after which Unreachable is raised.
+    any progress after which Unreachable is raised. gather_bytes: smaller blocks of one task are joined until they
+    come to so many bytes, and travel, are stored, learned from and refused as one message; 0 sends each by itself, so
+    that the same calls always make the same messages. linger: seconds after which gathered blocks are sent anyway.
 
     >>> with Producer(producer="camera-1") as producer:     # doctest: +SKIP
     ...     producer.send(x, y, task="monday")
@@ -120,8 +159,12 @@ class Producer:
         *,
         epoch: int | None = None,
         timeout: float = 60.0,
+        gather_bytes: int = GATHER_BYTES,
+        linger: float = LINGER_SECONDS,
     ) -> None:
         self.producer = producer
+        self.gather_bytes = gather_bytes
+        self.linger = linger
         self.timeout = timeout
         self.durable = 0
         self.applied = 0
@@ -133,18 +176,35 @@ class Producer:
         self._kept: OrderedDict[int, _Unacknowledged] = OrderedDict()
         self._done: dict[int, dict[str, Any]] = {}
         self._last_heard = time.monotonic()
+        self._gathered: _Gathered | None = None
+        self._lock = threading.RLock()  # between the caller's thread and the one that sends what has lingered
+        self._closed = threading.Event()
+        self._lingering: threading.Thread | None = None
         self._connection = _Connection(endpoint)
         self._connect()
         self._next = self.durable + 1
 
     def send(self, x: Any, y: Any, task: str, *, boundary: bool = False) -> int:
-        """Send one batch, waiting while there is no credit; returns its sequence number.
+        """Send one batch, waiting while there is no credit; returns the sequence number it travels under.
 
-        x: [n, ...], y: [n] or [n, ...]. The batch may still be on its way: `flush` waits until it is durable. The
-        arrays must not be changed before that. Raises Refused, Unreachable.
+        x: [n, ...], y: [n] or [n, ...]. The batch may still be on its way, or be waiting to be joined by others: `flush`
+        waits until it is durable. The arrays must not be changed before that. Raises Refused, Unreachable; a refusal
+        may be of an earlier batch, and then nothing sent since is stored.
         """
-        self._wait_for_credit()
-        return self._post({"type": "batch", "task": task, "boundary": boundary}, {"x": _array(x), "y": _array(y)})
+        x, y = frames.portable("x", _array(x)), frames.portable("y", _array(y))
+        with self._lock:
+            sound = _is_block(x, y)
+            if self._gathered is not None and not (sound and self._gathered.takes(x, y, task)):
+                self._send_gathered()
+            if not sound:  # for the daemon to refuse, by itself
+                return self._send_batch({"x": x, "y": y}, task, boundary)
+            if self._gathered is None:
+                self._gathered = _Gathered(task, time.monotonic())
+            self._gathered.add(x, y)
+            if boundary or self._gathered.nbytes >= self.gather_bytes:
+                return self._send_gathered(boundary)
+            self._watch_linger()
+            return self._next
 
     def boundary(
         self,
@@ -157,23 +217,32 @@ class Producer:
 
         weight: lambda_t, instead of scale * N_t. barrier: sequence numbers of other producers to wait for.
         """
-        seq = self._post(_boundary(task, weight, barrier), {}, done_wanted=wait)
-        return self._wait_for_done(seq) if wait else {"seq": seq, "task": task}
+        with self._lock:
+            self._send_gathered()
+            seq = self._post(_boundary(task, weight, barrier), {}, done_wanted=wait)
+            return self._wait_for_done(seq) if wait else {"seq": seq, "task": task}
 
     def revisit(self, task: str, damping: float | None = None) -> int:
         """Reopen a consolidated task, whose data is sent again after this; returns the sequence number."""
-        seq = self._post(_revisit(task, damping), {})
-        self.flush()
+        with self._lock:
+            self._send_gathered()
+            seq = self._post(_revisit(task, damping), {})
+            self.flush()
         return seq
 
     def flush(self) -> int:
         """Wait until everything sent is durable; returns the last durable sequence number."""
-        while any(seq > self.durable for seq in self._kept):
-            self._pump()
+        with self._lock:
+            self._send_gathered()
+            while any(seq > self.durable for seq in self._kept):
+                self._pump()
         return self.durable
 
     def close(self) -> None:
         """Close the connection; what is not durable yet is left to the next process of this name."""
+        self._closed.set()
+        if self._lingering is not None:
+            self._lingering.join()
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -186,19 +255,58 @@ class Producer:
         finally:
             self.close()
 
+    # -- small blocks --------------------------------------------------------------------------------------------
+
+    def _send_gathered(self, boundary: bool = False) -> int:
+        """Send what has been gathered, if anything; returns its sequence number."""
+        gathered, self._gathered = self._gathered, None
+        if gathered is None:
+            return self._next - 1
+        return self._send_batch(gathered.joined(), gathered.task, boundary)
+
+    def _send_batch(self, arrays: dict[str, Array], task: str, boundary: bool) -> int:
+        self._wait_for_credit()
+        return self._post({"type": "batch", "task": task, "boundary": boundary}, arrays)
+
+    def _watch_linger(self) -> None:
+        if self._lingering is None:
+            self._lingering = threading.Thread(target=self._send_lingering, name=f"linger {self.producer}", daemon=True)
+            self._lingering.start()
+
+    def _send_lingering(self) -> None:
+        """In a thread of its own: send blocks that no other has joined for a while, if there is credit.
+
+        Hears nothing and waits for nothing: what the daemon says to it, the caller's thread takes up.
+        """
+        while not self._closed.wait(self.linger):
+            with self._lock:
+                due = self._gathered is not None and time.monotonic() - self._gathered.since >= self.linger
+                if due and self._unsafe() < self.credit:
+                    gathered, self._gathered = self._gathered, None
+                    assert gathered is not None
+                    self._transmit({"type": "batch", "task": gathered.task}, gathered.joined())
+
     # -- the conversation ----------------------------------------------------------------------------------------
 
     def _post(self, header: dict[str, Any], arrays: dict[str, Array], done_wanted: bool = False) -> int:
+        seq = self._transmit(header, arrays, done_wanted)
+        self._pump(wait=False)
+        return seq
+
+    def _transmit(self, header: dict[str, Any], arrays: dict[str, Array], done_wanted: bool = False) -> int:
         seq = self._next
         message = frames.build({**header, "seq": seq}, arrays)
         self._next += 1
         self._kept[seq] = _Unacknowledged(message, done_wanted)
         self._connection.send(message)
-        self._pump(wait=False)
         return seq
 
+    def _unsafe(self) -> int:
+        """How many messages are not known to be durable."""
+        return sum(seq > self.durable for seq in self._kept)
+
     def _wait_for_credit(self) -> None:
-        while sum(seq > self.durable for seq in self._kept) >= self.credit:
+        while self._unsafe() >= self.credit:
             self._pump()
 
     def _wait_for_done(self, seq: int) -> dict[str, Any]:
@@ -252,7 +360,9 @@ class Producer:
             del self._kept[s]
         if lost:
             self._next = lost[0]
-        behind = f" ({len(lost) - 1} later messages were not stored either)" if len(lost) > 1 else ""
+            later = len(lost) - 1 + (self._gathered is not None)
+            self._gathered = None
+        behind = f" ({later} later messages were not stored either)" if lost and later else ""
         raise Refused(nack["code"], nack["message"] + behind, retryable=nack["retryable"], seq=seq)
 
     def _rewind(self, nack: dict[str, Any]) -> None:

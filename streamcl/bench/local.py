@@ -93,8 +93,8 @@ class LocalDaemon:
         raise StreamclError(f"the daemon was not ready within {START_SECONDS:g} s:\n{self.log_text()[-2000:]}")
 
     def producer(self, name: str = "producer", **options: Any) -> Producer:
-        """A producer connected to it."""
-        return Producer(self.endpoints["stream"], name, **options)
+        """A producer connected to it; unless told otherwise, every call is a message, so that figures repeat."""
+        return Producer(self.endpoints["stream"], name, **{"gather_bytes": 0, **options})
 
     def reader(self) -> Reader:
         """A reader connected to it."""

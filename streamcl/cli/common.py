@@ -84,7 +84,7 @@ def producer(options: argparse.Namespace, name: str) -> Producer:
     """A Producer connected to the daemon."""
     from streamcl.client import Producer
 
-    return Producer(endpoint(options, "stream"), name)
+    return Producer(endpoint(options, "stream"), name, gather_bytes=0)  # the same rows a message when it is sent again
 
 
 def print_json(data: Any) -> None:

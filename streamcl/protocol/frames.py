@@ -181,7 +181,7 @@ def build(header: Mapping[str, Any], arrays: Mapping[str, Array] | None = None, 
 
     Raises Refused ``bad_array`` for a dtype that the protocol does not carry.
     """
-    arrays = {name: _portable(name, array) for name, array in (arrays or {}).items()}
+    arrays = {name: portable(name, array) for name, array in (arrays or {}).items()}
     fields = {"v": VERSION, **header}
     if arrays:
         fields["arrays"] = [
@@ -193,7 +193,11 @@ def build(header: Mapping[str, Any], arrays: Mapping[str, Array] | None = None, 
     return frames
 
 
-def _portable(name: str, array: Array) -> Array:
+def portable(name: str, array: Array) -> Array:
+    """The array as it travels: C-contiguous and little-endian, not copied where it is so already.
+
+    Raises Refused ``bad_array`` for a dtype that the protocol does not carry.
+    """
     array = np.ascontiguousarray(array)
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     if array.dtype.str not in DTYPES:
