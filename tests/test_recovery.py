@@ -34,7 +34,7 @@ def two_tasks(directory: Path) -> int:
     return writer.next_lsn
 
 
-def save(state: StateDirectory, next_lsn: int, seq: int) -> None:
+def save(state: StateDirectory, next_lsn: int, seq: int, **fields: Any) -> None:
     meta: dict[str, Any] = {
         "next_lsn": next_lsn,
         "ledger": 0,
@@ -43,6 +43,7 @@ def save(state: StateDirectory, next_lsn: int, seq: int) -> None:
         "batches": next_lsn,
         "signature": None,
         "open_task": None,
+        **fields,
     }
     checkpoint.save(state.path, meta, {}, DISK)
 
@@ -89,3 +90,14 @@ def test_a_segment_dropped_while_the_log_is_read_is_no_damage(tmp_path: Path, mo
     writer, _ = recovery.recover(state, session, DISK)
     assert (len(tries), writer.next_lsn) == (2, end)
     assert session.producers["p"].stored == 2
+
+
+def test_a_checkpoint_from_before_the_first_batch_was_learned_is_taken_as_it_is(tmp_path: Path) -> None:
+    """Its loss is NaN, which is not equal to itself."""
+    state = StateDirectory(tmp_path)
+    end = two_tasks(state.log)
+    save(state, 0, 0, train_loss=float("nan"))
+    session = StreamSession(Terms())
+    writer, _ = recovery.recover(state, session, DISK)
+    assert writer.next_lsn == end
+    assert session.producers["p"].durable == 2

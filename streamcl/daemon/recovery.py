@@ -28,12 +28,13 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
         meta = checkpoint.read_meta(state.path)
         try:
             writer = log.LogWriter.recover(state.log, disk, *checkpoint.position(meta))
-            held = [(e.lsn, e.record, e.nbytes) for e in log.LogReader(state.log).read(writer.first_lsn, writer.next_lsn)]
+            stored = log.LogReader(state.log).read(writer.first_lsn, writer.next_lsn, verify=False)  # the writer just did
+            held = [(e.lsn, e.record, e.nbytes) for e in stored]
         except Damaged:
-            if attempt == ATTEMPTS or checkpoint.read_meta(state.path) == meta:
+            if attempt == ATTEMPTS or not _has_moved(state, meta):
                 raise
             continue
-        if checkpoint.read_meta(state.path) == meta:  # else what was dropped meanwhile would be numbered again
+        if not _has_moved(state, meta):  # else what was dropped meanwhile would be numbered again
             break
         writer.close()
     else:
@@ -46,6 +47,11 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
     _replay(session, held, meta["next_lsn"] if meta else 0)
     session.synced()
     return writer, entries
+
+
+def _has_moved(state: StateDirectory, meta: Mapping[str, Any] | None) -> bool:
+    """Whether the checkpoint is another one by now: one that stands elsewhere in the log."""
+    return checkpoint.position(checkpoint.read_meta(state.path)) != checkpoint.position(meta)
 
 
 def _take_over(session: StreamSession, meta: Mapping[str, Any]) -> None:
