@@ -20,6 +20,7 @@ from streamcl.storage import checkpoint, container, ledger, log, published, segm
 from streamcl.storage.disk import Buffer, Disk, SyncFailed
 from streamcl.storage.lock import StateLock
 from streamcl.storage.records import ArraySpec, Batch, Boundary, Record, decode, encode
+from streamcl.storage.state import StateDirectory
 
 DISK = Disk()
 
@@ -482,7 +483,7 @@ def test_any_metadata_and_arrays_come_back(arrays: dict[str, np.ndarray], meta: 
 def test_a_checkpoint_is_synced_before_it_is_renamed_and_its_name_after(tmp_path: Path) -> None:
     disk = Recorder()
     checkpoint.save(tmp_path, META, ARRAYS, disk)
-    assert disk.calls == ["create", "write", "sync", "rename", "sync directory"]
+    assert disk.calls == ["create", "write", "write", "sync", "rename", "sync directory"]
 
 
 def test_what_an_unfinished_save_left_is_removed(tmp_path: Path) -> None:
@@ -497,7 +498,7 @@ def test_what_an_unfinished_save_left_is_removed(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_checkpoint_before_and_no_half_of_another(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, META, ARRAYS, DISK)
     disk = FullDisk()
-    disk.room = 5000
+    disk.room = 4000
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(tmp_path, {"new": True}, ARRAYS, disk)
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
@@ -582,6 +583,28 @@ def test_what_is_published_is_read_whole(tmp_path: Path) -> None:
         assert found[0]["version"] == found[1]["theta"][0]
         stamps.add(published.stamp(path))
     assert len(stamps) == 3
+
+
+def test_of_all_that_was_published_the_newest_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "parameters"
+    for version in range(3):
+        published.publish(path, {"version": version}, {})
+    assert len(list(tmp_path.iterdir())) == 2  # the link and what it leads to
+    published.clear(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_posterior_is_the_checkpoints_once_there_is_one(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path)
+    assert published.posterior(state) is None
+    published.publish(state.posterior, {"posterior": 0}, {"precision": np.ones(2)})
+    assert published.posterior(state)[0] == 0
+    meta, arrays = {"consolidations": 3}, {"theta": np.zeros(2), "posterior.precision": np.full(2, 7.0)}
+    checkpoint.save(tmp_path, meta, arrays, DISK)
+    number, posterior = published.posterior(state)
+    assert number == 3
+    assert posterior.keys() == {"precision"}
+    assert (posterior["precision"] == 7).all()
 
 
 def test_a_published_file_cut_short_is_as_good_as_none(tmp_path: Path) -> None:

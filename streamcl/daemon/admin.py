@@ -112,7 +112,7 @@ class Admin:
     def _parameters(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """theta, precision and shift as published, float64; the posterior is that of the newest boundary."""
         parameters = published.read(self.ingest.state.parameters)
-        posterior = published.read(self.ingest.state.posterior)
+        posterior = published.posterior(self.ingest.state)
         if parameters is None or posterior is None:
             raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
         vectors = {

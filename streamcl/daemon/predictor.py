@@ -6,6 +6,7 @@ trainer publishes by atomic rename and shares nothing else with it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def run(config: Config, up: Channel) -> None:
         up.alive()
         for peer, parts in receive(socket):
             send(socket, peer, predictor.answer(parts, peer.delimited))
+        predictor.keep_up()
 
 
 class Predictor:
@@ -52,11 +54,18 @@ class Predictor:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.state = StateDirectory(Path(config.state_dir))
+        self._parameters = self.state.parameters
         self.network: Network | None = None
         self.posterior: DiagonalGaussian | None = None
         self.meta: dict[str, Any] = {}
         self._stamp: Any = None
         self._posterior_number = -1
+
+    def keep_up(self) -> None:
+        """Load what has been published since, where a model is in use: now, rather than while somebody waits."""
+        if self.network is not None:
+            with contextlib.suppress(Refused):
+                self._newest()
 
     def answer(self, parts: Sequence[frames.Buffer], delimited: bool) -> list[frames.Buffer]:
         """The reply to one message: a prediction or an error, never an exception."""
@@ -90,7 +99,7 @@ class Predictor:
 
     def _newest(self) -> Network:
         """The network at the newest published parameters; raises Refused ``not_ready`` before the first."""
-        stamp = published.stamp(self.state.parameters)
+        stamp = published.stamp(self._parameters)
         if stamp is None:
             raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
         if stamp != self._stamp:
@@ -100,15 +109,14 @@ class Predictor:
         return self.network
 
     def _load(self) -> None:
-        found = published.read(self.state.parameters)
+        found = published.read(self._parameters)
         if found is None:
             raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
         meta, tensors = found
         signature = Signature.from_plain(meta["signature"])
         if self.network is None or self.network.signature != signature:
             labels = LabelMap(self.config.model.classes)
-            self.network = Network(self.config, signature, labels, torch.device("cpu"))
-            self.network.flags.eval()
+            self.network = Network(self.config, signature, labels, torch.device("cpu"), trained=False)
         self.network.load(tensors)
         self.meta = meta
 
@@ -128,14 +136,13 @@ class Predictor:
 
     def _newest_posterior(self) -> DiagonalGaussian:
         if self.posterior is None or self._posterior_number != self.meta["posterior"]:
-            found = published.read(self.state.posterior)
+            found = published.posterior(self.state)
             if found is None:
                 raise Refused("not_ready", "there is no posterior yet", retryable=True)
-            meta, tensors = found
+            self._posterior_number, tensors = found
             self.posterior = DiagonalGaussian.from_state(
                 {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
             )
-            self._posterior_number = meta["posterior"]
         return self.posterior
 
 

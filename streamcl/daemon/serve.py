@@ -27,6 +27,7 @@ from streamcl.config import Config
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.logs import configure
 from streamcl.errors import ConfigError
+from streamcl.storage import published
 from streamcl.storage.lock import StateLock
 from streamcl.storage.state import StateDirectory
 
@@ -128,7 +129,7 @@ class Supervisor:
         self._watch_signals()
         state = StateDirectory(Path(self.config.state_dir))
         for path in (state.parameters, state.posterior):  # of another life, perhaps of another checkpoint
-            path.unlink(missing_ok=True)
+            published.clear(path)
         ingest_side, trainer_side = Channel.pair()
         self.children = {
             "ingest": Child("ingest", ingest_side),

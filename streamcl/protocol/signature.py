@@ -96,10 +96,18 @@ class LabelMap:
             raise Refused("bad_label", f"batch.y: expected integer labels (<i8, <i4 or |u1), got {y.dtype.str}")
         if y.ndim != 1:
             raise Refused("bad_shape", f"batch.y: expected one label a row, [n], got {list(y.shape)}")
+        if self._knows_all(y):
+            return ()
         values, first = np.unique(y, return_index=True)
         fresh = tuple(int(y[i]) for i in np.sort(first) if int(y[i]) not in self.outputs)
         self._check(fresh, values)
         return fresh
+
+    def _knows_all(self, y: Array) -> bool:
+        """Whether every label of y has an output already: the common case, found in two passes over y."""
+        if not self.outputs or y.min() < 0 or y.max() >= self.classes:
+            return False
+        return all(label in self.outputs for label in np.flatnonzero(np.bincount(y)).tolist())
 
     def _check(self, fresh: tuple[int, ...], values: Array) -> None:
         direct = self.direct if self.outputs else self._in_range(fresh)

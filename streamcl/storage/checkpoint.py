@@ -16,6 +16,7 @@ from streamcl.storage.disk import Disk
 from streamcl.storage.verified import Saved
 
 NAME = "checkpoint"
+POSTERIOR = "posterior."  # of the posterior's arrays
 
 
 def save(directory: Path, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], disk: Disk) -> None:
@@ -36,6 +37,24 @@ def load(directory: Path, disk: Disk | None = None) -> Saved | None:
         return None
     disk.sync_directory(directory)
     return verified.load(path)
+
+
+def read_posterior(directory: Path) -> tuple[int, dict[str, npt.NDArray[Any]]] | None:
+    """The number of consolidations and the posterior's arrays, verified; None where no checkpoint has a model.
+
+    Raises Damaged, UnknownFormat.
+    """
+    try:
+        saved = verified.load(directory / NAME)
+    except FileNotFoundError:
+        return None
+    arrays = under(POSTERIOR, saved.tensors)
+    return (saved.meta["consolidations"], arrays) if arrays else None
+
+
+def under(prefix: str, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
 
 
 def read_meta(directory: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,38 @@ _FROM_SAFETENSORS = {name: dtype for dtype, name in _TO_SAFETENSORS.items()}
 Array = npt.NDArray[Any]
 
 
-def pack(meta: Mapping[str, Any], arrays: Mapping[str, Array], *, digests: bool) -> list[Buffer]:
-    """The buffers of a file, the arrays among them not copied."""
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What goes behind a file's first page: the metadata with its padding, and the arrays, not copied."""
+
+    meta: list[Buffer]
+    meta_length: int
+    body: list[Buffer]
+
+    @property
+    def buffers(self) -> list[Buffer]:
+        """All of it, in order."""
+        return [*self.meta, *self.body]
+
+    def first_page(self, digests: bool) -> bytes:
+        """The header; with digests, one pass over everything."""
+        length = sum(len(buffer) for buffer in self.body)
+        head = _HEAD.pack(_MAGIC, VERSION, self.meta_length, length, _DIGESTS if digests else 0, 0)[:-4]
+        head += struct.pack("<I", zlib.crc32(head))
+        head += (_sha256(self.meta) + _sha256(self.body)) if digests else bytes(2 * _DIGEST_BYTES)
+        return head + bytes(PAGE - len(head))
+
+
+def contents(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Contents:
+    """A file's contents without its first page."""
     packed: bytes = msgpack.packb(dict(meta))
-    padding = bytes(-len(packed) % PAGE)
-    body = _safetensors(arrays)
-    length = sum(len(buffer) for buffer in body)
-    head = _HEAD.pack(_MAGIC, VERSION, len(packed), length, _DIGESTS if digests else 0, 0)[:-4]
-    head += struct.pack("<I", zlib.crc32(head))
-    head += (_sha256([packed, padding]) + _sha256(body)) if digests else bytes(2 * _DIGEST_BYTES)
-    return [head, bytes(PAGE - len(head)), packed, padding, *body]
+    return Contents([packed, bytes(-len(packed) % PAGE)], len(packed), _safetensors(arrays))
+
+
+def pack(meta: Mapping[str, Any], arrays: Mapping[str, Array], *, digests: bool) -> list[Buffer]:
+    """The buffers of a whole file, the arrays among them not copied."""
+    made = contents(meta, arrays)
+    return [made.first_page(digests), *made.buffers]
 
 
 def unpack_meta(data: memoryview, path: Path) -> dict[str, Any]:
@@ -73,15 +96,18 @@ def unpack_meta(data: memoryview, path: Path) -> dict[str, Any]:
     return meta
 
 
-def unpack(data: memoryview, path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Metadata and arrays, verified where the file has digests; raises Damaged, UnknownFormat."""
+def unpack(data: memoryview, path: Path, verify: bool = True) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Metadata and arrays, verified where the file has digests (the arrays only with `verify`).
+
+    Raises Damaged, UnknownFormat.
+    """
     meta = unpack_meta(data, path)
     length, body_length, digests = _read_head(data, path)
     start = PAGE + length + -length % PAGE
     body = data[start : start + body_length]
     if len(body) != body_length or len(data) != start + body_length:
         raise _damaged(path, f"expected {start + body_length} bytes, it has {len(data)}")
-    if digests is not None and _sha256([body]) != digests[1]:
+    if verify and digests is not None and _sha256([body]) != digests[1]:
         raise _damaged(path, "its arrays do not match their digest")
     try:
         return meta, _open_safetensors(body)

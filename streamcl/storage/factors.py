@@ -33,11 +33,11 @@ class Factors:
         self.disk.make_directory(self.directory)
         verified.save(self.path(number), {"task": task, "number": number}, tensors, self.disk)
 
-    def read(self, number: int, task: str) -> dict[str, npt.NDArray[Any]]:
-        """A factor's arrays as read-only views of its file, verified; raises Damaged where it is missing or unsound."""
+    def read(self, number: int, task: str, verify: bool = True) -> dict[str, npt.NDArray[Any]]:
+        """A factor's arrays as private views of its file; raises Damaged where it is missing or, verified, unsound."""
         path = self.path(number)
         try:
-            saved = verified.load(path)
+            saved = verified.load(path, verify)
         except FileNotFoundError:
             raise Damaged(f"{path}: the factor of task {task!r} is missing; restore it from a backup") from None
         if saved.meta != {"task": task, "number": number}:

@@ -10,6 +10,7 @@ One process writes; another reads below the durable end and drops what it has ab
 from __future__ import annotations
 
 import contextlib
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ from streamcl.storage.segments import (
     sealed,
 )
 
-SEGMENT_BYTES = 64 << 20
+SEGMENT_BYTES = 256 << 20  # a new one costs three syncs
 RECORD_OVERHEAD = 512  # more than a batch's record, headers and padding add to its frames
 
 Array = npt.NDArray[Any]
@@ -392,7 +393,7 @@ def _arrays(record: Record, payload: memoryview) -> dict[str, Array]:
     arrays, offset = {}, 0
     for spec in record.arrays if isinstance(record, Batch) else ():
         dtype = np.dtype(spec.dtype)
-        count = int(np.prod(spec.shape, dtype=np.int64))
+        count = math.prod(spec.shape)
         arrays[spec.name] = np.frombuffer(payload, dtype, count, offset).reshape(spec.shape)
         offset += count * dtype.itemsize
     return arrays

@@ -1,4 +1,4 @@
-"""What the trainer shows the other processes: whole versions of a file, replaced by atomic rename, never synced.
+"""What the trainer shows the other processes: whole versions of a file, replaced in one step, never synced.
 
 Guarantees: a reader gets one version or another, never parts of two. Losing a published file loses nothing: the
 trainer publishes again when it starts.
@@ -6,7 +6,9 @@ trainer publishes again when it starts.
 
 from __future__ import annotations
 
+import mmap
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,35 +16,71 @@ from typing import Any
 import numpy.typing as npt
 
 from streamcl.errors import Damaged
-from streamcl.storage import container
+from streamcl.storage import checkpoint, container
+from streamcl.storage.state import StateDirectory
 
+ATTEMPTS = 3
 Stamp = tuple[int, int, int]
 
 
 def publish(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Put a new version in place of the one before."""
+    """Put a new version in place of the one before.
+
+    `path` is a link to the newest version's file. Renaming the link costs nothing; renaming a file over another makes
+    ext4 write it to the disk at once, and these need never get there.
+    """
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+    version = path.with_name(f"{path.name}.{time.monotonic_ns()}")
+    with open(os.open(version, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
         file.writelines(container.pack(meta, arrays, digests=False))
-    aside.replace(path)
+    link = path.with_name(f"{path.name}.link")
+    link.unlink(missing_ok=True)
+    link.symlink_to(version.name)
+    link.replace(path)
+    for other in path.parent.glob(f"{path.name}.*"):
+        if other != version:
+            other.unlink(missing_ok=True)
+
+
+def clear(path: Path) -> None:
+    """Remove what was published under a name, all versions of it."""
+    for each in (path, *path.parent.glob(f"{path.name}.*")):
+        each.unlink(missing_ok=True)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]] | None:
-    """The newest whole version: metadata and read-only arrays; None where nothing whole was published.
+    """The newest whole version: metadata and arrays that are the caller's own; None where nothing whole was published.
 
     Never synced, a file may come out of a power cut without its bytes: that is as good as none.
     """
+    for _ in range(ATTEMPTS):
+        try:
+            with path.open("rb") as file:
+                private = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return container.unpack(memoryview(private), path)
+        except FileNotFoundError:
+            continue  # none, or replaced between following the link and opening what it led to
+        except (ValueError, Damaged):  # ValueError: an empty file
+            return None
+    return None
+
+
+def posterior(state: StateDirectory) -> tuple[int, dict[str, npt.NDArray[Any]]] | None:
+    """The posterior's number and arrays: from the checkpoint, or, before there is one, as published."""
     try:
-        return container.unpack(memoryview(path.read_bytes()), path)
-    except (FileNotFoundError, Damaged):
-        return None
+        found = checkpoint.read_posterior(state.path)
+    except Damaged:
+        found = None
+    if found is not None:
+        return found
+    published = read(state.posterior)
+    return None if published is None else (published[0]["posterior"], published[1])
 
 
 def stamp(path: Path) -> Stamp | None:
     """Changes whenever a new version is published; None where there is none."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except FileNotFoundError:
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size

@@ -23,8 +23,8 @@ class ArraySpec(msgspec.Struct, frozen=True, array_like=True):
 
 
 def array_spec(name: str, array: npt.NDArray[Any]) -> ArraySpec:
-    """The description of an array in one of the log's dtypes."""
-    return msgspec.convert([name, array.dtype.str, array.shape], ArraySpec)
+    """The description of an array, which must be in one of the log's dtypes: whoever opened its frame has checked that."""
+    return ArraySpec(name, array.dtype.str, array.shape)  # type: ignore[arg-type]
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):

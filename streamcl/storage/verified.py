@@ -1,6 +1,6 @@
 """Files that are whole or not there: the way checkpoints and factors reach the disk.
 
-Order of `save`: write aside, sync, read back from the disk and verify, rename, sync the directory. What the name stood for
+Order of `save`: write aside, sync, read back from the disk and compare, rename, sync the directory. What the name stood for
 before stays whole until the new file has been verified.
 """
 
@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from streamcl.errors import Damaged
 from streamcl.storage import container
 from streamcl.storage.disk import Buffer, Disk
 
+COMPARED_BYTES = 1 << 20  # at a time, so that the comparison stays in the cache
+
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A loaded file: plain metadata, and arrays as read-only views of the mapped file."""
+    """A loaded file: plain metadata, and arrays as private views of the mapped file, which a write to them leaves alone."""
 
     meta: dict[str, Any]
     tensors: dict[str, npt.NDArray[Any]]
@@ -38,8 +42,8 @@ def save(path: Path, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[
     unfinished = aside(path)
     disk.unlink(unfinished)
     try:
-        _write(unfinished, container.pack(meta, tensors, digests=True), disk)
-        container.unpack(_map(unfinished), unfinished)
+        written = _write(unfinished, container.contents(meta, tensors), disk)
+        _check_is(written, _map(unfinished), unfinished)
     except (OSError, Damaged):
         disk.unlink(unfinished)  # on a full disk, half a file would be in the way of everything else
         raise
@@ -47,9 +51,9 @@ def save(path: Path, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[
     disk.sync_directory(path.parent)
 
 
-def load(path: Path) -> Saved:
-    """A saved file, verified; raises FileNotFoundError, Damaged, UnknownFormat."""
-    return Saved(*container.unpack(_map(path), path))
+def load(path: Path, verify: bool = True) -> Saved:
+    """A saved file; raises FileNotFoundError, Damaged, UnknownFormat. verify: False leaves the arrays' digest unread."""
+    return Saved(*container.unpack(_map(path), path, verify))
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -57,14 +61,34 @@ def read_meta(path: Path) -> dict[str, Any]:
     return container.unpack_meta(_map(path), path)
 
 
-def _write(path: Path, buffers: list[Buffer], disk: Disk) -> None:
+def _write(path: Path, contents: container.Contents, disk: Disk) -> list[Buffer]:
+    """Write a new file, its digests computed beside the writing; returns all that it must hold."""
     fd = disk.create(path)
     try:
-        disk.write(fd, buffers, 0)
+        with ThreadPoolExecutor(1) as beside:
+            first_page = beside.submit(contents.first_page, True)
+            disk.write(fd, contents.buffers, container.PAGE)
+            disk.write(fd, [first_page.result()], 0)
         disk.sync_data(fd)
         _drop_from_cache(fd)
     finally:
         disk.close(fd)
+    return [first_page.result(), *contents.buffers]
+
+
+def _check_is(buffers: Sequence[Buffer], data: memoryview, path: Path) -> None:
+    """Raise Damaged unless a file holds just these bytes."""
+    offset = 0
+    for buffer in buffers:
+        wanted, found = np.frombuffer(buffer, np.uint8), np.frombuffer(data, np.uint8)[offset : offset + len(buffer)]
+        if len(found) != len(wanted) or any(
+            not np.array_equal(wanted[i : i + COMPARED_BYTES], found[i : i + COMPARED_BYTES])
+            for i in range(0, len(wanted), COMPARED_BYTES)
+        ):
+            raise Damaged(f"{path}: what was read back is not what was written; is the disk sound?")
+        offset += len(buffer)
+    if offset != len(data):
+        raise Damaged(f"{path}: expected {offset} bytes, it has {len(data)}; is the disk sound?")
 
 
 def _drop_from_cache(fd: int) -> None:
@@ -77,4 +101,4 @@ def _map(path: Path) -> memoryview:
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
