@@ -57,6 +57,7 @@ class Train(_Section, frozen=True):
     tolerance: NonNegative = 0.0
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
+    autocast: Literal["off", "bfloat16"] = "off"
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     watchdog_seconds: Annotated[float, msgspec.Meta(ge=5.0)] = 300.0
 
@@ -197,6 +198,11 @@ def _check_whole(config: Config) -> None:
     """What no single field's type can say; also options this version does not have yet."""
     _refuse_absent("stream.boundary", config.stream.boundary, "drift")
     _refuse_absent("posterior.curvature", config.posterior.curvature, "kronecker")
+    if config.train.autocast != "off" and (config.train.dtype != "float32" or config.train.optimizer == "lbfgs"):
+        raise ConfigError(
+            f"train.autocast: {config.train.autocast} goes with train.dtype float32 and optimizers adam and sgd, got "
+            f"{config.train.dtype} and {config.train.optimizer}"
+        )
     for key, number in _numbers(config):
         if not math.isfinite(number):
             raise ConfigError(f"configuration: {key}: expected a finite number, got {number}")

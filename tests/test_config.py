@@ -40,7 +40,12 @@ CONTRACT = {
     "stream.credit": 16,
 }
 
-OURS = {"train.watchdog_seconds": 300.0, "posterior.convention": "streamcl", "posterior.gamma": 0.95}
+OURS = {
+    "train.autocast": "off",
+    "train.watchdog_seconds": 300.0,
+    "posterior.convention": "streamcl",
+    "posterior.gamma": 0.95,
+}
 
 
 def test_keys_and_defaults_are_those_of_the_contract_and_few_more() -> None:
@@ -62,6 +67,8 @@ def test_a_file_is_overridden_by_flags(tmp_path: Path) -> None:
         ({"train.epoch": "3"}, "did you mean train.epochs"),
         ({"trian.epochs": "3"}, "unknown key trian"),
         ({"train.epochs": "0"}, "train.epochs"),
+        ({"train.autocast": "bfloat16", "train.dtype": "float64"}, "train.autocast"),
+        ({"train.autocast": "bfloat16", "train.optimizer": "lbfgs"}, "train.autocast"),
         ({"train.epochs": "many"}, "--train.epochs"),
         ({"train.epochs": "1.5"}, "train.epochs"),
         ({"train.learning_rate": "nan"}, "train.learning_rate"),

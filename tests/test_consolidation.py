@@ -38,7 +38,6 @@ RULES: dict[str, Callable[[DiagonalGaussian, torch.Tensor, torch.Tensor], Diagon
     "product": lambda g, c, t: product(g, [DiagonalGaussian(c, t), g]),
     "times": lambda g, c, t: g.times(DiagonalGaussian(c, t)),
     "without": lambda g, c, t: g.without(DiagonalGaussian(c, t)),
-    "scaled": lambda g, c, t: g.scaled(0.3),
 }
 
 
@@ -68,6 +67,14 @@ def test_the_gradient_is_that_of_the_value() -> None:
     out = torch.empty(D, dtype=torch.float64)
     assert g.gradient(theta.detach(), out=out) is out
     torch.testing.assert_close(out, gradient)
+
+
+def test_a_weighted_penalty_is_the_penalty_times_its_weight() -> None:
+    g, theta = gaussian(1), vector(5)
+    torch.testing.assert_close(g.scaled(0.3).gradient(theta), 0.3 * g.gradient(theta))
+    moved = theta.clone()
+    g.scaled(0.3).proximal(moved, 0.7)
+    torch.testing.assert_close(0.3 * g.gradient(moved), (theta - moved) / 0.7)
 
 
 @given(st.integers(0, 1000), st.floats(0.01, 1.0))

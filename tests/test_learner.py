@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from streamcl.learning.data import TaskData
 from streamcl.learning.learner import Learner, Outcome
 from streamcl.learning.network import Network
 from streamcl.learning.optimisation import EpochResult, Optimisation
+from streamcl.learning.optimisers import Adam, Sgd
 from streamcl.protocol.signature import LabelMap, Signature
 from streamcl.storage.disk import Disk
 from streamcl.storage.factors import Factors
@@ -34,7 +37,8 @@ def rows(seed: int, n: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
 
 
 def optimisation(penalty: float = 1.0, **train: Any) -> tuple[Optimisation, TaskData]:
-    config = from_tree({"model": {"args": {"hidden": [8]}, "classes": 3}, "train": {"device": "cpu", **train}})
+    args = {"hidden": [8], "activation": "tanh"}  # smooth: at a kink two optimisers need not meet
+    config = from_tree({"model": {"args": args, "classes": 3}, "train": {"device": "cpu", **train}})
     network = Network(config, SIGNATURE, LabelMap(3), torch.device("cpu"))
     network.labels.add((0, 1, 2))
     anchor = torch.linspace(-1, 1, network.parameters.size, dtype=torch.float64)
@@ -59,9 +63,7 @@ def test_the_last_epoch_anneals_whenever_it_comes(tolerance: float, monkeypatch:
     optimiser, data = optimisation(epochs=6, tolerance=tolerance)
     rates = []
     step = optimiser.step
-    monkeypatch.setattr(
-        optimiser, "step", lambda x, y: (rates.append(optimiser.optimizer.param_groups[0]["lr"]), step(x, y))[1]
-    )
+    monkeypatch.setattr(optimiser, "step", lambda x, y: (rates.append(optimiser.optimiser.rate), step(x, y))[1])
     results = epochs(optimiser, data)
     assert len(results) == (6 if tolerance == 0 else 3)  # settled after two, and one more to anneal
     per_epoch = len(rates) // len(results)
@@ -186,3 +188,91 @@ def test_what_is_held_after_100_tasks_is_what_is_held_after_2(run: Run) -> None:
     assert held[2] == held[100]
     assert held[2][1] > 0
     assert len(list(run.factors.directory.glob("*.factor"))) == 102
+
+
+# -- optimisers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_an_optimiser_moves_as_pytorchs_own_does(name: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    theta = torch.randn(50, generator=rng)
+    ours, theirs = theta.clone(), torch.nn.Parameter(theta.clone())
+    grad = torch.empty(50)
+    one = Adam(ours, grad, 0.01) if name == "adam" else Sgd(ours, grad, 0.01)
+    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    other = kinds[name]([theirs], lr=0.01, **({"fused": True} if name == "adam" else {}))
+    for _ in range(5):
+        grad.copy_(torch.randn(50, generator=rng))
+        theirs.grad = grad.clone()
+        one.step()
+        other.step()
+    assert torch.equal(ours, theirs.detach())
+
+
+def test_an_optimiser_goes_on_from_its_state() -> None:
+    theta, grad = torch.zeros(5), torch.arange(5.0)
+    straight = Adam(theta, grad, 0.1)
+    straight.step()
+    other = theta.clone()
+    resumed = Adam(other, grad, 0.1)
+    resumed.load({name: tensor.clone() for name, tensor in straight.state().items()})
+    straight.step()
+    resumed.step()
+    assert torch.equal(theta, other)
+
+
+def test_training_a_task_imports_no_compiler(tmp_path: Path) -> None:
+    """TorchDynamo and SymPy take seconds and some hundred megabytes; nothing that training does needs them."""
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, 'tests'); from test_learner import Run\n"
+        f"Run(Path({str(tmp_path)!r}), train={{'epochs': 1}}).task('a', 1)\n"
+        "print(sorted({'torch._dynamo', 'sympy'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+def test_autocast_trains_in_bfloat16_what_is_scored_and_kept_in_float32(tmp_path: Path) -> None:
+    seen = []
+    forward = torch.nn.functional.linear
+    plain, cast = (
+        Run(tmp_path / name, train={"epochs": 1, "autocast": name}, posterior={"mode": "single"})
+        for name in ("off", "bfloat16")
+    )
+    plain.task("a", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", lambda *args: (seen.append((out := forward(*args)).dtype), out)[1])
+        cast.task("a", 1)
+    assert {torch.bfloat16, torch.float32} == set(seen)
+    theta = cast.learner.network.parameters.theta.detach()
+    assert theta.dtype == torch.float32
+    torch.testing.assert_close(theta, plain.learner.network.parameters.theta.detach(), atol=2e-2, rtol=0)
+    assert not torch.equal(theta, plain.learner.network.parameters.theta.detach())
+    assert cast.learner.prequential.state() == plain.learner.prequential.state()
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+
+class Dropping(torch.nn.Sequential):
+    """A factory whose training mode is not its evaluation mode."""
+
+    def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__(torch.nn.Linear(*input_shape, 16), torch.nn.Dropout(0.5), torch.nn.Linear(16, outputs))
+
+
+@pytest.mark.parametrize(("factory", "steady"), [("streamcl.models:mlp", True), ("test_learner:Dropping", False)])
+def test_every_row_is_scored_before_a_step_learns_from_it(factory: str, steady: bool, tmp_path: Path) -> None:
+    """One batch, one minibatch: the score is that of the untrained model in evaluation mode, dropout or not."""
+    run = Run(tmp_path, model={"factory": factory, "classes": 3}, train={"epochs": 1})
+    untrained = Network(run.learner.config, SIGNATURE, run.learner.labels, torch.device("cpu"))
+    assert untrained.steady == steady
+    run.task("a", 1)
+    x, y = rows(1)
+    with untrained.evaluating():
+        output = untrained.module(torch.from_numpy(x))
+    scores = run.learner.prequential.overall.scores()
+    assert scores["accuracy"] == pytest.approx((output.argmax(1).numpy() == y).mean())
+    nll = untrained.likelihood.nll(output, torch.from_numpy(y)).mean()
+    assert scores["log_loss"] == pytest.approx(float(nll), rel=1e-5)

@@ -88,9 +88,13 @@ def product(prior: DiagonalGaussian, factors: Iterable[DiagonalGaussian]) -> Dia
 
 def penalty(factor: DiagonalGaussian, theta: Tensor) -> float:
     """``1/2 sum Lambda_t (theta - centre_t)^2``, in nats: follows task t without its data (the note, before its end)."""
+    return potential(factor, theta) + completed_square(factor)
+
+
+def completed_square(factor: DiagonalGaussian) -> float:
+    """What `potential` leaves out of `penalty`, at every theta: ``1/2 sum eta_t^2 / Lambda_t`` where Lambda_t > 0."""
     held = factor.precision > 0
-    completed = torch.where(held, factor.shift.square() / factor.precision, 0.0).sum()
-    return potential(factor, theta) + 0.5 * float(completed)
+    return 0.5 * float(torch.where(held, factor.shift.square() / factor.precision, 0.0).sum())
 
 
 def potential(factor: DiagonalGaussian, theta: Tensor) -> float:

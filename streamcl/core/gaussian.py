@@ -7,10 +7,10 @@ inputs as they were.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, Self
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,19 @@ class Curvature:
     total: float
 
 
+class Penalty(Protocol):
+    """A weighted penalty as training steps need it."""
+
+    def weigh(self, weight: float) -> None:
+        """From here on, `weight` times the penalty."""
+
+    def gradient(self, theta: Tensor, out: Tensor | None = None) -> Tensor:
+        """Its gradient at theta, [P]."""
+
+    def proximal(self, theta: Tensor, rate: float) -> None:
+        """Move theta, in place, to the minimum of ``penalty + |theta' - theta|^2 / (2 rate)``."""
+
+
 class Gaussian(Protocol):
     """What trainer and checkpoint ask of a posterior, whatever its curvature; they never look inside."""
 
@@ -33,11 +46,8 @@ class Gaussian(Protocol):
     def gradient(self, theta: Tensor, out: Tensor | None = None) -> Tensor:
         """The penalty's gradient at theta, [P]."""
 
-    def proximal(self, theta: Tensor, rate: float) -> None:
-        """Move theta, in place, to the minimum of ``penalty + |theta' - theta|^2 / (2 rate)``."""
-
-    def scaled(self, weight: float) -> Self:
-        """The Gaussian whose penalty is `weight` times this one's."""
+    def scaled(self, weight: float) -> Penalty:
+        """`weight` times this penalty."""
 
     def curvature(self) -> Curvature:
         """How steep the penalty is."""
@@ -47,6 +57,30 @@ class Gaussian(Protocol):
 
     def state(self) -> dict[str, Tensor]:
         """All of it, as tensors by name."""
+
+
+class DiagonalPenalty:
+    """``weight * (1/2 sum Lambda theta^2 - sum eta theta)``; shares Lambda and eta [P] with the Gaussian it is of."""
+
+    def __init__(self, precision: Tensor, shift: Tensor, weight: float) -> None:
+        self.precision = precision
+        self.shift = shift
+        self._offset = torch.empty_like(shift)  # -weight * eta
+        self.weigh(weight)
+
+    def weigh(self, weight: float) -> None:
+        """Another weight, in one pass over [P] and without new memory."""
+        self.weight = weight
+        torch.mul(self.shift, -weight, out=self._offset)
+
+    def gradient(self, theta: Tensor, out: Tensor | None = None) -> Tensor:
+        """``weight * (Lambda * theta - eta)``, [P], in one fused multiply-add."""
+        return torch.addcmul(self._offset, self.precision, theta, value=self.weight, out=out)
+
+    def proximal(self, theta: Tensor, rate: float) -> None:
+        """``theta <- (theta + r eta) / (1 + r Lambda)`` with r = rate * weight, in place: stable at any rate."""
+        step = rate * self.weight
+        theta.add_(self.shift, alpha=step).div_(torch.add(1.0, self.precision, alpha=step))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +100,19 @@ class DiagonalGaussian:
                 f"expected precision and shift to be vectors of one length, got {list(self.precision.shape)} and "
                 f"{list(self.shift.shape)}"
             )
-        if not (torch.isfinite(self.precision).all() and torch.isfinite(self.shift).all()):
+        if not (_is_finite(self.precision) and _is_finite(self.shift)):
             raise ValueError("expected a finite precision and shift, got NaN or infinity")
 
     @classmethod
     def prior(cls, centre: Tensor, precision: float) -> DiagonalGaussian:
-        """The prior ``N(centre, 1 / precision)``: Lambda_0 = lambda_prior, eta_0 = lambda_prior * m_0."""
+        """The prior ``N(centre, 1 / precision)``: Lambda_0 = lambda_prior, eta_0 = lambda_prior * m_0.
+
+        centre: [P], or one number expanded to [P]; what is one number everywhere takes the memory of one.
+        """
         if not precision > 0:
             raise ValueError(f"prior precision: expected a positive number, got {precision}")
-        return cls(torch.full_like(centre, precision), centre * precision)
+        everywhere = torch.tensor(precision, dtype=centre.dtype, device=centre.device).expand_as(centre)
+        return cls(everywhere, _uniform(centre, precision))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> DiagonalGaussian:
@@ -100,20 +138,12 @@ class DiagonalGaussian:
         return torch.dot(theta, 0.5 * self.precision * theta - self.shift)
 
     def gradient(self, theta: Tensor, out: Tensor | None = None) -> Tensor:
-        """``Lambda * theta - eta``, [P], in one fused multiply-add."""
-        return torch.addcmul(self._negated, self.precision, theta, out=out)
+        """``Lambda * theta - eta``, [P]."""
+        return self.scaled(1.0).gradient(theta, out)
 
-    @cached_property
-    def _negated(self) -> Tensor:
-        return -self.shift
-
-    def proximal(self, theta: Tensor, rate: float) -> None:
-        """``theta <- (theta + rate eta) / (1 + rate Lambda)`` in place: an implicit step, stable at any rate."""
-        theta.add_(self.shift, alpha=rate).div_(torch.add(1.0, self.precision, alpha=rate))
-
-    def scaled(self, weight: float) -> DiagonalGaussian:
-        """Precision and shift times `weight`."""
-        return DiagonalGaussian(self.precision * weight, self.shift * weight)
+    def scaled(self, weight: float) -> DiagonalPenalty:
+        """`weight` times this penalty, for training steps."""
+        return DiagonalPenalty(self.precision, self.shift, weight)
 
     def curvature(self) -> Curvature:
         """The largest entry of Lambda, and their sum."""
@@ -139,3 +169,15 @@ class DiagonalGaussian:
     def to(self, device: torch.device, dtype: torch.dtype) -> DiagonalGaussian:
         """A working copy for training; the master stays in float64 on the host."""
         return DiagonalGaussian(self.precision.to(device, dtype), self.shift.to(device, dtype))
+
+
+def _uniform(centre: Tensor, factor: float) -> Tensor:
+    """``centre * factor``, one number expanded where the centre is."""
+    if centre.stride() == (0,):
+        return (centre[:1] * factor).expand_as(centre)
+    return centre * factor
+
+
+def _is_finite(vector: Tensor) -> bool:
+    """Whether every entry is: so it is if their sum is, which takes a fraction of the time to find."""
+    return math.isfinite(float(vector.sum())) or bool(torch.isfinite(vector).all())

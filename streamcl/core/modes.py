@@ -20,12 +20,14 @@ class TrainingFlags:
     def train(self) -> None:
         """Put every flag back to what it was."""
         for part, flag in self._flags:
-            part.training = flag
+            if part.training is not flag:  # a module's attributes are slow to set
+                part.training = flag
 
     def eval(self) -> None:
         """Evaluation mode everywhere."""
         for part, _ in self._flags:
-            part.training = False
+            if part.training:
+                part.training = False
 
 
 def refuse_batchnorm(module: nn.Module) -> None:

@@ -18,10 +18,11 @@ class FlatParameters:
     """The trainable parameters of a module, which must be on its device and in its dtype already.
 
     theta: [P], a leaf that an optimiser takes as its one parameter. grad: [P], its gradient. names, shapes: of the
-    parameters, in the module's order. Raises ModelRefused where there is nothing to train or dtypes differ.
+    parameters, in the module's order. gradients: False where nothing will be trained; `grad` is empty then. Raises
+    ModelRefused where there is nothing to train or dtypes differ.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, gradients: bool = True) -> None:
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         _check_uniform(trainable)
         self.names = list(trainable)
@@ -29,17 +30,17 @@ class FlatParameters:
         self.parameters = list(trainable.values())
         flat = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.theta = nn.Parameter(flat)
-        self.grad = torch.zeros_like(flat)
-        self.theta.grad = self.grad
-        self._make_views()
-
-    def _make_views(self) -> None:
+        self.grad = torch.zeros_like(flat) if gradients else flat.new_empty(0)
         with torch.no_grad():
-            for p, value, gradient in zip(
-                self.parameters, self._pieces(self.theta.data), self._pieces(self.grad), strict=True
-            ):
+            for p, value in zip(self.parameters, self._pieces(self.theta.data), strict=True):
                 p.data = value
-                p.grad = gradient
+        if gradients:
+            self._make_gradients()
+
+    def _make_gradients(self) -> None:
+        self.theta.grad = self.grad
+        for p, gradient in zip(self.parameters, self._pieces(self.grad), strict=True):
+            p.grad = gradient
 
     def _pieces(self, vector: Tensor) -> list[Tensor]:
         sizes = [math.prod(shape) for shape in self.shapes]

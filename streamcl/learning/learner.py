@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from streamcl.config import Config
-from streamcl.core.consolidation import potential, task_precision
+from streamcl.core.consolidation import completed_square, potential, task_precision
 from streamcl.core.fisher import DiagonalFisher
 from streamcl.core.gaussian import DiagonalGaussian
 from streamcl.errors import ConfigError, StreamclError
@@ -31,6 +31,7 @@ from streamcl.learning.optimisation import EpochResult, Optimisation, mean_nll
 from streamcl.learning.posterior import FactorSource, Posterior, from_arrays
 from streamcl.protocol.session import signature_of
 from streamcl.protocol.signature import LabelMap, Signature
+from streamcl.storage.checkpoint import POSTERIOR, under
 from streamcl.storage.log import LogReader
 from streamcl.storage.records import Abandon, Batch, Boundary, Forget, Revisit
 
@@ -152,7 +153,7 @@ class Learner:
     def _prior(self, network: Network) -> DiagonalGaussian:
         settings = self.config.posterior
         theta = network.master()
-        centre = theta if settings.prior_mean == "init" else torch.zeros_like(theta)
+        centre = theta if settings.prior_mean == "init" else torch.zeros(1, dtype=theta.dtype).expand_as(theta)
         return DiagonalGaussian.prior(centre, settings.prior_precision)
 
     # -- records -------------------------------------------------------------------------------------------------
@@ -184,7 +185,11 @@ class Learner:
         return outcome
 
     def _learn(self, lsn: int, batch: Batch, arrays: Mapping[str, npt.NDArray[Any]]) -> Iterator[None]:
-        """Score a batch, then take one pass of steps over it, with N_T the rows received so far."""
+        """Score a batch and take one pass of steps over it, with N_T the rows received so far.
+
+        Every row is scored before a step learns from it: by that step's own forward pass, unless a step computes something
+        else than a prediction does (dropout, autocast).
+        """
         if self.network is None:
             self._build(signature_of(batch))
         network = self._network
@@ -196,20 +201,28 @@ class Learner:
         task.add(lsn, batch)
         self.samples += batch.samples
         x, y = network.conversion.x(arrays["x"]), network.conversion.y(arrays["y"])
-        self._score(x, y)
-        optimisation = self._optimisation
-        if optimisation.full_batch:
-            return
-        torch.manual_seed(self._seed(lsn))
-        optimisation.set_samples(task.samples)
-        size = self.config.train.batch_size
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        scored = network.steady and not self._optimisation.full_batch
+        if not scored:
+            with network.evaluating():
+                output = network.module(x)
+                self._score(network.likelihood.nll(output, y), output, y)
+        if not self._optimisation.full_batch:
+            self._seed_torch(lsn)
+            nll, output = yield from self._pass(x, y, task.samples)
+            self.train_loss = self._score(nll, output, y) if scored else float(nll.double().mean())
+            self._check_finite(self.train_loss, batch.task)
+
+    def _pass(self, x: torch.Tensor, y: torch.Tensor, samples: int) -> Generator[None, None, tuple[Any, Any]]:
+        """One pass of steps over a batch; the NLL [n] and output that each row had before the step that learned from it."""
+        optimisation, size = self._optimisation, self.config.train.batch_size
+        optimisation.set_samples(samples)
+        parts = []
         for start in range(0, len(x), size):
-            total += optimisation.step(x[start : start + size], y[start : start + size])[0].sum()
+            parts.append(optimisation.step(x[start : start + size], y[start : start + size]))
             self.steps += 1
             yield None
-        self.train_loss = float(total) / len(x)
-        self._check_finite(self.train_loss, batch.task)
+        nlls, outputs = zip(*parts, strict=True)
+        return torch.cat(nlls), torch.cat(outputs)
 
     def _opened(self, lsn: int, name: str) -> OpenTask:
         if self.open_task is None:
@@ -245,12 +258,9 @@ class Learner:
             self._optimisation.set_penalty(self.open_task.penalty)
         return Outcome(self._entry("forget", lsn, record, started))
 
-    def _score(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        network = self._network
-        with network.evaluating():
-            output = network.shaped(network.module(x))
-            nll, prediction = network.likelihood.nll(output, y), network.likelihood.predict(output)
-        self.prequential.score(nll, prediction, y)
+    def _score(self, nll: torch.Tensor, output: torch.Tensor, y: torch.Tensor) -> float:
+        """Score what rows had before they were learned from; returns their mean NLL."""
+        return self.prequential.score(nll, self._network.shaped(output), y)
 
     def _failures(self, lsn: int, stage: str) -> int:
         """How often this record has failed at this stage."""
@@ -267,7 +277,7 @@ class Learner:
         """The boundary of a task: the configured epochs, then the optimum found enters the posterior."""
         started = time.monotonic()
         task, data = self._open, self._task_data(self._open, log)
-        torch.manual_seed(self._seed(lsn))
+        self._seed_torch(lsn)
         self.warning = self._optimisation.warning(data.samples)
         yield from self._fit(task, data, lsn)
         if weight is None:
@@ -279,7 +289,8 @@ class Learner:
         kind = "boundary" if task.damping is None else "revisit"
         entry = self._entry(kind, lsn, record, started, samples=data.samples, weight=weight, loss=loss)
         if factor is not None:
-            entry |= {"factor": lsn, "potential": potential(factor, self._network.master())}
+            at = potential(factor, self._network.master())
+            entry |= {"factor": lsn, "potential": at, "completed_square": completed_square(factor)}
         self._register(entry)
         return Outcome(entry, factor)
 
@@ -364,6 +375,15 @@ class Learner:
         """The seed of everything random about one record."""
         return int(np.random.SeedSequence([self.config.train.seed, lsn]).generate_state(1)[0])
 
+    def _seed_torch(self, lsn: int) -> None:
+        """Seed what dropout draws from. `torch.manual_seed` does the same, but formats a stack trace at every call."""
+        if self._network.steady:
+            return
+        seed = self._seed(lsn)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
     def _check_finite(self, value: float, task: str) -> None:
         if not math.isfinite(value):
             raise FloatingPointError(
@@ -404,7 +424,7 @@ class Learner:
     def _tensors(self) -> dict[str, npt.NDArray[Any]]:
         if self.network is None:
             return {}
-        posterior = {f"posterior.{name}": tensor.numpy() for name, tensor in self._posterior.total.state().items()}
+        posterior = {f"{POSTERIOR}{name}": tensor.numpy() for name, tensor in self._posterior.total.state().items()}
         optimiser = {} if self.optimisation is None else self.optimisation.state()
         before = {} if self.open_task is None else {f"before.{name}": a for name, a in self.open_task.before.items()}
         return {**self.network.state(), **posterior, **optimiser, **before}
@@ -440,10 +460,10 @@ class Learner:
     def _restore_model(self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> None:
         self._build(Signature.from_plain(meta["signature"]))
         self._network.load(tensors)
-        self._posterior.total = from_arrays(_under("posterior.", tensors))
+        self._posterior.total = from_arrays(under(POSTERIOR, tensors))
 
     def _restore_open_task(self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], log: LogReader) -> None:
-        before = {name: array.copy() for name, array in _under("before.", tensors).items()}
+        before = {name: array.copy() for name, array in under("before.", tensors).items()}
         penalty = self._posterior.cavity(None if meta["damping"] is None else meta["name"])
         task = OpenTask(meta["name"], meta["first_lsn"], penalty, meta["damping"], before)
         for entry in log.read(task.first_lsn, self.next_lsn, verify=False):
@@ -481,11 +501,6 @@ def _blaming(stage: str, task: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise Unlearnable(stage, f"task {task!r}: {type(error).__name__}: {error}"[:2000]) from error
-
-
-def _under(prefix: str, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
 
 
 def _existing(value: T | None) -> T:

@@ -42,20 +42,33 @@ def choose_device(name: str) -> torch.device:
 class Network:
     """A built model; raises ModelRefused where the factory or its module cannot be used.
 
-    config: the whole configuration. signature: shapes of one row. labels: the label map (categorical).
+    config: the whole configuration. signature: shapes of one row. labels: the label map (categorical). steady: a training
+    step computes what an evaluation does (no dropout), so that its outputs can be scored. trained: False for predictions
+    alone, which need no gradients.
     """
 
-    def __init__(self, config: Config, signature: Signature, labels: LabelMap, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        signature: Signature,
+        labels: LabelMap,
+        device: torch.device,
+        trained: bool = True,
+    ) -> None:
         self.signature = signature
         self.labels = labels
         self.device = device
         self.dtype = DTYPES[config.train.dtype]
         self.likelihood: Likelihood = likelihood(config.model.likelihood, config.model.classes, config.model.noise_variance)
+        self.autocast = config.train.autocast != "off"
         self.module = self._build(config)
+        if not trained:
+            self.module.eval()
         self.flags = TrainingFlags(self.module)
-        self.parameters = FlatParameters(self.module)
+        self.parameters = FlatParameters(self.module, gradients=trained)
         self.conversion = Conversion(self.dtype, device, labels.to_outputs if self._labelled(config) else None)
         self._try_forward()
+        self.steady = self._is_steady()
 
     @staticmethod
     def _labelled(config: Config) -> bool:
@@ -72,9 +85,30 @@ class Network:
         refuse_batchnorm(module)
         return module.to(self.device, self.dtype)
 
+    def _two_rows(self) -> Tensor:
+        return self.conversion.x(np.zeros((2, *self.signature.x_shape), "<i8" if self.signature.x_integer else "<f4"))
+
+    def _is_steady(self) -> bool:
+        """Whether a training step draws no random numbers, changes no buffers and computes what evaluation computes."""
+        if self.autocast:
+            return False
+        x = self._two_rows()
+        before = [buffer.clone() for buffer in self.module.buffers()]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            states = _random_states(self.device)
+            training = self.module(x)
+            drew = any(not torch.equal(a, b) for a, b in zip(states, _random_states(self.device), strict=True))
+        changed = False
+        for buffer, old in zip(self.module.buffers(), before, strict=True):
+            changed = changed or not torch.equal(buffer, old)
+            buffer.copy_(old)
+        with self.evaluating():
+            return not drew and not changed and torch.equal(training, self.module(x))
+
     def _try_forward(self) -> None:
         """Two rows of zeros through the model, so that a wrong shape is refused before any data is taken."""
-        x = self.conversion.x(np.zeros((2, *self.signature.x_shape), "<i8" if self.signature.x_integer else "<f4"))
+        x = self._two_rows()
         target_dtype = "<i8" if self.conversion.to_outputs is not None else "<f4"
         y = torch.from_numpy(np.zeros((2, *self.signature.y_shape), target_dtype)).to(self.device)
         try:
@@ -86,6 +120,18 @@ class Network:
             raise ModelRefused(
                 f"the model cannot take rows of shape {list(self.signature.x_shape)}: {type(error).__name__}: {error}"
             ) from error
+
+    def training_output(self, x: Tensor) -> Tensor:
+        """The module's output for a training step; with `train.autocast`, in bfloat16 wherever PyTorch holds that safe.
+
+        Scores before training, the Fisher and predictions are always computed in full precision.
+        """
+        if not self.autocast:
+            output: Tensor = self.module(x)
+            return output
+        with torch.autocast(self.device.type, torch.bfloat16):
+            output = self.module(x)
+        return output.to(self.dtype)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -133,9 +179,19 @@ class Network:
                 f"model: the state directory holds {state['theta'].size} parameters, the configured model has "
                 f"{self.parameters.size}; use the configuration it was made with, or a new state_dir"
             )
-        self.parameters.load(torch.from_numpy(np.array(state["theta"])))
+        self.parameters.load(_tensor(state["theta"]))
         for name, tensor in self.fixed().items():
-            tensor.copy_(torch.from_numpy(np.array(state[f"fixed.{name}"])))
+            tensor.copy_(_tensor(state[f"fixed.{name}"]))
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    """A tensor of an array, copied only where the array is read-only, which PyTorch does not know."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    """Of the generators that a model on this device may draw from."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
 
 
 def _host(tensor: Tensor) -> npt.NDArray[Any]:

@@ -22,12 +22,14 @@ from streamcl.config import Train
 from streamcl.core.gaussian import DiagonalGaussian
 from streamcl.learning.data import TaskData
 from streamcl.learning.network import Network
+from streamcl.learning.optimisers import Adam, Lbfgs, Sgd
+from streamcl.storage.checkpoint import under
 
 LAST_EPOCH_RATE = 0.1  # the last epoch anneals, so that theta* is near an optimum of eq. 11
-LBFGS_ITERATIONS = 20  # an epoch of L-BFGS
 POLISH_ITERATIONS = 40  # steps on gradients alone behind L-BFGS
 TRIAL_STEP = 1e-4  # of the parameters' norm: the first trial of a secant
 POLISH_PATIENCE = 5  # and how many of them may fail to improve
+PREFIX = "optimizer."  # of the optimiser's tensors in a checkpoint
 RESTLESS_NATS = 0.1  # what Adam's own restlessness may cost under the penalty, a sample
 
 
@@ -48,40 +50,33 @@ class Optimisation:
         self.network = network
         self.train = train
         self.steps = 0
-        self.optimizer = self._optimizer()
+        self.optimiser = self._optimiser()
         self.set_penalty(penalty)
 
     def set_penalty(self, penalty: DiagonalGaussian) -> None:
         """From here on, another penalty."""
         self.penalty = penalty.to(self.network.device, self.network.dtype)
-        self._weight = 0.0
-        self._scaled = self.penalty
+        self._weight = 1.0
+        self._scaled = self.penalty.scaled(self._weight)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        theta = [self.network.parameters.theta]
+    def _optimiser(self) -> Adam | Sgd | Lbfgs:
+        parameters, rate = self.network.parameters, self.train.learning_rate
         match self.train.optimizer:
             case "adam":
-                return torch.optim.Adam(theta, lr=self.train.learning_rate, fused=True)
+                return Adam(parameters.theta.detach(), parameters.grad, rate)
             case "sgd":
-                return torch.optim.SGD(theta, lr=self.train.learning_rate)
-            case "lbfgs":  # its line search finds the step, so learning_rate is not used
-                return torch.optim.LBFGS(
-                    theta,
-                    max_iter=LBFGS_ITERATIONS,
-                    history_size=LBFGS_ITERATIONS,
-                    tolerance_grad=0.0,
-                    tolerance_change=0.0,
-                    line_search_fn="strong_wolfe",
-                )
+                return Sgd(parameters.theta.detach(), parameters.grad, rate)
+            case "lbfgs":
+                return Lbfgs(parameters.theta, rate)
 
     @property
     def full_batch(self) -> bool:
         """Whether the optimiser only works on a whole task, at its boundary."""
-        return self.train.optimizer == "lbfgs"
+        return isinstance(self.optimiser, Lbfgs)
 
     @property
     def _implicit(self) -> bool:
-        return self.train.optimizer == "sgd"
+        return isinstance(self.optimiser, Sgd)
 
     def warning(self, samples: int) -> str | None:
         """What is wrong with this learning rate under this penalty for a task of N samples, and one that would do.
@@ -108,22 +103,24 @@ class Optimisation:
         """Scale the penalty by 1/N for the steps that follow; N is the task's samples so far."""
         if self._weight != 1.0 / samples:
             self._weight = 1.0 / samples
-            self._scaled = self.penalty.scaled(self._weight)
+            self._scaled.weigh(self._weight)
 
     def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a minibatch; returns its per-sample NLL [n] and the output it had before the step."""
-        parameters = self.network.parameters
+        parameters, optimiser = self.network.parameters, self.optimiser
+        if isinstance(optimiser, Lbfgs):
+            raise RuntimeError("L-BFGS works on a whole task, not on minibatches")
         theta = parameters.theta.detach()
         if self._implicit:
             parameters.grad.zero_()
         else:
             self._scaled.gradient(theta, out=parameters.grad)
-        output = self.network.module(x)
+        output = self.network.training_output(x)
         nll = self.network.likelihood.nll(output, y)
         torch.autograd.backward(nll.mean())
-        self.optimizer.step()
+        optimiser.step()
         if self._implicit:
-            self._scaled.proximal(theta, self.optimizer.param_groups[0]["lr"])
+            self._scaled.proximal(theta, optimiser.rate)
         self.steps += 1
         return nll.detach(), output.detach()
 
@@ -134,7 +131,7 @@ class Optimisation:
         whenever it comes. Yields None after every step, so that a caller can look up, and an EpochResult after every epoch.
         """
         self.set_samples(data.samples)
-        self.optimizer = self._optimizer()  # moments from while N was small, and the penalty large, would hold it back
+        self.optimiser = self._optimiser()  # moments from while N was small, and the penalty large, would hold it back
         previous, settled = float("inf"), False
         for epoch in range(1, self.train.epochs + 1):
             last = settled or epoch == self.train.epochs
@@ -154,8 +151,8 @@ class Optimisation:
         return float(self.penalty.value(self.network.parameters.theta.detach()))
 
     def _epoch(self, data: TaskData, rng: np.random.Generator) -> Generator[None, None, float]:
-        if self.full_batch:
-            return (yield from self._lbfgs_epoch(data))
+        if isinstance(self.optimiser, Lbfgs):
+            return (yield from self._lbfgs_epoch(data, self.optimiser))
         total = torch.zeros((), dtype=torch.float64, device=self.network.device)
         for x, y in data.minibatches(self.train.batch_size, rng):
             total += self.step(x, y)[0].sum()
@@ -163,15 +160,13 @@ class Optimisation:
         return float(total) / data.samples
 
     def _anneal(self, last: bool) -> None:
-        rate = self.train.learning_rate * (LAST_EPOCH_RATE if last else 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self.optimiser.rate = self.train.learning_rate * (LAST_EPOCH_RATE if last else 1.0)
 
-    def _lbfgs_epoch(self, data: TaskData) -> Generator[None, None, float]:
+    def _lbfgs_epoch(self, data: TaskData, lbfgs: Lbfgs) -> Generator[None, None, float]:
         """One call of L-BFGS on the summed objective, whose scale suits its curvature test."""
         self.network.flags.eval()  # full batch: the objective must be the same function at every evaluation
         try:
-            self.optimizer.step(lambda: float(self._objective(data)))
+            lbfgs.minimise(lambda: float(self._objective(data)))
             self.steps += 1
             nll = mean_nll(self.network, data)
         finally:
@@ -231,25 +226,11 @@ class Optimisation:
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """The optimiser's tensors by name, on the host."""
-        held = self.optimizer.state.get(self.network.parameters.theta, {})
-        return {
-            f"optimizer.{name}": tensor.detach().cpu().numpy()
-            for name, tensor in held.items()
-            if isinstance(tensor, Tensor)
-        }
+        return {f"{PREFIX}{name}": tensor.cpu().numpy() for name, tensor in self.optimiser.state().items()}
 
     def load(self, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take over what `state` gave."""
-        theta = self.network.parameters.theta
-        held = {
-            name.removeprefix("optimizer."): torch.from_numpy(np.array(array))
-            for name, array in tensors.items()
-            if name.startswith("optimizer.")
-        }
-        if held:
-            state = {0: held}
-            self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        assert theta is self.optimizer.param_groups[0]["params"][0]
+        self.optimiser.load({name: torch.from_numpy(np.array(array)) for name, array in under(PREFIX, tensors).items()})
 
 
 def mean_nll(network: Network, data: TaskData) -> float:

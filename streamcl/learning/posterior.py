@@ -28,8 +28,8 @@ from streamcl.core.gaussian import DiagonalGaussian
 class FactorSource(Protocol):
     """Where the factors are kept."""
 
-    def read(self, number: int, task: str) -> Mapping[str, npt.NDArray[Any]]:
-        """One factor's arrays; raises Damaged."""
+    def read(self, number: int, task: str, verify: bool = True) -> Mapping[str, npt.NDArray[Any]]:
+        """One factor's arrays; raises Damaged. verify: False where it is only looked at, and becomes part of nothing."""
 
 
 @dataclass(slots=True)
@@ -86,25 +86,34 @@ class Posterior:
         self.total = consolidation.product(self.prior, self._factors(without=task))
         del self.tasks[task]
 
-    def follow(self, theta: Tensor) -> Iterator[tuple[str, float, float]]:
-        """Each task's name, its penalty at theta in nats, and the penalty's rise in nats a sample since it was learned."""
+    def follow(self, theta: Tensor, followed: Mapping[str, int]) -> Iterator[tuple[str, float, float]]:
+        """Each task's name, its penalty at theta in nats, and the penalty's rise in nats a sample since it was learned.
+
+        followed: when each was last looked at; those longest ago come first. What was withdrawn meanwhile is passed over.
+        """
         if not self.keeps_factors:
             return
-        for task, entry in self.tasks.items():
-            factor = self._factor(task)
-            if factor is None:
+        for task in sorted(self.tasks, key=lambda name: followed.get(name, -1)):
+            entry = self.tasks.get(task)
+            factor = None if entry is None else self._factor(task, verify=False)
+            if entry is None or factor is None:
                 continue
-            rise = (consolidation.potential(factor, theta) - entry["potential"]) / entry["samples"]
-            yield task, consolidation.penalty(factor, theta), rise
+            now = consolidation.potential(factor, theta)
+            square = entry.get("completed_square")  # entries of earlier versions do not have it
+            penalty = now + (consolidation.completed_square(factor) if square is None else square)
+            yield task, penalty, (now - entry["potential"]) / entry["samples"]
 
     def _factors(self, without: str) -> Iterator[DiagonalGaussian]:
         factors = (self._factor(task) for task in self.tasks if task != without)
         return (factor for factor in factors if factor is not None)
 
-    def _factor(self, task: str) -> DiagonalGaussian | None:
+    def _factor(self, task: str, verify: bool = True) -> DiagonalGaussian | None:
         """A task's factor; None where none of its data could be learned."""
         number = self.tasks[task]["factor"]
-        return None if number is None else from_arrays(self.source.read(number, task))
+        if number is None:
+            return None
+        arrays = self.source.read(number, task, verify)
+        return DiagonalGaussian.from_state({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> DiagonalGaussian:
