@@ -175,7 +175,7 @@ def test_a_process_that_hangs_is_ended_and_started_again(start: Callable[..., Lo
 
 def test_a_long_consolidation_is_progress(start: Callable[..., LocalDaemon]) -> None:
     """The watchdog follows steps, not records: many epochs may take longer than its patience."""
-    daemon = start(tree(watchdog_seconds=5.0, epochs=1500, batch_size=8))
+    daemon = start(tree(watchdog_seconds=5.0, epochs=4000, batch_size=8))
     with daemon.producer() as producer:
         producer.send(*data(0, n=200), "a")
         assert producer.boundary("a")["seconds"] > 5

@@ -6,6 +6,7 @@ the supervisor is gone and the child ends. Terminal and service signals are the 
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import socket
@@ -25,6 +26,7 @@ ROLES = {
     "trainer": "streamcl.daemon.trainer",
     "predictor": "streamcl.daemon.predictor",
 }
+NICENESS = {"trainer": 5}  # those that answer come first where processors are short; idle ones are used all the same
 FATAL = (ConfigError, Damaged, UnknownFormat, ModelRefused)  # a restart would meet the same again
 
 
@@ -34,6 +36,7 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     configure(role)
+    os.nice(NICENESS.get(role, 0))
     channels = [Channel(socket.socket(fileno=int(descriptor))) for descriptor in descriptors]
     first = _first_message(channels[0])
     if first is None:

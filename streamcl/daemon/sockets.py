@@ -11,7 +11,7 @@ import zmq
 from streamcl.errors import ConfigError
 from streamcl.protocol.frames import MESSAGE_BYTES, Buffer, is_delimited
 
-RECEIVE_QUEUE = 8  # messages a peer that ZeroMQ buffers; the rest waits in the peer's TCP window
+RECEIVE_QUEUE = 16  # messages a peer that ZeroMQ buffers; the rest waits in the peer's TCP window
 SEND_QUEUE = 1000
 BURST = 64
 

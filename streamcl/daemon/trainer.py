@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ import torch
 from streamcl import models
 from streamcl.config import Config
 from streamcl.daemon.channel import Channel
+from streamcl.daemon.memory import Memory
 from streamcl.errors import ConfigError, ModelRefused
 from streamcl.learning.learner import Event, Learner, Outcome, Progress, Unlearnable
 from streamcl.protocol.signature import Signature
@@ -31,11 +32,15 @@ from streamcl.storage.ledger import Ledger
 from streamcl.storage.state import StateDirectory
 
 REPORT_SECONDS = 0.05
+LOOK_SECONDS = 0.005  # between two looks at the channels during a record
 FULL_SECONDS = 1.0  # between two attempts to write to a full disk
 CHECKPOINT_SECONDS = 30.0
-PUBLISH_SECONDS = 0.05
+PUBLISH_SECONDS = 0.2
+FOLLOWED_AT_ONCE = 16  # tasks, at a boundary; more of them for
+FOLLOW_SHARE = 0.02  # this share of the time that it took; the rest when there is nothing to learn,
+FOLLOW_SECONDS = 0.05  # so long between two looks at the channels
 FOLLOWED_TOGETHER = 500  # tasks in one message to ingest
-PUBLISH_SHARE = 0.02  # at most this share of the time goes into publishing parameters
+PUBLISH_SHARE = 0.01  # at most this share of the time goes into publishing parameters
 
 T = TypeVar("T")
 
@@ -62,6 +67,7 @@ class Trainer:
         self.factors = Factors(self.state.factors, self.disk)
         self.learner = Learner(config, self.factors)
         self.log = structlog.get_logger()
+        self.memory = Memory()
         self.reader = log.LogReader(self.state.log)
         self.ledger: Ledger | None = None
         self.last_entry: dict[str, Any] | None = None
@@ -73,12 +79,15 @@ class Trainer:
         self.quarantine: list[dict[str, Any]] = []
         self.full: str | None = None
         self.activity = "recovering"
-        self._last_report = self._last_publish = self._last_step = 0.0
+        self._last_report = self._last_publish = self._last_step = self._last_look = 0.0
         self._last_checkpoint = time.monotonic()
         self._publish_cost = 0.0
         self._step_seconds: list[float] = []
         self._reported_samples = 0
-        self._published_posterior = -1
+        self._following: Iterator[tuple[str, float, float]] = iter(())
+        self._followed: dict[str, int] = {}
+        self._followed_lsn, self._followed_time = 0, 0.0
+        self._penalties: list[list[Any]] = []
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -139,7 +148,8 @@ class Trainer:
         self.activity = "idle" if self.learner.open_task is None else self._learning()
         self._report(force=True)
         self._checkpoint_if_due()
-        self._wait(1.0)
+        self._follow_on(FOLLOW_SECONDS)
+        self._wait(0.0 if self._penalties else 1.0)
         self._look_up()
 
     def _learning(self) -> str:
@@ -164,6 +174,7 @@ class Trainer:
             return True
         self._report()
         self._publish()
+        self._follow_on(0.0)
         self._checkpoint_if_due(force=lsn in self.learner.wary)  # so that another failure does not come back this far
         return True
 
@@ -225,10 +236,12 @@ class Trainer:
             self.activity = "consolidating"
         self._report(event)
         self._publish()
-        if self.activity == "consolidating":
-            self._look_up()
-        else:
-            self._listen()  # a pause waits for the batch's end: a checkpoint must never fall within a record
+        if now - self._last_look > LOOK_SECONDS:
+            self._last_look = now
+            if self.activity == "consolidating":
+                self._look_up()
+            else:
+                self._listen()  # a pause waits for the batch's end: a checkpoint must never fall within a record
         if self.stopping == "now" and self.activity == "consolidating":
             raise _Stopped
         self._last_step = time.monotonic()
@@ -246,7 +259,7 @@ class Trainer:
         self._save_checkpoint()
         self._drop()
         self._publish(force=True)
-        self._follow_tasks()
+        self._follow_tasks(FOLLOW_SHARE * entry["seconds"])
         self.side.send("done", entry=entry, warning=self.learner.warning)
         self.log.info(entry["kind"], **{name: entry.get(name) for name in ("task", "samples", "loss", "seconds")})
 
@@ -263,8 +276,10 @@ class Trainer:
         meta, tensors = self.learner.snapshot()
         meta["ledger"] = len(self.ledger)
         self._patiently(lambda: checkpoint.save(self.state.path, meta, tensors, self.disk))
+        self.memory.give_back()
         self._last_checkpoint = time.monotonic()
         self.checkpointed_lsn = self.learner.next_lsn
+        published.clear(self.state.posterior)
         self._report(force=True)  # whoever waits for the checkpoint or the boundary then reads a status that has it
         self.side.send(
             "checkpointed",
@@ -302,8 +317,8 @@ class Trainer:
         served = self.learner.served()
         if not np.isfinite(served["theta"]).all():
             return  # about to be rolled back
-        if self._published_posterior != self.learner.consolidations:
-            self._publish_posterior()
+        if self.checkpointed_lsn == 0 and not self.state.posterior.exists():
+            self._publish_prior()
         meta = {
             "version": self.learner.steps,
             "signature": self.learner.snapshot_signature(),
@@ -316,23 +331,46 @@ class Trainer:
         self._last_publish = time.monotonic()
         self._publish_cost = self._last_publish - started
 
-    def _publish_posterior(self) -> None:
+    def _publish_prior(self) -> None:
+        """Until there is a checkpoint, which holds the posterior, show the one there is before any task."""
         posterior = self.learner.posterior
         if posterior is None:
             return
         tensors = {name: np.asarray(tensor) for name, tensor in posterior.total.state().items()}
         published.publish(self.state.posterior, {"posterior": self.learner.consolidations}, tensors)
-        self._published_posterior = self.learner.consolidations
 
-    def _follow_tasks(self) -> None:
-        """Say what every task's penalty has come to; one message of bounded size after another."""
+    # -- following tasks without their data ----------------------------------------------------------------------
+
+    def _follow_tasks(self, seconds: float = 0.0) -> None:
+        """Find what every task's penalty has come to at these parameters; some, and for so long, now, the rest by and by.
+
+        A boundary must not wait for a walk over all the factors, however many tasks there are.
+        """
         posterior, network = self.learner.posterior, self.learner.network
         if posterior is None or network is None or self.learner.open_task is not None:
             return
-        rows = [list(row) for row in posterior.follow(network.master())]
+        self._say_penalties()
+        self._following = posterior.follow(network.master(), self._followed)
+        self._followed_lsn, self._followed_time = self.learner.next_lsn, time.time()
+        self._follow_on(seconds, FOLLOWED_AT_ONCE)
+
+    def _follow_on(self, seconds: float, least: int = 1) -> None:
+        """Go on following; at least so many tasks, and no longer than that once they are done."""
+        deadline = time.monotonic() + seconds
+        for number, row in enumerate(self._following, start=1):
+            self._followed[row[0]] = self._followed_lsn
+            self._penalties.append(list(row))
+            if number >= least and time.monotonic() > deadline:
+                return
+        self._say_penalties()
+
+    def _say_penalties(self) -> None:
+        """Tell ingest what has been found, in messages of bounded size."""
+        known = {} if self.learner.posterior is None else self.learner.posterior.tasks
+        rows, self._penalties = [row for row in self._penalties if row[0] in known], []  # some may be withdrawn by now
         for start in range(0, len(rows), FOLLOWED_TOGETHER):
             part = rows[start : start + FOLLOWED_TOGETHER]
-            self.side.send("penalties", lsn=self.learner.next_lsn, time=time.time(), rows=part)
+            self.side.send("penalties", lsn=self._followed_lsn, time=self._followed_time, rows=part)
 
     def _report(self, event: Event = None, force: bool = False) -> None:
         now = time.monotonic()
@@ -370,7 +408,7 @@ class Trainer:
         """Take what the other processes say; while paused, do nothing else."""
         self._listen()
         while self.paused and self.stopping is None:
-            self._report(force=True)
+            self._report()  # not with every word of a busy ingest
             if self.wants_checkpoint and self.activity != "consolidating":  # between two records, or within a boundary
                 self._save_checkpoint()
             self._wait(1.0)
