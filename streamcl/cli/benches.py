@@ -8,6 +8,8 @@ from typing import Any
 
 from streamcl.cli.common import command
 
+SPEED_PARTS = ("ingest", "training", "penalty", "fisher", "boundary", "prediction", "memory", "start")
+
 
 def add_commands(commands: Any) -> None:
     """Add this module's commands."""
@@ -27,6 +29,7 @@ def add_commands(commands: Any) -> None:
     _add_revisit(benches)
     _add_order_bias(benches)
     _add_speed(benches)
+    _add_growth(benches)
     _add_faults(benches)
     _add_soak(benches)
 
@@ -82,11 +85,28 @@ def _add_speed(benches: Any) -> None:
         benches,
         "speed",
         speed,
-        "What streamcl costs over what it does: the penalty in a step, the Fisher, a prediction, a start; as ratios, each "
-        "with its goal. Ends with 1 if a goal is missed.",
+        "What streamcl costs over what it does: ingest, training, the penalty in a step, the Fisher, a boundary, a "
+        "prediction, memory, a start; as ratios, each with its goal. Ends with 1 if a goal is missed.",
         "streamcl bench speed --json speed.json",
     )
     parser.add_argument("--rounds", type=int, default=9, help="of every comparison (default 9)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", choices=SPEED_PARTS, help=", ".join(SPEED_PARTS))
+    _add_figures(parser)
+
+
+def _add_growth(benches: Any) -> None:
+    parser = command(
+        benches,
+        "growth",
+        growth,
+        "How the cost of a training step and of a boundary grows: with the number of tasks (it must not), with the "
+        "parameters and with the samples (linearly).",
+        "streamcl bench growth --json growth.json --plot growth.png",
+    )
+    parser.add_argument("--tasks", type=int, default=500, help="tasks learned, in single and in factor mode (default 500)")
+    parser.add_argument("--parameters", type=int, default=10**8, help="of the largest model (default 100 million)")
+    parser.add_argument("--samples", type=int, default=32_000, help="of the largest task (default 32,000)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves (PNG or SVG)")
     _add_figures(parser)
 
 
@@ -192,4 +212,11 @@ def speed(options: argparse.Namespace) -> int:
     """Run the comparisons."""
     from streamcl.bench.speed import run
 
-    return run(options.rounds, options.json)
+    return run(options.rounds, options.only, options.json)
+
+
+def growth(options: argparse.Namespace) -> None:
+    """Run the measurements."""
+    from streamcl.bench.growth import run
+
+    run(options.tasks, options.parameters, options.samples, options.json, options.plot)
