@@ -47,6 +47,11 @@ def _array(values: Any) -> Array:
     return array
 
 
+def _alike(one: Array, other: Array) -> bool:
+    """Whether these are rows of one kind."""
+    return one.dtype == other.dtype and one.shape[1:] == other.shape[1:]
+
+
 def _is_block(x: Array, y: Array) -> bool:
     """Whether these are rows and as many targets."""
     return x.ndim > 0 and y.ndim > 0 and 0 < len(x) == len(y)
@@ -120,9 +125,7 @@ class _Gathered:
 
     def takes(self, x: Array, y: Array, task: str) -> bool:
         """Whether a block can be joined to the others without changing what it says."""
-        return task == self.task and all(
-            new.dtype == held[0].dtype and new.shape[1:] == held[0].shape[1:] for new, held in ((x, self.x), (y, self.y))
-        )
+        return task == self.task and _alike(x, self.x[0]) and _alike(y, self.y[0])
 
     def add(self, x: Array, y: Array) -> None:
         """One more block."""

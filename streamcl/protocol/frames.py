@@ -198,6 +198,8 @@ def portable(name: str, array: Array) -> Array:
 
     Raises Refused ``bad_array`` for a dtype that the protocol does not carry.
     """
+    if array.flags.c_contiguous and array.dtype.str in DTYPES:
+        return array
     array = np.ascontiguousarray(array)
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     if array.dtype.str not in DTYPES:

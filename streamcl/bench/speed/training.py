@@ -12,7 +12,7 @@ from streamcl.bench.speed.workloads import Workload
 from streamcl.client import Admin, Producer
 
 LOOK_SECONDS = 0.01
-RECORDS = {"MLP 784-400-400-10": 60, "convolutional": 40}
+RECORDS = {"MLP 784-400-400-10": 160, "convolutional": 50}
 
 
 def rows(rounds: int) -> list[Row]:
