@@ -53,7 +53,9 @@ def run(config: Config, up: Channel, side: Channel) -> None:
     """The process's main function; returns when the daemon stops."""
     models.load_factory(config.model.factory)  # said at the start, not at the first batch
     torch.set_flush_denormal(True)  # squares of small gradients are denormal and slow CPU arithmetic many times
-    Trainer(config, up, side).run()
+    trainer = Trainer(config, up, side)
+    trainer.memory.keep()
+    trainer.run()
 
 
 class Trainer:

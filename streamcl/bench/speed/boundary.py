@@ -45,6 +45,7 @@ class Boundaries:
         self._ends = [Channel.pair(), Channel.pair()]
         self.writer = LogWriter.recover(self.state.log, Disk())
         self.trainer = _Timed(config, *(Channel(ours) for ours, _ in self._ends))
+        self.trainer.memory.keep()
         self.trainer.recover()
         rng = np.random.default_rng(0)
         self._x = rng.standard_normal((rows, features), np.float32)
