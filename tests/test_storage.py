@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 
 from streamcl.errors import Damaged, StateInUse, UnknownFormat
-from streamcl.storage import checkpoint, container, ledger, log, published, segments
+from streamcl.storage import checkpoint, container, ledger, log, published, segments, verified
 from streamcl.storage.disk import Buffer, Disk, SyncFailed
 from streamcl.storage.lock import StateLock
 from streamcl.storage.records import ArraySpec, Batch, Boundary, Record, decode, encode
@@ -483,7 +483,21 @@ def test_any_metadata_and_arrays_come_back(arrays: dict[str, np.ndarray], meta: 
 def test_a_checkpoint_is_synced_before_it_is_renamed_and_its_name_after(tmp_path: Path) -> None:
     disk = Recorder()
     checkpoint.save(tmp_path, META, ARRAYS, disk)
+    assert disk.calls == ["create", "write", "sync", "rename", "sync directory"]
+
+
+def test_a_large_file_is_hashed_beside_the_writing_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verified, "BESIDE_BYTES", 0)
+    disk = Recorder()
+    checkpoint.save(tmp_path, META, ARRAYS, disk)
     assert disk.calls == ["create", "write", "write", "sync", "rename", "sync directory"]
+    saved = checkpoint.load(tmp_path)
+    assert saved is not None
+    assert saved.meta == META
+    assert all((saved.tensors[name] == array).all() for name, array in ARRAYS.items())
+    with pytest.raises(Damaged):
+        checkpoint.save(tmp_path, {"new": True}, ARRAYS, WrongDisk())
+    assert checkpoint.read_meta(tmp_path) == META
 
 
 def test_what_an_unfinished_save_left_is_removed(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from streamcl.errors import Damaged
 from streamcl.storage import container
 from streamcl.storage.disk import Buffer, Disk
 
+BESIDE_BYTES = 1 << 20  # from which on a thread for the digests pays
 COMPARED_BYTES = 1 << 20  # at a time, so that the comparison stays in the cache
 
 
@@ -62,18 +63,29 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, contents: container.Contents, disk: Disk) -> list[Buffer]:
-    """Write a new file, its digests computed beside the writing; returns all that it must hold."""
+    """Write a new file, synced; returns all that it must hold."""
     fd = disk.create(path)
     try:
-        with ThreadPoolExecutor(1) as beside:
-            first_page = beside.submit(contents.first_page, True)
-            disk.write(fd, contents.buffers, container.PAGE)
-            disk.write(fd, [first_page.result()], 0)
+        first_page = _fill(fd, contents, disk)
         disk.sync_data(fd)
         _drop_from_cache(fd)
     finally:
         disk.close(fd)
-    return [first_page.result(), *contents.buffers]
+    return [first_page, *contents.buffers]
+
+
+def _fill(fd: int, contents: container.Contents, disk: Disk) -> bytes:
+    """Write everything, the digests of much computed beside the writing; returns the first page."""
+    if sum(len(buffer) for buffer in contents.buffers) < BESIDE_BYTES:
+        first_page = contents.first_page(True)
+        disk.write(fd, [first_page, *contents.buffers], 0)
+        return first_page
+    with ThreadPoolExecutor(1) as beside:
+        digested = beside.submit(contents.first_page, True)
+        disk.write(fd, contents.buffers, container.PAGE)
+        first_page = digested.result()
+    disk.write(fd, [first_page], 0)
+    return first_page
 
 
 def _check_is(buffers: Sequence[Buffer], data: memoryview, path: Path) -> None:
