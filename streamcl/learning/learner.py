@@ -27,7 +27,7 @@ from streamcl.errors import ConfigError, StreamclError
 from streamcl.learning.data import Block, TaskData
 from streamcl.learning.evaluation import Prequential
 from streamcl.learning.network import Network, choose_device
-from streamcl.learning.optimisation import EpochResult, Optimisation, mean_nll
+from streamcl.learning.optimisation import EpochResult, Optimisation
 from streamcl.learning.posterior import FactorSource, Posterior, from_arrays
 from streamcl.protocol.session import signature_of
 from streamcl.protocol.signature import LabelMap, Signature
@@ -282,9 +282,9 @@ class Learner:
         yield from self._fit(task, data, lsn)
         if weight is None:
             weight = self.config.posterior.effective_scale * data.samples
-        factor = yield from self._absorb(task, data, weight, self._seed(lsn))
-        loss = mean_nll(self._network, data)
+        fisher, loss = yield from self._fisher(data, self._seed(lsn))
         self._check_finite(loss, task.name)
+        factor = self._absorb(task, task_precision(fisher, data.samples, weight))
         self.train_loss = loss
         kind = "boundary" if task.damping is None else "revisit"
         entry = self._entry(kind, lsn, record, started, samples=data.samples, weight=weight, loss=loss)
@@ -341,10 +341,8 @@ class Learner:
         train = msgspec.structs.replace(self.config.train, learning_rate=rate)
         self.optimisation = Optimisation(self._network, task.penalty, train)
 
-    def _absorb(
-        self, task: OpenTask, data: TaskData, weight: float, seed: int
-    ) -> Generator[Event, None, DiagonalGaussian | None]:
-        """Fisher at the optimum, then the new posterior; nothing is kept of either unless both are finite."""
+    def _fisher(self, data: TaskData, seed: int) -> Generator[Event, None, tuple[torch.Tensor, float]]:
+        """The Fisher at the optimum, [P] float64 on the host, and the mean NLL there: one forward pass serves both."""
         network = self._network
         generator = torch.Generator(device=self.device).manual_seed(seed)
         fisher = DiagonalFisher(
@@ -354,12 +352,16 @@ class Learner:
             self.config.posterior.fisher,
             generator=generator,
         )
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for x, y in data.chunks(FISHER_ROWS):
-            fisher.add(x, y)
+            total += network.likelihood.nll(fisher.add(x, y), y).sum()
             yield None
-        theta = network.master()
+        return fisher.total.cpu(), float(total) / data.samples
+
+    def _absorb(self, task: OpenTask, curvature: torch.Tensor) -> DiagonalGaussian | None:
+        """The new posterior; nothing is kept of it unless it is finite."""
+        theta = self._network.master()
         self._check_finite(float(theta.sum()), task.name)
-        curvature = task_precision(fisher.total.cpu().double(), data.samples, weight)
         return self._posterior.absorb(task.penalty, curvature, theta, task.revisited, task.damping or 1.0)
 
     def _task_data(self, task: OpenTask, log: LogReader) -> TaskData:
