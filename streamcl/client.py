@@ -19,6 +19,8 @@ import numpy.typing as npt
 import zmq
 
 from streamcl.errors import Refused, StreamclError, Unreachable
+from streamcl.handshake import Handshake, KeysGiven, ServerGiven, client_keys
+from streamcl.keys import Keys
 from streamcl.protocol import frames
 from streamcl.protocol.frames import NamedArrays
 
@@ -59,9 +61,11 @@ def _revisit(task: str, damping: float | None) -> dict[str, Any]:
 class _Connection:
     """One DEALER socket that can be thrown away and made again."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, keys: Keys | None = None) -> None:
         self.endpoint = endpoint
+        self.keys = keys
         self._socket: zmq.Socket[bytes] | None = None
+        self._handshake: Handshake | None = None
 
     def open(self) -> None:
         self.close()
@@ -69,13 +73,15 @@ class _Connection:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)
+        self._handshake = Handshake(self._socket, self.endpoint, self.keys)
         try:
             self._socket.connect(self.endpoint)
         except zmq.ZMQError as error:
             raise Unreachable(f"{self.endpoint}: not an endpoint ({error}); expected tcp://HOST:PORT") from None
 
     def close(self) -> None:
-        if self._socket is not None:
+        if self._socket is not None and self._handshake is not None:
+            self._handshake.close()
             self._socket.close()
             self._socket = None
 
@@ -86,7 +92,8 @@ class _Connection:
     def receive(self, timeout_ms: float) -> tuple[dict[str, Any], NamedArrays] | None:
         """The next message within the time, or None."""
         assert self._socket is not None
-        if not self._socket.poll(max(0, int(timeout_ms))):
+        assert self._handshake is not None
+        if not self._handshake.wait(max(0, int(timeout_ms))):
             return None
         parts = self._socket.recv_multipart(copy=False)
         envelope = frames.parse([part.buffer for part in parts], message_bytes=1 << 40)
@@ -106,7 +113,8 @@ class Producer:
     endpoint: the daemon's stream endpoint. producer: this stream's name, 1-128 of ``[A-Za-z0-9._-]``; the daemon
     remembers how far a name has come, so a restarted producer goes on from `durable`. epoch: grows at each restart
     and fences older processes of the same name; the clock in milliseconds unless given. timeout: seconds without
-    any progress after which Unreachable is raised.
+    any progress after which Unreachable is raised. keys: where the daemon asks for keys, this client's secret file of
+    `streamcl keygen`; server_key: the daemon's public key or its file, unless the secret file has it.
 
     >>> with Producer(producer="camera-1") as producer:     # doctest: +SKIP
     ...     producer.send(x, y, task="monday")
@@ -120,6 +128,8 @@ class Producer:
         *,
         epoch: int | None = None,
         timeout: float = 60.0,
+        keys: KeysGiven = None,
+        server_key: ServerGiven = None,
     ) -> None:
         self.producer = producer
         self.timeout = timeout
@@ -133,7 +143,7 @@ class Producer:
         self._kept: OrderedDict[int, _Unacknowledged] = OrderedDict()
         self._done: dict[int, dict[str, Any]] = {}
         self._last_heard = time.monotonic()
-        self._connection = _Connection(endpoint)
+        self._connection = _Connection(endpoint, client_keys(keys, server_key))
         self._connect()
         self._next = self.durable + 1
 
@@ -351,10 +361,10 @@ class Prediction:
 class _Requester:
     """Sends one request and waits for the reply that carries its id."""
 
-    def __init__(self, endpoint: str, timeout: float) -> None:
+    def __init__(self, endpoint: str, timeout: float, keys: KeysGiven = None, server_key: ServerGiven = None) -> None:
         self.timeout = timeout
         self._ids: Iterator[int] = iter(range(1, 2**62))
-        self._connection = _Connection(endpoint)
+        self._connection = _Connection(endpoint, client_keys(keys, server_key))
         self._connection.open()
 
     def close(self) -> None:
@@ -397,10 +407,17 @@ class _Requester:
 
 
 class Reader(_Requester):
-    """Asks a daemon for predictions. Raises Refused, Unreachable."""
+    """Asks a daemon for predictions; `keys` and `server_key` as for a Producer. Raises Refused, Unreachable."""
 
-    def __init__(self, endpoint: str = PREDICT, *, timeout: float = 30.0) -> None:
-        super().__init__(endpoint, timeout)
+    def __init__(
+        self,
+        endpoint: str = PREDICT,
+        *,
+        timeout: float = 30.0,
+        keys: KeysGiven = None,
+        server_key: ServerGiven = None,
+    ) -> None:
+        super().__init__(endpoint, timeout, keys, server_key)
 
     def predict(self, x: Any, samples: int = 0) -> Prediction:
         """Predictions for the rows x [n, ...]; with samples > 0, averaged over draws from the posterior."""
@@ -428,10 +445,20 @@ class ParameterVectors:
 
 
 class Admin(_Requester):
-    """An operator's requests. Each returns the reply's fields; raises Refused, Unreachable."""
+    """An operator's requests; `keys` and `server_key` as for a Producer.
 
-    def __init__(self, endpoint: str = ADMIN, *, timeout: float = 30.0) -> None:
-        super().__init__(endpoint, timeout)
+    Each returns the reply's fields; raises Refused, Unreachable.
+    """
+
+    def __init__(
+        self,
+        endpoint: str = ADMIN,
+        *,
+        timeout: float = 30.0,
+        keys: KeysGiven = None,
+        server_key: ServerGiven = None,
+    ) -> None:
+        super().__init__(endpoint, timeout, keys, server_key)
 
     def status(self) -> dict[str, Any]:
         """What the daemon is doing."""
