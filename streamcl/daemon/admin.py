@@ -67,25 +67,29 @@ class Admin:
     def take(self) -> None:
         """Answer every request that has arrived."""
         for peer, parts in sockets.receive(self.socket, self.ingest.guard.gate):
-            header: dict[str, Any] = {}
-            refused = None
-            try:
-                envelope = frames.parse(parts)
-                header = envelope.header
-                frames.open_arrays(envelope, [])
-                message = messages.decode(header, messages.AdminMessage)
-                self.ingest.guard.check(peer, message)
-                self._answer(Request(peer, message.id), message)
-            except Refused as error:
-                refused = error
-            except StreamclError:
-                raise
-            except Exception as error:  # a defect of ours: one request must not end the service for everyone else
-                self.ingest.log.exception("a request could not be answered")
-                refused = Refused("internal", f"{type(error).__name__}: {error}"[:500], retryable=True)
-            self._note(peer, header, refused)
-            if refused is not None:
-                self._error(Request(peer, header.get("id")), refused)
+            self.judge(peer, parts)
+
+    def judge(self, peer: Peer, parts: Sequence[Buffer]) -> None:
+        """Answer one request: `ok`, `error`, or later."""
+        header: dict[str, Any] = {}
+        refused = None
+        try:
+            envelope = frames.parse(parts)
+            header = envelope.header
+            frames.open_arrays(envelope, [])
+            message = messages.decode(header, messages.AdminMessage)
+            self.ingest.guard.check(peer, message)
+            self._answer(Request(peer, message.id), message)
+        except Refused as error:
+            refused = error
+        except StreamclError:
+            raise
+        except Exception as error:  # a defect of ours: one request must not end the service for everyone else
+            self.ingest.log.exception("a request could not be answered")
+            refused = Refused("internal", f"{type(error).__name__}: {error}"[:500], retryable=True)
+        self._note(peer, header, refused)
+        if refused is not None:
+            self._error(Request(peer, header.get("id")), refused)
 
     def _note(self, peer: Peer, header: dict[str, Any], refused: Refused | None) -> None:
         """For the audit log: what changes anything, and what was not allowed."""
