@@ -30,6 +30,7 @@ def add_commands(commands: Any) -> None:
     _add_faults(benches)
     _add_soak(benches)
     _add_fuzz(benches)
+    _add_curve(benches)
 
 
 def _add_permuted_mnist(benches: Any) -> None:
@@ -136,6 +137,18 @@ def _add_fuzz(benches: Any) -> None:
     _add_figures(parser)
 
 
+def _add_curve(benches: Any) -> None:
+    parser = command(
+        benches,
+        "curve",
+        curve,
+        "What encryption costs: large and small batches through a daemon with keys and through one without, in turns.",
+        "streamcl bench curve --json curve.json",
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="of every comparison (default 9)")
+    _add_figures(parser)
+
+
 def _add_mnist(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """What every benchmark on permuted images takes."""
     parser.add_argument("--data", type=Path, required=required, help="NPZ with train_x train_y test_x test_y (uint8)")
@@ -210,6 +223,13 @@ def fuzz(options: argparse.Namespace) -> int:
     from streamcl.bench.fuzz.report import run
 
     return run(options.messages, options.socket_messages, options.guided, options.seed, options.json)
+
+
+def curve(options: argparse.Namespace) -> int:
+    """Run the comparison."""
+    from streamcl.bench.curve import run
+
+    return run(options.rounds, options.json)
 
 
 def speed(options: argparse.Namespace) -> int:

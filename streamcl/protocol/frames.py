@@ -110,7 +110,7 @@ def _check_id(header: dict[str, Any]) -> None:
     if type(header.get("id")) in (int, type(None)):
         return
     try:
-        size = len(msgpack.packb(header["id"]))
+        size = len(msgpack.packb([[header["id"]]]))  # as deep as in a reply, and deeper
     except ValueError:  # nested deeper than msgpack packs
         size = HEADER_BYTES
     if size > MAX_ID_BYTES:

@@ -230,7 +230,10 @@ def _any(rng: random.Random) -> bytes:
 
 
 def _noise(rng: random.Random, socket: str) -> Frames:
-    """Bytes."""
+    """Bytes; or an id nested deeper than a reply can be packed."""
+    if rng.random() < 0.2:
+        header: bytes = msgpack.packb({"v": 1, "type": rng.choice(KINDS[socket]), "producer": NAMES[0], "id": None})
+        return [header[:-1] + b"\x91" * rng.choice((509, 510, 511, 1000)) + b"\x01"]
     return [rng.randbytes(rng.choice((0, 1, 5, 50, 500))) for _ in range(rng.randint(1, 3))]
 
 
