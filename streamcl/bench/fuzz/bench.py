@@ -129,7 +129,7 @@ class Bench:
         """One message, and everything that follows from it."""
         started = time.perf_counter()
         self.ingest.replies.clear()
-        held = [repr(other.message.id) for waiting in self.ingest.waiting.values() for other in waiting.values()]
+        held = [_text(other.message.id) for waiting in self.ingest.waiting.values() for other in waiting.values()]
         try:
             self._judge(socket, Peer(peer.routing_id, frames.is_delimited(parts), False), parts)
             self.ingest.make_durable()
@@ -153,8 +153,8 @@ class Bench:
             wrong = breach(socket, reply)
             header = {} if wrong else msgpack.unpackb(reply[0] or reply[1])
             self.found.replies[header.get("code") or header.get("type", "?")] += 1
-            if wrong is None and repr(header.get("id")) not in ids:
-                wrong = f"an id came back as {header.get('id')!r}"
+            if wrong is None and _text(header.get("id")) not in ids:
+                wrong = f"an id came back as {_text(header.get('id'))[:100]}"
             if wrong is not None:
                 self.found.broken.append(f"{wrong}: answer to {[bytes(part)[:200] for part in parts[:12]]!r}")
 
@@ -177,9 +177,17 @@ class Bench:
 def _id(parts: Frames) -> str:
     """The id that a reply must bring back: the request's, where one could be read."""
     try:
-        return repr(frames.parse(parts).header.get("id"))
+        return _text(frames.parse(parts).header.get("id"))
     except Refused as refused:
-        return repr(refused.fields.get("id"))
+        return _text(refused.fields.get("id"))
+
+
+def _text(value: Any) -> str:
+    """A value as text that can be compared, NaN and all."""
+    try:
+        return repr(value)
+    except RecursionError:
+        return "too deep to be shown"
 
 
 def run(messages: int, seed: int, hostile: bool = True, every: int = 500) -> tuple[Found, list[Any]]:

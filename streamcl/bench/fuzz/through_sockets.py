@@ -33,7 +33,8 @@ STEPS = 100  # batches of the clean stream
 BATCHES = 10  # a task
 TOGETHER = 50  # hostile messages between two honest questions
 ANSWER_MS = 20_000
-GROWTH_KIB = 24 * 1024
+HEARERS = ("ingest", "predictor")  # the trainer never meets a hostile message
+GROWTH_KIB = 16 * 1024
 GREETINGS = (
     b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0NULL" + bytes(48),
     b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0CURVE" + bytes(47),
@@ -166,7 +167,7 @@ def _learn(home: Path, messages: int, seed: int, found: Found) -> list[bytes]:
             producer.flush()
             _harass(hostile, rng, messages // (STEPS - STEPS // BATCHES), (admin, reader) if messages else ())
             if step in (int(WARM_SHARE * STEPS), STEPS - 2):
-                found.memory.append(sum(anonymous_kib(pid) for pid in daemon.children().values()))
+                found.memory.append(sum(anonymous_kib(daemon.children()[role]) for role in HEARERS))
                 handles.append(sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in daemon.children().values()))
         producer.boundary(f"{CLEAN}-{(STEPS - 1) // BATCHES}")
         hostile.hear(100)
