@@ -20,6 +20,8 @@ import numpy.typing as npt
 import zmq
 
 from streamcl.errors import Refused, StreamclError, Unreachable
+from streamcl.handshake import Handshake, KeysGiven, ServerGiven, client_keys
+from streamcl.keys import Keys
 from streamcl.protocol import frames
 from streamcl.protocol.frames import NamedArrays
 
@@ -72,9 +74,11 @@ def _revisit(task: str, damping: float | None) -> dict[str, Any]:
 class _Connection:
     """One DEALER socket that can be thrown away and made again."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, keys: Keys | None = None) -> None:
         self.endpoint = endpoint
+        self.keys = keys
         self._socket: zmq.Socket[bytes] | None = None
+        self._handshake: Handshake | None = None
 
     def open(self) -> None:
         self.close()
@@ -82,13 +86,15 @@ class _Connection:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)
+        self._handshake = Handshake(self._socket, self.endpoint, self.keys)
         try:
             self._socket.connect(self.endpoint)
         except zmq.ZMQError as error:
             raise Unreachable(f"{self.endpoint}: not an endpoint ({error}); expected tcp://HOST:PORT") from None
 
     def close(self) -> None:
-        if self._socket is not None:
+        if self._socket is not None and self._handshake is not None:
+            self._handshake.close()
             self._socket.close()
             self._socket = None
 
@@ -99,7 +105,8 @@ class _Connection:
     def receive(self, timeout_ms: float) -> tuple[dict[str, Any], NamedArrays] | None:
         """The next message within the time, or None."""
         assert self._socket is not None
-        if not self._socket.poll(max(0, int(timeout_ms))):
+        assert self._handshake is not None
+        if not self._handshake.wait(max(0, int(timeout_ms))):
             return None
         parts = self._socket.recv_multipart(copy=False)
         envelope = frames.parse([part.buffer for part in parts], message_bytes=1 << 40)
@@ -149,6 +156,8 @@ class Producer:
     any progress after which Unreachable is raised. gather_bytes: smaller blocks of one task are joined until they
     come to so many bytes, and travel, are stored, learned from and refused as one message; 0 sends each by itself, so
     that the same calls always make the same messages. linger: seconds after which gathered blocks are sent anyway.
+    keys: where the daemon asks for keys, this client's secret file of `streamcl keygen`; server_key: the daemon's public
+    key or its file, unless the secret file has it.
 
     >>> with Producer(producer="camera-1") as producer:     # doctest: +SKIP
     ...     producer.send(x, y, task="monday")
@@ -164,6 +173,8 @@ class Producer:
         timeout: float = 60.0,
         gather_bytes: int = GATHER_BYTES,
         linger: float = LINGER_SECONDS,
+        keys: KeysGiven = None,
+        server_key: ServerGiven = None,
     ) -> None:
         self.producer = producer
         self.gather_bytes = gather_bytes
@@ -183,7 +194,7 @@ class Producer:
         self._lock = threading.RLock()  # between the caller's thread and the one that sends what has lingered
         self._closed = threading.Event()
         self._lingering: threading.Thread | None = None
-        self._connection = _Connection(endpoint)
+        self._connection = _Connection(endpoint, client_keys(keys, server_key))
         self._connect()
         self._next = self.durable + 1
 
@@ -464,10 +475,10 @@ class Prediction:
 class _Requester:
     """Sends one request and waits for the reply that carries its id."""
 
-    def __init__(self, endpoint: str, timeout: float) -> None:
+    def __init__(self, endpoint: str, timeout: float, keys: KeysGiven = None, server_key: ServerGiven = None) -> None:
         self.timeout = timeout
         self._ids: Iterator[int] = iter(range(1, 2**62))
-        self._connection = _Connection(endpoint)
+        self._connection = _Connection(endpoint, client_keys(keys, server_key))
         self._connection.open()
 
     def close(self) -> None:
@@ -510,10 +521,17 @@ class _Requester:
 
 
 class Reader(_Requester):
-    """Asks a daemon for predictions. Raises Refused, Unreachable."""
+    """Asks a daemon for predictions; `keys` and `server_key` as for a Producer. Raises Refused, Unreachable."""
 
-    def __init__(self, endpoint: str = PREDICT, *, timeout: float = 30.0) -> None:
-        super().__init__(endpoint, timeout)
+    def __init__(
+        self,
+        endpoint: str = PREDICT,
+        *,
+        timeout: float = 30.0,
+        keys: KeysGiven = None,
+        server_key: ServerGiven = None,
+    ) -> None:
+        super().__init__(endpoint, timeout, keys, server_key)
 
     def predict(self, x: Any, samples: int = 0) -> Prediction:
         """Predictions for the rows x [n, ...]; with samples > 0, averaged over draws from the posterior."""
@@ -541,10 +559,20 @@ class ParameterVectors:
 
 
 class Admin(_Requester):
-    """An operator's requests. Each returns the reply's fields; raises Refused, Unreachable."""
+    """An operator's requests; `keys` and `server_key` as for a Producer.
 
-    def __init__(self, endpoint: str = ADMIN, *, timeout: float = 30.0) -> None:
-        super().__init__(endpoint, timeout)
+    Each returns the reply's fields; raises Refused, Unreachable.
+    """
+
+    def __init__(
+        self,
+        endpoint: str = ADMIN,
+        *,
+        timeout: float = 30.0,
+        keys: KeysGiven = None,
+        server_key: ServerGiven = None,
+    ) -> None:
+        super().__init__(endpoint, timeout, keys, server_key)
 
     def status(self) -> dict[str, Any]:
         """What the daemon is doing."""

@@ -7,6 +7,7 @@ directory's contents.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import re
 import tomllib
@@ -22,6 +23,7 @@ from streamcl.errors import ConfigError
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0.0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
+IPC_PATH_BYTES = 107  # what the kernel takes
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -87,6 +89,22 @@ class Stream(_Section, frozen=True):
     boundary: Literal["explicit", "on-change", "drift"] = "explicit"
     task_bytes: Positive = 8589934592
     credit: Positive = 16
+    tasks: Positive = 100_000
+    producers: Positive = 100_000
+
+
+class Security(_Section, frozen=True):
+    """Who is let in. Files; nothing here is needed as long as every endpoint is on loopback.
+
+    server_key: of `streamcl keygen`; with it all three sockets speak CURVE. policy: what each client's key may do.
+    http_token: what HTTP clients must bring. http_certificate, http_key: TLS, PEM.
+    """
+
+    server_key: str = ""
+    policy: str = ""
+    http_token: str = ""
+    http_certificate: str = ""
+    http_key: str = ""
 
 
 class Config(_Section, frozen=True):
@@ -102,6 +120,7 @@ class Config(_Section, frozen=True):
     train: Train = Train()
     posterior: Posterior = Posterior()
     stream: Stream = Stream()
+    security: Security = Security()
 
 
 def load(path: Path | None = None, flags: Mapping[str, str] | None = None) -> Config:
@@ -213,6 +232,7 @@ def _check_whole(config: Config) -> None:
     for name in ("stream", "predict", "admin"):
         _check_zmq_endpoint(name, getattr(config.endpoints, name))
     split_host_port(config.endpoints.http)
+    _check_exposure(config.endpoints, config.security)
 
 
 def _refuse_absent(key: str, value: str, absent: str) -> None:
@@ -230,9 +250,43 @@ def _numbers(config: Config) -> Iterator[tuple[str, float]]:
 
 
 def _check_zmq_endpoint(name: str, endpoint: str) -> None:
-    if re.fullmatch(r"tcp://[^\s/]+:(\d{1,5}|\*)", endpoint) or re.fullmatch(r"ipc://.+", endpoint):
+    if re.fullmatch(r"tcp://[^\s/]+:(\d{1,5}|\*)", endpoint):
         return
-    raise ConfigError(f"endpoints.{name}: expected tcp://HOST:PORT or ipc://PATH, got {endpoint!r}")
+    if not re.fullmatch(r"ipc://[^@].*", endpoint):  # an abstract name (@) has no permissions
+        raise ConfigError(f"endpoints.{name}: expected tcp://HOST:PORT or ipc://PATH, got {endpoint!r}")
+    if len(endpoint.removeprefix("ipc://").encode()) > IPC_PATH_BYTES:
+        raise ConfigError(f"endpoints.{name}: expected a path of at most {IPC_PATH_BYTES} bytes, got {endpoint!r}")
+
+
+def _check_exposure(endpoints: Endpoints, security: Security) -> None:
+    """Beyond loopback only with keys; half a configuration is none."""
+    if bool(security.server_key) != bool(security.policy):
+        raise ConfigError("security: expected both server_key and policy, or neither: see `streamcl keygen --help`")
+    if bool(security.http_certificate) != bool(security.http_key):
+        raise ConfigError("security: expected both http_certificate and http_key, or neither")
+    for name in ("stream", "predict", "admin"):
+        endpoint = getattr(endpoints, name)
+        if not security.server_key and not is_local(endpoint):
+            raise ConfigError(
+                f"endpoints.{name}: {endpoint} can be reached from other machines; expected security.server_key and "
+                "security.policy first (`streamcl keygen --help` shows how), or an endpoint on loopback"
+            )
+    if not (security.http_token and security.http_certificate) and not is_local(f"tcp://{endpoints.http}"):
+        raise ConfigError(
+            f"endpoints.http: {endpoints.http} can be reached from other machines; expected security.http_token, "
+            "http_certificate and http_key first, or an address on loopback"
+        )
+
+
+def is_local(endpoint: str) -> bool:
+    """Whether only this machine can reach an endpoint: ipc, or tcp on a loopback address."""
+    if endpoint.startswith("ipc://"):
+        return True
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def split_host_port(address: str) -> tuple[str, int]:

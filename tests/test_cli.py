@@ -73,7 +73,7 @@ def test_a_file_is_sent_closed_listed_predicted_and_exported(cli: Callable[..., 
     status, out, _ = cli("predict", data(tmp_path / "more.npz", 0), "--samples", 2, "--out", tmp_path / "out.npz")
     assert status == 0
     assert "accuracy" in out
-    assert np.load(tmp_path / "out.npz")["probs"].shape == (60, 3)
+    assert np.load(tmp_path / "out.npz", allow_pickle=False)["probs"].shape == (60, 3)
 
     status, out, _ = cli("export", tmp_path / "export", "--json")
     vectors = load_file(tmp_path / "export" / "parameters.safetensors")

@@ -45,6 +45,13 @@ OURS = {
     "train.watchdog_seconds": 300.0,
     "posterior.convention": "streamcl",
     "posterior.gamma": 0.95,
+    "stream.tasks": 100_000,
+    "stream.producers": 100_000,
+    "security.server_key": "",
+    "security.policy": "",
+    "security.http_token": "",
+    "security.http_certificate": "",
+    "security.http_key": "",
 }
 
 
@@ -81,6 +88,17 @@ def test_a_file_is_overridden_by_flags(tmp_path: Path) -> None:
         ({"endpoints.http": "5780"}, "HOST:PORT"),
         ({"posterior.curvature": "kronecker"}, "not available"),
         ({"stream.boundary": "drift"}, "not available"),
+        ({"endpoints.stream": "tcp://0.0.0.0:5757"}, "endpoints.stream: tcp://0.0.0.0:5757 can be reached"),
+        ({"endpoints.predict": "tcp://*:5757"}, "keygen"),
+        ({"endpoints.admin": "tcp://eth0:5757"}, "security.server_key"),
+        ({"endpoints.stream": "tcp://[::]:5757"}, "security.server_key"),
+        ({"endpoints.http": "0.0.0.0:80"}, "http_token"),
+        ({"endpoints.http": "0.0.0.0:80", "security.http_token": "t"}, "http_certificate"),
+        ({"security.server_key": "s.key"}, "both server_key and policy"),
+        ({"security.http_key": "s.key"}, "both http_certificate"),
+        ({"endpoints.stream": "ipc://@name"}, "ipc://PATH"),
+        ({"endpoints.stream": "ipc:///" + "a" * 107}, "at most 107 bytes"),
+        ({"stream.tasks": "0"}, "stream.tasks"),
     ],
 )
 def test_an_error_names_the_key(flags: dict[str, str], said: str) -> None:
@@ -95,6 +113,15 @@ def test_a_file_that_is_none_or_not_toml_is_said(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("[train\n")
     with pytest.raises(ConfigError, match="not TOML"):
         config.load(tmp_path / "bad.toml")
+
+
+def test_loopback_needs_no_keys_and_keys_open_every_address() -> None:
+    for host in ("127.0.0.1", "127.0.0.2", "localhost", "[::1]"):
+        config.load(flags={"endpoints.stream": f"tcp://{host}:1", "endpoints.http": f"{host}:2"})
+    keys = {"security.server_key": "a", "security.policy": "b"}
+    config.load(flags={"endpoints.stream": "tcp://0.0.0.0:1", **keys})
+    tls = {"security.http_token": "a", "security.http_certificate": "b", "security.http_key": "c"}
+    config.load(flags={"endpoints.http": "0.0.0.0:1", **tls})
 
 
 def test_a_configuration_is_frozen() -> None:

@@ -32,6 +32,8 @@ def add_commands(commands: Any) -> None:
     _add_growth(benches)
     _add_faults(benches)
     _add_soak(benches)
+    _add_fuzz(benches)
+    _add_curve(benches)
 
 
 def _add_permuted_mnist(benches: Any) -> None:
@@ -139,6 +141,34 @@ def _add_soak(benches: Any) -> None:
     _add_figures(parser)
 
 
+def _add_fuzz(benches: Any) -> None:
+    parser = command(
+        benches,
+        "fuzz",
+        fuzz,
+        "Hostile messages around a clean stream: against all that judges messages, without sockets, and through real "
+        "ones with real keys. Ends with 1 if anything crashed, hung, grew, left the contract or changed what was learned.",
+        "streamcl bench fuzz --messages 1000000 --socket-messages 100000 --json fuzz.json",
+    )
+    parser.add_argument("--messages", type=int, default=100_000, help="without sockets (default 100000)")
+    parser.add_argument("--socket-messages", type=int, default=10_000, help="through sockets (default 10000)")
+    parser.add_argument("--guided", type=int, default=0, help="guided by coverage; needs atheris (default 0)")
+    parser.add_argument("--seed", type=int, default=0)
+    _add_figures(parser)
+
+
+def _add_curve(benches: Any) -> None:
+    parser = command(
+        benches,
+        "curve",
+        curve,
+        "What encryption costs: large and small batches through a daemon with keys and through one without, in turns.",
+        "streamcl bench curve --json curve.json",
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="of every comparison (default 9)")
+    _add_figures(parser)
+
+
 def _add_mnist(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """What every benchmark on permuted images takes."""
     parser.add_argument("--data", type=Path, required=required, help="NPZ with train_x train_y test_x test_y (uint8)")
@@ -206,6 +236,20 @@ def soak(options: argparse.Namespace) -> int:
     from streamcl.bench.faults.soak import run
 
     return run(options.minutes, options.json)
+
+
+def fuzz(options: argparse.Namespace) -> int:
+    """Run the campaigns."""
+    from streamcl.bench.fuzz.report import run
+
+    return run(options.messages, options.socket_messages, options.guided, options.seed, options.json)
+
+
+def curve(options: argparse.Namespace) -> int:
+    """Run the comparison."""
+    from streamcl.bench.curve import run
+
+    return run(options.rounds, options.json)
 
 
 def speed(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -15,6 +16,7 @@ from streamcl.errors import Unreachable
 
 if TYPE_CHECKING:
     from streamcl.client import Admin, Producer, Reader
+    from streamcl.keys import Keys
 
 DEFAULT_STATE = "./streamcl-state"
 
@@ -43,6 +45,12 @@ def add_connection(parser: argparse.ArgumentParser, *sockets: str) -> None:
     )
     for name in sockets:
         parser.add_argument(f"--{name}", metavar="ENDPOINT", help=f"the daemon's {name} endpoint, instead")
+    parser.add_argument(
+        "--key", metavar="FILE", help="this client's secret key, where the daemon asks for one (see keygen)"
+    )
+    parser.add_argument(
+        "--server-key", metavar="KEY", help="the daemon's public key or its file (default: of --key, else of --state-dir)"
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -66,25 +74,39 @@ def endpoint(options: argparse.Namespace, name: str) -> str:
         ) from None
 
 
+def keys(options: argparse.Namespace) -> Keys | None:
+    """The key given, with the daemon's: the one given, that of the key's file, or that of the state directory's daemon."""
+    from streamcl.handshake import client_keys
+    from streamcl.keys import load
+
+    pair = None if options.key is None else load(Path(options.key))
+    server = options.server_key
+    if server is None and pair is not None and pair.server is None:
+        with contextlib.suppress(OSError, ValueError):
+            server = json.loads((Path(options.state_dir) / "daemon.json").read_text()).get("public_key")
+    return client_keys(pair, server)
+
+
 def admin(options: argparse.Namespace) -> Admin:
     """An Admin connected to the daemon."""
     from streamcl.client import Admin
 
-    return Admin(endpoint(options, "admin"))
+    return Admin(endpoint(options, "admin"), keys=keys(options))
 
 
 def reader(options: argparse.Namespace) -> Reader:
     """A Reader connected to the daemon."""
     from streamcl.client import Reader
 
-    return Reader(endpoint(options, "predict"))
+    return Reader(endpoint(options, "predict"), keys=keys(options))
 
 
 def producer(options: argparse.Namespace, name: str) -> Producer:
     """A Producer connected to the daemon."""
     from streamcl.client import Producer
 
-    return Producer(endpoint(options, "stream"), name, gather_bytes=0)  # the same rows a message when it is sent again
+    # ungathered, so that a file sent again makes the same messages
+    return Producer(endpoint(options, "stream"), name, gather_bytes=0, keys=keys(options))
 
 
 def print_json(data: Any) -> None:

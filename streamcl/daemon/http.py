@@ -1,25 +1,41 @@
 """The HTTP port: /metrics, /healthz, /readyz, /status and a status page at /. Reads only; nothing here changes state.
 
-Serves from threads of the ingest process; what it shows are whole snapshots that the loop replaces.
+Serves from threads of the ingest process; what it shows are whole snapshots that the loop replaces. At most
+`MOST_CONNECTIONS` at once, each for `CONNECTION_SECONDS` at the most. With a token, nothing is shown without it: as
+`Authorization: Bearer TOKEN` or, for browsers, as the password of any user. With a certificate it speaks TLS only.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import contextlib
+import hmac
 import json
+import socket
+import ssl
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from streamcl.config import Security
 from streamcl.daemon.page import PAGE
+from streamcl.errors import ConfigError
+from streamcl.keys import read_private
 
 Readiness = Callable[[], str | None]
 Status = Callable[[], dict[str, Any]]
 Routes = dict[str, Callable[[str], tuple[int, str, bytes]]]
 
+MOST_CONNECTIONS = 32
+SHORTEST_TOKEN = 16
+CONNECTION_SECONDS = 15.0
 SAFE_HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -33,7 +49,14 @@ SAFE_HEADERS = {
 class HttpServer:
     """Answers GET requests until `close`. not_ready: the reason the daemon is not ready, or None."""
 
-    def __init__(self, address: tuple[str, int], registry: CollectorRegistry, status: Status, not_ready: Readiness) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        registry: CollectorRegistry,
+        status: Status,
+        not_ready: Readiness,
+        security: Security | None = None,
+    ) -> None:
         class Handler(_Handler):
             routes: ClassVar[Routes] = {
                 "/metrics": lambda accept: _metrics(registry, accept),
@@ -43,8 +66,9 @@ class HttpServer:
                 "/": lambda accept: (200, "text/html; charset=utf-8", PAGE.encode()),
             }
 
-        self._server = ThreadingHTTPServer(address, Handler)
-        self._server.daemon_threads = True
+        self._security = security or Security()
+        self._server = _Server(address, Handler)
+        self._server.token, self._server.context = read_secrets(self._security)
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()
 
@@ -54,10 +78,85 @@ class HttpServer:
         host, port = self._server.server_address[:2]
         return f"{host!s}:{port}"
 
+    def reload(self) -> str | None:
+        """Read token and certificate again; where one is wrong both stay, and the reason is returned."""
+        try:
+            self._server.token, self._server.context = read_secrets(self._security)
+        except ConfigError as error:
+            return str(error)
+        return None
+
     def close(self) -> None:
         """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def read_secrets(security: Security) -> tuple[str | None, ssl.SSLContext | None]:
+    """The token and the certificate, where they are configured; raises ConfigError."""
+    token = read_private(Path(security.http_token)).strip() if security.http_token else None
+    if token is not None and len(token) < SHORTEST_TOKEN:
+        raise ConfigError(f"security.http_token: {security.http_token}: expected at least {SHORTEST_TOKEN} characters")
+    try:
+        return token, _tls(security) if security.http_certificate else None
+    except OSError as error:
+        raise ConfigError(f"security.http_certificate, http_key: expected PEM files that fit: {error}") from None
+
+
+def _tls(security: Security) -> ssl.SSLContext:
+    read_private(Path(security.http_key))  # for its permissions
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(security.http_certificate, security.http_key)
+    return context
+
+
+class _Server(ThreadingHTTPServer):
+    """Threads, but not more than `MOST_CONNECTIONS`, and none for longer than `CONNECTION_SECONDS`."""
+
+    daemon_threads = True
+    request_queue_size = 64
+    token: str | None = None
+    context: ssl.SSLContext | None = None
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._open: dict[int, tuple[socket.socket, float]] = {}
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give it a thread, if there is one left."""
+        if len(self._open) >= MOST_CONNECTIONS:
+            self.shutdown_request(request)
+            return
+        self._open[id(request)] = (request, time.monotonic())
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Shake hands here, where nobody else waits for it."""
+        accepted = id(request)
+        try:
+            request.settimeout(_Handler.timeout)
+            if self.context is not None:
+                request = self.context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+                self._open[accepted] = (request, self._open[accepted][1])
+                request.do_handshake()
+            super().process_request_thread(request, client_address)
+        except OSError:  # not TLS, or gone
+            self.shutdown_request(request)
+        finally:
+            self._open.pop(accepted, None)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no news."""
+
+    def service_actions(self) -> None:
+        """End those that are slower than anybody honest."""
+        for connection, since in list(self._open.values()):
+            if time.monotonic() - since > CONNECTION_SECONDS:
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _metrics(registry: CollectorRegistry, accept: str) -> tuple[int, str, bytes]:
@@ -77,6 +176,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer a known path, 404 for any other."""
+        if not self._may():
+            self._reply(401, "text/plain; charset=utf-8", b"expected the token: Authorization: Bearer TOKEN\n")
+            return
         route = self.routes.get(self.path.partition("?")[0])
         if route is None:
             known = ", ".join(self.routes)
@@ -84,8 +186,21 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._reply(*route(self.headers.get("Accept", "")))
 
+    def _may(self) -> bool:
+        """Whether the request brings the token, compared in constant time."""
+        token = getattr(self.server, "token", None)
+        if token is None:
+            return True
+        scheme, _, given = self.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "basic":
+            with contextlib.suppress(binascii.Error, UnicodeDecodeError):
+                return _same(base64.b64decode(given, validate=True).decode().partition(":")[2], token)
+        return scheme.lower() == "bearer" and _same(given.strip(), token)
+
     def _reply(self, code: int, content_type: str, body: bytes) -> None:
         self.send_response(code)
+        if code == 401:
+            self.send_header("WWW-Authenticate", 'Basic realm="streamcl"')
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         for name, value in SAFE_HEADERS.items():
@@ -95,3 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are counted by nobody and logged nowhere."""
+
+
+def _same(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode(), token.encode())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from streamcl.config import Config, split_host_port
 from streamcl.daemon import sockets
 from streamcl.daemon.admin import Admin
 from streamcl.daemon.channel import Channel
+from streamcl.daemon.guard import Guard
 from streamcl.daemon.http import HttpServer
 from streamcl.daemon.metrics import Metrics
 from streamcl.daemon.recovery import recover
@@ -32,8 +33,10 @@ from streamcl.protocol.frames import Buffer, NamedArrays
 from streamcl.protocol.session import StreamSession, Terms
 from streamcl.protocol.signature import Signature
 from streamcl.storage import log, quarantine
+from streamcl.storage.audit import Audit
 from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.history import History
+from streamcl.storage.owners import Owners
 from streamcl.storage.records import Record
 from streamcl.storage.state import StateDirectory
 
@@ -41,14 +44,17 @@ GROUP_BYTES = 32 << 20  # synced together at the most, so that an acknowledgemen
 IDLE_MS = 1000
 PROBE_SECONDS = 1.0  # between two looks at a full disk
 ROOM_BYTES = 1 << 20  # what must fit before a disk counts as no longer full
+WAITING_BYTES = 512 << 20  # of all messages together that wait for a barrier or for the model
+MOST_CONNECTIONS = 10_000  # that have said hello; older ones are asked to say it again
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which producer a connection speaks for, and as which incarnation."""
+    """Which producer a connection speaks for, as which incarnation, and with which key."""
 
     producer: str
     epoch: int
+    key: str = ""
 
 
 @dataclass(slots=True)
@@ -111,9 +117,13 @@ class Ingest:
                 on_change=config.stream.boundary == "on-change",
                 task_bytes=config.stream.task_bytes,
                 credit=config.stream.credit,
+                tasks=config.stream.tasks,
+                producers=config.stream.producers,
             )
         )
         self.view = View(config, self.session)
+        self.guard = Guard(config.security)
+        self.audit = Audit()
         self.identities: OrderedDict[bytes, Identity] = OrderedDict()
         self.peers: dict[str, Peer] = {}
         self.waiting: dict[str, OrderedDict[int, Pending]] = {}
@@ -152,10 +162,19 @@ class Ingest:
     def listen(self) -> None:
         """Bind every socket, and say so."""
         endpoints = self.config.endpoints
-        self.stream = sockets.bind_router(endpoints.stream)
-        self.admin = Admin(sockets.bind_router(endpoints.admin), self)
+        self.guard.load()
+        self.audit = Audit(self.state.audit)
+        if self.guard.secured:
+            self.guard.owners = Owners.recover(self.state.path, self.disk)
+        self.stream = sockets.bind_router(endpoints.stream, self.guard.gate)
+        self.admin = Admin(sockets.bind_router(endpoints.admin, self.guard.gate), self)
+        self.guard.gate.open()
         self.http = HttpServer(
-            split_host_port(endpoints.http), self.metrics.registry, self.view.status, self.view.not_ready
+            split_host_port(endpoints.http),
+            self.metrics.registry,
+            self.view.status,
+            self.view.not_ready,
+            self.config.security,
         )
         self.up.send(
             "ready",
@@ -179,6 +198,7 @@ class Ingest:
         self.admin.take()
         self.make_durable()
         self._look_for_room()
+        self._note_turned_away(self.guard.turned_away())
         self.up.alive()
 
     def close(self) -> None:
@@ -187,13 +207,14 @@ class Ingest:
         self.history.close()
         sockets.close(self.stream)
         sockets.close(self.admin.socket)
+        self.guard.gate.join()
         zmq.Context.instance().term()
 
     # -- taking messages in --------------------------------------------------------------------------------------
 
     def _take_group(self) -> None:
         held = 0
-        for peer, parts in sockets.receive(self.stream):
+        for peer, parts in sockets.receive(self.stream, self.guard.gate):
             self.take(peer, parts)
             held += sum(len(part) for part in parts)
             if held > GROUP_BYTES:
@@ -208,9 +229,11 @@ class Ingest:
             message = messages.decode(header, messages.StreamMessage)
             if isinstance(message, messages.Hello):
                 frames.open_arrays(envelope, [])
+                self.guard.check(peer, message)
                 self._welcome(peer, message)
                 return
             producer = self._identify(peer)
+            self._authorise(producer, peer, message)
             arrays = frames.open_arrays(envelope, ["x", "y"] if isinstance(message, messages.Batch) else [])
             self._judge(producer, Pending(peer, message, arrays, log.record_bytes(parts)))
         except Refused as refused:
@@ -224,18 +247,24 @@ class Ingest:
 
     def _identify(self, peer: Peer) -> str:
         identity = self.identities.get(peer.routing_id)
-        if identity is None:
+        if identity is None or identity.key != peer.key or identity.producer not in self.session.producers:
             raise Refused("not_ready", "expected `hello` first on this connection; say it, then go on", retryable=True)
         if self.closing:
             raise Refused("not_ready", "the daemon is stopping; send again to the next one", retryable=True)
         self.session.check_epoch(identity.producer, identity.epoch)
         return identity.producer
 
+    def _authorise(self, producer: str, peer: Peer, message: Any) -> None:
+        self.guard.check(peer, message, producer)
+        self.guard.check_closing(peer, self.session.open_task, message)
+
     def _welcome(self, peer: Peer, message: messages.Hello) -> None:
+        self.guard.claim(peer, message.producer)
         state = self.session.hello(message)
-        self.identities[peer.routing_id] = Identity(message.producer, state.epoch)
+        self.identities[peer.routing_id] = Identity(message.producer, state.epoch, peer.key)
         self.identities.move_to_end(peer.routing_id)
         self.peers[message.producer] = peer
+        self._forget_the_oldest()
         self._reply(
             peer,
             {
@@ -250,6 +279,13 @@ class Ingest:
             },
             message.id,
         )
+
+    def _forget_the_oldest(self) -> None:
+        """Bound what is kept of connections and producers; the session has forgotten those that stored nothing."""
+        if len(self.identities) > MOST_CONNECTIONS:
+            self.identities.popitem(last=False)
+        if len(self.peers) > len(self.session.producers):
+            self.peers = {name: peer for name, peer in self.peers.items() if name in self.session.producers}
 
     def _judge(self, producer: str, pending: Pending) -> None:
         """Duplicate, next, held back, or refused."""
@@ -287,6 +323,9 @@ class Ingest:
         waiting = self.waiting.setdefault(producer, OrderedDict())
         if len(waiting) >= self.session.terms.credit:
             raise Refused("no_credit", "too many messages behind one that waits; wait for its `ack`", retryable=True)
+        held = sum(other.nbytes for messages in self.waiting.values() for other in messages.values())
+        if held + pending.nbytes > WAITING_BYTES:
+            raise Refused("no_credit", f"{held} bytes wait for barriers already; send it later", retryable=True)
         if not waiting and isinstance(pending.message, messages.Batch):
             self._ask_for_model(producer, pending)
         waiting[pending.message.seq] = pending
@@ -311,6 +350,10 @@ class Ingest:
             self.append(record, pending.arrays.payloads if record is records[-1] else ())
         if isinstance(message, messages.Batch):
             self.metrics.batches_received.labels(self.metrics.label("producer", producer)).inc()
+        if not isinstance(message, messages.Batch) or message.boundary:
+            kind = "revisit" if isinstance(message, messages.Revisit) else "boundary"
+            who = self.guard.called(pending.peer)
+            self.audit.write(kind, who=who, producer=producer, seq=message.seq, task=message.task)
         self._arrivals.append(time.monotonic())
         self.acks.add(pending.peer, producer, message)
 
@@ -346,6 +389,7 @@ class Ingest:
                     break
                 del waiting[seq]
                 try:
+                    self._authorise(producer, pending.peer, pending.message)  # what held when it came may hold no more
                     self._store(producer, pending)
                 except Refused as refused:
                     self._refuse_waiting(producer, pending, refused)
@@ -405,6 +449,8 @@ class Ingest:
 
     def _refuse(self, peer: Peer, refused: Refused, seq: int | None, request: Any) -> None:
         self.metrics.batches_rejected.labels(refused.code).inc()
+        if refused.code == "not_allowed":
+            self.audit.write("stream", refused.code, who=self.guard.called(peer), key=peer.key, reason=refused.message)
         fields = {key: value for key, value in refused.fields.items() if key != "id"}
         header = {
             "type": "nack",
@@ -449,7 +495,31 @@ class Ingest:
                     self.finished = True
                 case "failed":
                     self.view.failed(message["role"], message["message"])
+                case "reload":
+                    self._reload()
+                case "refused":
+                    for code, number in message["codes"].items():
+                        self.metrics.batches_rejected.labels(code).inc(number)
+                    self._note_turned_away(message["notes"])
         self.finished = self.finished or self.up.closed
+
+    def _reload(self) -> None:
+        """Take the policy, token and certificate as they are now; what is wrong leaves everything as it was."""
+        problem = self.guard.reload() or self.http.reload()
+        self.audit.write("reload", "ok" if problem is None else "failed", reason=problem)
+        if problem is not None:
+            self.log.error("the old policy, token and certificate stay", reason=problem)
+            return
+        self.log.info("policy, token and certificate read again")
+        self.peers = {name: peer for name, peer in self.peers.items() if self.guard.knows(peer.key)}
+
+    def _note_turned_away(self, notes: Iterable[dict[str, Any]]) -> None:
+        """Those whom the gate let in no further, here or at the predictor."""
+        for note in notes:
+            if note["action"] != "predict":  # counted by its code already
+                code = "not_allowed" if note["action"] == "key refused" else "too_large"
+                self.metrics.batches_rejected.labels(code).inc()
+            self.audit.write(note.pop("action"), "refused", **note)
 
     def _tell_trainer(self) -> None:
         self.side.send("durable", lsn=self.writer.durable)

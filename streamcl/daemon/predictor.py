@@ -7,6 +7,8 @@ trainer publishes by atomic rename and shares nothing else with it.
 from __future__ import annotations
 
 import contextlib
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ import zmq
 from streamcl.config import Config
 from streamcl.core.gaussian import DiagonalGaussian
 from streamcl.daemon.channel import Channel
-from streamcl.daemon.sockets import bind_router, endpoint, receive, send
+from streamcl.daemon.guard import Guard
+from streamcl.daemon.sockets import Peer, bind_router, check_reads, endpoint, receive, send
 from streamcl.errors import Refused
 from streamcl.learning.network import Network
 from streamcl.protocol import frames, messages
@@ -28,31 +31,46 @@ from streamcl.storage import published
 from streamcl.storage.state import StateDirectory
 
 IDLE_MS = 1000  # between two turns with nothing to answer
+REPORT_SECONDS = 1.0  # between two reports of what was refused
+MOST_NOTES = 20
 PREDICT_ROWS = 4096  # rows at a time, so that a large request needs little memory
 
 
 def run(config: Config, up: Channel) -> None:
     """The process's main function; returns when the daemon stops."""
     torch.set_num_threads(1)  # one core answers; the others belong to training
-    socket = bind_router(config.endpoints.predict)
-    predictor = Predictor(config)
+    guard = Guard(config.security)
+    guard.load()
+    socket = bind_router(config.endpoints.predict, guard.gate)
+    guard.gate.open()
+    predictor = Predictor(config, guard)
     up.send("ready", endpoints={"predict": endpoint(socket)})
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)
     poller.register(up.fileno(), zmq.POLLIN)
-    while not up.closed and not any(message["type"] == "stop" for message in up.receive()):
+    while not up.closed:
+        for message in up.receive():
+            if message["type"] == "stop":
+                return
+            if message["type"] == "reload":
+                guard.reload()  # what is wrong with it, ingest says
         poller.poll(IDLE_MS)
         up.alive()
-        for peer, parts in receive(socket):
-            send(socket, peer, predictor.answer(parts, peer.delimited))
+        for peer, parts in receive(socket, guard.gate):
+            send(socket, peer, predictor.answer(parts, peer))
         predictor.keep_up()
+        predictor.report(up)
 
 
 class Predictor:
     """A network kept at the newest published parameters."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, guard: Guard) -> None:
         self.config = config
+        self.guard = guard
+        self.refused: Counter[str] = Counter()
+        self.notes: list[dict[str, Any]] = []
+        self._reported = 0.0
         self.state = StateDirectory(Path(config.state_dir))
         self._parameters = self.state.parameters
         self.network: Network | None = None
@@ -67,22 +85,39 @@ class Predictor:
             with contextlib.suppress(Refused):
                 self._newest()
 
-    def answer(self, parts: Sequence[frames.Buffer], delimited: bool) -> list[frames.Buffer]:
+    def answer(self, parts: Sequence[frames.Buffer], peer: Peer) -> list[frames.Buffer]:
         """The reply to one message: a prediction or an error, never an exception."""
         identity: dict[str, Any] = {}
         try:
             envelope = frames.parse(parts)
             identity = {"id": envelope.header["id"]} if "id" in envelope.header else {}
             request = messages.decode(envelope.header, messages.Predict)
+            self.guard.check(peer, request)
             arrays = frames.open_arrays(envelope, ["x"])
             fields, outputs = self._predict(request, arrays)
-            return frames.build({"type": "prediction", **identity, **fields}, outputs, delimited=delimited)
+            reply = frames.build({"type": "prediction", **identity, **fields}, outputs, delimited=peer.delimited)
+            check_reads(peer, reply)
+            return reply
         except Refused as refused:
             reason = refused
         except Exception as error:
             reason = Refused("internal", f"{type(error).__name__}: {error}"[:500])
+        self._count(peer, reason)
+        identity = identity or {name: value for name, value in reason.fields.items() if name == "id" and value is not None}
         header = {"type": "error", **identity, "code": reason.code, "message": reason.message}
-        return frames.build({**header, "retryable": reason.code in messages.RETRYABLE}, delimited=delimited)
+        return frames.build({**header, "retryable": reason.code in messages.RETRYABLE}, delimited=peer.delimited)
+
+    def _count(self, peer: Peer, refused: Refused) -> None:
+        self.refused[refused.code] += 1
+        if refused.code == "not_allowed" and len(self.notes) < MOST_NOTES:
+            self.notes.append({"action": "predict", "who": self.guard.called(peer), "key": peer.key})
+
+    def report(self, up: Channel) -> None:
+        """Now and then, tell ingest what was refused here: it keeps the counters and the audit log."""
+        self.notes += list(self.guard.turned_away())[: MOST_NOTES - len(self.notes)]
+        if (self.refused or self.notes) and time.monotonic() - self._reported > REPORT_SECONDS:
+            up.send("refused", codes=dict(self.refused), notes=self.notes)
+            self.refused, self.notes, self._reported = Counter(), [], time.monotonic()
 
     def _predict(self, request: messages.Predict, arrays: NamedArrays) -> tuple[dict[str, Any], dict[str, Array]]:
         network = self._newest()

@@ -2,7 +2,8 @@
 
 Guarantees: one daemon a state directory; `daemon.json` is there exactly while the daemon is ready; a process that
 dies, or makes no progress, is started again, after a growing pause; SIGTERM and SIGINT drain for at most
-`DRAIN_SECONDS`, a second one stops at once. Killed itself, its children end too, since their channels close.
+`DRAIN_SECONDS`, a second one stops at once; SIGHUP has policy, token and certificate read again. Killed itself, its
+children end too, since their channels close.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from typing import Any
 import msgspec
 import structlog
 
-from streamcl.config import Config
+from streamcl import keys
+from streamcl.config import Config, Security
 from streamcl.daemon.channel import Channel
+from streamcl.daemon.guard import Guard
 from streamcl.daemon.logs import configure
 from streamcl.errors import ConfigError
 from streamcl.storage import published
@@ -85,15 +88,28 @@ def serve(config: Config) -> int:
     """Run the daemon until it is stopped; returns the exit status (0, or 1 after a fatal error)."""
     configure("serve")
     config = _absolute(config)
+    _check_secrets(config.security)
     lock = StateLock.acquire(Path(config.state_dir), LOCK_SECONDS)
     try:
+        Path(config.state_dir).chmod(0o700)  # others can have made it, and what is in it is nobody else's business
         return Supervisor(config, lock).run()
     finally:
         lock.release()
 
 
+def _check_secrets(security: Security) -> None:
+    """What the processes will read, read once before any of them starts; raises ConfigError."""
+    Guard(security).load()
+    if security.http_token or security.http_certificate:
+        from streamcl.daemon.http import read_secrets
+
+        read_secrets(security)
+
+
 def _absolute(config: Config) -> Config:
-    return msgspec.structs.replace(config, state_dir=str(Path(config.state_dir).resolve()))
+    files = {name: str(Path(path).resolve()) for name, path in msgspec.to_builtins(config.security).items() if path}
+    security = msgspec.structs.replace(config.security, **files)
+    return msgspec.structs.replace(config, state_dir=str(Path(config.state_dir).resolve()), security=security)
 
 
 @dataclass(slots=True)
@@ -107,6 +123,7 @@ class Supervisor:
     stopping: str | None = None
     deadline: float = float("inf")
     signals: int = 0
+    hung_up: bool = False
     failure: str | None = None
     ended: bool = False
     _wake: int = -1
@@ -147,9 +164,13 @@ class Supervisor:
         signal.set_wakeup_fd(write)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, self._note_signal)
+        security = self.config.security
+        if security.policy or security.http_token or security.http_certificate:  # else it ends the daemon, as ever
+            signal.signal(signal.SIGHUP, self._note_signal)
 
     def _note_signal(self, number: int, frame: object) -> None:
-        self.signals += number != signal.SIGCHLD
+        self.hung_up = self.hung_up or number == signal.SIGHUP
+        self.signals += number not in (signal.SIGCHLD, signal.SIGHUP)
 
     # -- main loop -----------------------------------------------------------------------------------------------
 
@@ -170,6 +191,10 @@ class Supervisor:
             for message in child.channel.receive():
                 child.heard = time.monotonic()
                 self._take(child, message)
+        if self.hung_up:
+            self.hung_up = False
+            self._tell("ingest", "reload")
+            self._tell("predictor", "reload")
         if self.signals and self.stopping is None:
             self._stop(drain=True, deadline=time.monotonic() + DRAIN_SECONDS)
         elif self.signals > 1:
@@ -185,6 +210,8 @@ class Supervisor:
                 self.failure = message["message"]
                 structlog.get_logger().error("cannot go on", role=child.role, reason=self.failure)
                 self._stop(drain=False, deadline=time.monotonic() + DRAIN_SECONDS)
+            case "refused":
+                self._tell("ingest", "refused", codes=message["codes"], notes=message["notes"])
             case "failed":
                 self.children["ingest"].channel.send("failed", role=child.role, message=message["message"])  # type: ignore[union-attr]
 
@@ -198,9 +225,13 @@ class Supervisor:
 
     def _announce(self) -> None:
         endpoints = msgspec.to_builtins(self.config.endpoints)
+        server = self.config.security.server_key
+        known = {"pid": os.getpid(), "endpoints": endpoints}
+        if server:
+            known["public_key"] = keys.load(Path(server)).public  # local clients find it here
         path = StateDirectory(Path(self.config.state_dir)).daemon
         aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps({"pid": os.getpid(), "endpoints": endpoints}) + "\n")
+        aside.write_text(json.dumps(known) + "\n")
         aside.replace(path)
         self.announced = True
         structlog.get_logger().info("ready", state_dir=self.config.state_dir, **endpoints)

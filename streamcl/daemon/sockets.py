@@ -1,31 +1,49 @@
-"""ROUTER sockets as the daemon uses them: bounded before bind, peers by routing id, replies that never block."""
+"""ROUTER sockets as the daemon uses them: bounded before bind, peers by routing id, replies that never block.
+
+With keys, a peer is also known by its key and its very connection. A reply goes to that connection or nowhere: whoever
+takes over a routing id that was another's gets none of its replies.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
+import struct
+import termios
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import zmq
 
-from streamcl.errors import ConfigError
+from streamcl.daemon.gate import Gate
+from streamcl.errors import ConfigError, Refused
 from streamcl.protocol.frames import MESSAGE_BYTES, Buffer, is_delimited
 
 RECEIVE_QUEUE = 16  # messages a peer that ZeroMQ buffers; the rest waits in the peer's TCP window
 SEND_QUEUE = 1000
+LARGE_BYTES = 1 << 20  # a reply of this size waits for the peer to have read those before
+UNREAD_BYTES = 2 << 20
 BURST = 64
+
+_locks: dict[str, int] = {}  # of ipc paths, held until the process ends
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Where a reply goes. delimited: it starts with an empty frame. waits_for_one: a REQ socket, one reply each."""
+    """Where a reply goes. delimited: it starts with an empty frame. waits_for_one: a REQ socket, one reply each.
+
+    key: the peer's public key, empty without security. connection: descriptor and inode of its connection.
+    """
 
     routing_id: bytes
     delimited: bool
     waits_for_one: bool
+    key: str = ""
+    connection: tuple[int, int] = (-1, 0)
 
 
-def bind_router(endpoint: str) -> zmq.Socket[bytes]:
+def bind_router(endpoint: str, gate: Gate | None = None) -> zmq.Socket[bytes]:
     """A bound ROUTER socket with every limit set before the bind; raises ConfigError where it cannot bind."""
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
     for option, value in (
@@ -43,28 +61,80 @@ def bind_router(endpoint: str) -> zmq.Socket[bytes]:
         (zmq.BACKLOG, 128),
     ):
         socket.setsockopt(option, value)
+    if gate is not None:
+        gate.guard(socket)
+    mask = os.umask(0o177)  # an ipc socket is its owner's alone from the first moment
     try:
+        _lock_path(endpoint)
         socket.bind(endpoint.replace("tcp://*:", "tcp://0.0.0.0:"))
-    except zmq.ZMQError as error:
+    except (zmq.ZMQError, OSError) as error:
         socket.close(0)
         raise ConfigError(f"endpoint {endpoint}: cannot listen there: {error}; is another daemon running?") from None
+    finally:
+        os.umask(mask)
     return socket
 
 
-def receive(socket: zmq.Socket[bytes], most: int = BURST) -> Iterator[tuple[Peer, list[Buffer]]]:
+def _lock_path(endpoint: str) -> None:
+    """A second bind on a live ipc path would take it over without a word: hold a lock beside it."""
+    path = endpoint.removeprefix("ipc://")
+    if path == endpoint or path == "*" or path in _locks:
+        return
+    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    _locks[path] = descriptor
+
+
+def receive(socket: zmq.Socket[bytes], gate: Gate | None = None, most: int = BURST) -> Iterator[tuple[Peer, list[Buffer]]]:
     """Up to `most` messages that have arrived, without waiting: the peer and the frames behind its routing id."""
+    secured = gate is not None and gate.secret is not None
     for _ in range(most):
         try:
             routing_id, *parts = socket.recv_multipart(zmq.NOBLOCK, copy=False)
         except zmq.Again:
+            if gate is not None:
+                gate.drained += 1
             return
         buffers: list[Buffer] = [part.buffer for part in parts]
         kind = parts[0].get("Socket-Type") if parts else ""
-        yield Peer(routing_id.bytes, is_delimited(buffers), kind == "REQ"), buffers
+        key, connection = "", (-1, 0)
+        if gate is not None and parts:
+            descriptor = parts[0].get(zmq.SRCFD)
+            gate.heard.add(descriptor)
+            key, connection = _identity(parts[0], descriptor) if secured else ("", (descriptor, 0))
+        yield Peer(routing_id.bytes, is_delimited(buffers), kind == "REQ", key, connection), buffers
+
+
+def _identity(part: zmq.Frame, descriptor: int) -> tuple[str, tuple[int, int]]:
+    """A peer's key, and its connection in a way that outlasts the descriptor's reuse."""
+    return str(part.get("User-Id")), (descriptor, _inode(descriptor))
+
+
+def _inode(descriptor: int) -> int:
+    try:
+        return os.fstat(descriptor).st_ino
+    except OSError:
+        return -1
+
+
+def check_reads(peer: Peer, message: Sequence[Buffer]) -> None:
+    """Raise Refused ``no_credit`` where a large reply would only pile up, since the peer does not read those before it."""
+    if peer.connection[0] < 0 or sum(len(part) for part in message) < LARGE_BYTES:
+        return
+    with contextlib.suppress(OSError):
+        (unread,) = struct.unpack("i", fcntl.ioctl(peer.connection[0], termios.TIOCOUTQ, b"\0\0\0\0"))
+        if unread > UNREAD_BYTES:
+            raise Refused("no_credit", "the replies before this one have not been read; read them first", retryable=True)
 
 
 def send(socket: zmq.Socket[bytes], peer: Peer, message: Sequence[Buffer]) -> None:
     """Reply to a peer; one that has gone or does not read loses the reply, and nobody waits for it."""
+    if peer.key and _inode(peer.connection[0]) != peer.connection[1]:
+        return  # its connection has ended; whoever has its routing id now is somebody else
     with contextlib.suppress(zmq.ZMQError):
         socket.send_multipart([peer.routing_id, *message], zmq.NOBLOCK, copy=False)
 

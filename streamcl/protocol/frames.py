@@ -27,6 +27,7 @@ HEADER_BYTES = 64 * 1024
 MAX_ARRAYS = 8
 MAX_DIMENSIONS = 16
 MESSAGE_BYTES = 64 * 1024 * 1024
+MAX_ID_BYTES = 1024
 DTYPES = ("<f4", "<f8", "<f2", "<i8", "<i4", "|u1")
 
 Buffer = bytes | bytearray | memoryview
@@ -96,11 +97,29 @@ def _unpack_header(frame: Buffer) -> dict[str, Any]:
         raise Refused("bad_header", f"header: not msgpack: {error or type(error).__name__}") from None
     if not isinstance(header, dict):
         raise Refused("bad_header", f"header: expected a msgpack map, got {type(header).__name__}")
+    _check_id(header)
     if type(header.get("v")) is not int or header["v"] != VERSION:
-        raise _refused(header, f"header.v: expected {VERSION}, got {header.get('v')!r}")
+        raise _refused(header, f"header.v: expected {VERSION}, got {_shown(header.get('v'))}")
     if not isinstance(header.get("type"), str):
-        raise _refused(header, f"header.type: expected a string, got {header.get('type')!r}")
+        raise _refused(header, f"header.type: expected a string, got {_shown(header.get('type'))}")
     return header
+
+
+def _check_id(header: dict[str, Any]) -> None:
+    """An id comes back in the reply, whose header is as small as any; one that is too large is not repeated."""
+    if type(header.get("id")) in (int, type(None)):
+        return
+    try:
+        size = len(msgpack.packb([[header["id"]]]))  # as deep as in a reply, and deeper
+    except ValueError:  # nested deeper than msgpack packs
+        size = HEADER_BYTES
+    if size > MAX_ID_BYTES:
+        raise Refused("too_large", f"header.id: expected at most {MAX_ID_BYTES} bytes of msgpack", seq=legible_seq(header))
+
+
+def _shown(value: Any) -> str:
+    """A value for a refusal's text; of a container, which may be deep, only its kind."""
+    return type(value).__name__ if isinstance(value, list | dict) else repr(value)[:100]
 
 
 def _refused(header: Mapping[str, Any], message: str) -> Refused:
@@ -153,11 +172,13 @@ def _open_array(spec: Any, payload: Buffer) -> tuple[str, Array]:
         raise Refused("bad_array", "header.arrays: expected maps of name, dtype and shape")
     name, dtype, shape = spec["name"][:64], spec.get("dtype"), spec.get("shape")
     if dtype not in DTYPES:
-        raise Refused("bad_array", f"{name}.dtype: expected one of {' '.join(DTYPES)}, got {str(dtype)[:40]!r}")
+        raise Refused("bad_array", f"{name}.dtype: expected one of {' '.join(DTYPES)}, got {_shown(dtype)}")
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**48 for n in shape):
         raise Refused("bad_array", f"{name}.shape: expected a list of non-negative integers")
     if len(shape) > MAX_DIMENSIONS:
         raise Refused("bad_array", f"{name}.shape: expected at most {MAX_DIMENSIONS} dimensions, got {len(shape)}")
+    if math.prod(n for n in shape if n) >= 2**48:  # beside a 0, where the bytes do not tell; NumPy would overflow
+        raise Refused("bad_array", f"{name}.shape: expected dimensions of a real array, got {shape}")
     expected = math.prod(shape) * np.dtype(dtype).itemsize  # Python integers: cannot overflow
     if expected != len(payload):
         raise Refused(

@@ -30,7 +30,8 @@ SPOOL_FACTOR = 2  # closed tasks awaiting consolidation may hold as much disk ag
 class Terms:
     """What the configuration fixes for a session.
 
-    task_bytes: disk budget of the open task. credit: messages a producer may hold unacknowledged.
+    task_bytes: disk budget of the open task. credit: messages a producer may hold unacknowledged. tasks, producers: how
+    many names are kept at the most.
     """
 
     likelihood: str = "categorical"
@@ -40,6 +41,8 @@ class Terms:
     task_bytes: int = 8 << 30
     credit: int = 16
     message_bytes: int = MESSAGE_BYTES
+    tasks: int = 100_000
+    producers: int = 100_000
 
 
 @dataclass(slots=True)
@@ -81,11 +84,24 @@ class StreamSession:
     # -- producers -----------------------------------------------------------------------------------------------
 
     def hello(self, message: messages.Hello) -> ProducerState:
-        """Register a producer; raises Refused ``stale_epoch`` (with the current `epoch`) for a fenced one."""
+        """Register a producer.
+
+        Raises Refused ``stale_epoch`` (with the current `epoch`) for a fenced one, ``too_large`` for one too many.
+        """
+        self._make_room_for(message.producer)
         state = self.producers.setdefault(message.producer, ProducerState())
         self.check_epoch(message.producer, message.epoch or 0)
         state.epoch = message.epoch or 0
         return state
+
+    def _make_room_for(self, producer: str) -> None:
+        """With as many producers as are kept, forget one that never stored anything."""
+        if producer in self.producers or len(self.producers) < self.terms.producers:
+            return
+        idle = next((name for name, state in self.producers.items() if state.stored == 0), None)
+        if idle is None:
+            raise Refused("too_large", f"producer {producer}: {self.terms.producers} are known already (stream.producers)")
+        del self.producers[idle]
 
     def check_epoch(self, producer: str, epoch: int) -> None:
         """Raise Refused ``stale_epoch`` where a newer incarnation of the producer has said hello."""
@@ -230,6 +246,8 @@ class StreamSession:
                 "task_mismatch",
                 f"expected data of the open task {self.open_task!r}, got {task!r}; close it first",
             )
+        if task not in self.closed and task != self.open_task and len(self.closed) >= self.terms.tasks:
+            raise Refused("too_large", f"task {task!r}: {self.terms.tasks} tasks are known already (stream.tasks)")
 
     def _closing_before(self, task: str) -> tuple[Record, ...]:
         """With boundaries on change, the record that closes the open task before another one's first batch."""

@@ -11,7 +11,7 @@ class StateDirectory:
     """The paths of a state directory; creates nothing.
 
     log: segments of raw data. checkpoint, ledger and factors: what was learned. live: parameters for the predictor.
-    history: what was observed over time. daemon: pid and endpoints of the running daemon.
+    history: what was observed over time. audit: who asked for what. daemon: pid and endpoints of the running daemon.
     """
 
     path: Path
@@ -40,6 +40,11 @@ class StateDirectory:
     def posterior(self) -> Path:
         """Published posterior, replaced by rename at boundaries."""
         return self.path / "live" / "posterior"
+
+    @property
+    def audit(self) -> Path:
+        """Who asked for what."""
+        return self.path / "audit.log"
 
     @property
     def daemon(self) -> Path:

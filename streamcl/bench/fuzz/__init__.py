@@ -1,0 +1,1 @@
+"""Hostile messages, by the million: against the protocol without sockets, and through real ones."""

@@ -1,0 +1,111 @@
+"""A client's key and its handshakes: who is not let in is told so in words, at once, instead of waiting for ever.
+
+ZeroMQ itself says nothing to a client that is turned away; it goes on trying. Only the socket's monitor knows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from streamcl import keys
+from streamcl.errors import ConfigError, Refused
+from streamcl.keys import Keys
+
+KeysGiven = Keys | str | os.PathLike[str] | None
+ServerGiven = str | os.PathLike[str] | None
+MISMATCH = 0x11000002  # ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+FAILURES = 3  # handshakes without a reason given, one after another: a daemon that is just stopping makes one
+EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+_numbers = itertools.count()
+
+
+def client_keys(given: KeysGiven, server: ServerGiven = None) -> Keys | None:
+    """The keys a client was given: a `Keys`, or a secret file's path; and the daemon's public key or its file.
+
+    Raises ConfigError where one is there without the other.
+    """
+    pair = given if given is None or isinstance(given, Keys) else keys.load(Path(given))
+    if pair is None:
+        if server is not None:
+            raise ConfigError("the daemon's public key was given, but no key of this client's own; make one with `keygen`")
+        return None
+    if server is not None:
+        pair = replace(pair, server=keys.public_key(server))
+    if pair.server is None:
+        raise ConfigError(f"key {pair.name or pair.public}: expected the daemon's public key beside it (server_key)")
+    return pair
+
+
+class Handshake:
+    """Watches one DEALER socket, from before it connects."""
+
+    def __init__(self, socket: zmq.Socket[bytes], endpoint: str, pair: Keys | None) -> None:
+        self._socket, self._endpoint, self._keys = socket, endpoint, pair
+        if pair is not None:
+            socket.setsockopt_string(zmq.CURVE_SERVERKEY, str(pair.server))
+            socket.setsockopt_string(zmq.CURVE_PUBLICKEY, pair.public)
+            socket.setsockopt_string(zmq.CURVE_SECRETKEY, pair.secret)
+        name = f"inproc://handshake-{next(_numbers)}"
+        socket.monitor(name, EVENTS)
+        self._monitor: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+        self._monitor.setsockopt(zmq.LINGER, 0)
+        self._monitor.connect(name)
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self._failures = 0
+
+    def wait(self, timeout_ms: int) -> bool:
+        """Whether a message has come within the time; raises Refused ``not_allowed`` once the client is turned away."""
+        deadline = time.monotonic() + timeout_ms / 1000
+        while True:
+            ready = dict(self._poller.poll(max(0, int(1000 * (deadline - time.monotonic())))))
+            if self._monitor not in ready:
+                return self._socket in ready
+            self._take(parse_monitor_message(self._monitor.recv_multipart()))
+
+    def close(self) -> None:
+        """Stop watching; before the socket is closed."""
+        self._socket.monitor(None, 0)
+        self._monitor.close()
+
+    def _take(self, event: Any) -> None:
+        match event["event"]:
+            case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._failures = 0
+            case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                public = self._keys.public if self._keys else "none"
+                raise self._refused(
+                    f"the daemon does not know this client's key, {public}; have it granted a role in the daemon's policy"
+                )
+            case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL if int(event["value"]) == MISMATCH and self._keys is None:
+                raise self._refused(
+                    "the daemon lets in clients with a key only; give one (keys=, or --key on the command line)"
+                )
+            case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL if int(event["value"]) == MISMATCH:
+                raise self._refused(
+                    "the daemon has no key, so nothing would be encrypted; configure security.server_key there, or leave "
+                    "this client's key out"
+                )
+            case _ if self._keys is not None:
+                self._failures += 1
+                if self._failures >= FAILURES:
+                    raise self._refused(
+                        f"the handshake failed {FAILURES} times: the daemon has another public key than {self._keys.server}"
+                    )
+
+    def _refused(self, text: str) -> Refused:
+        return Refused("not_allowed", f"{self._endpoint}: {text}")
