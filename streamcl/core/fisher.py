@@ -27,11 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from streamcl.core.closed_forms import Layout, Names, Recorder, Site
+from streamcl.core.closed_forms import Layout, Names, Site
 from streamcl.core.likelihood import FisherKind, Likelihood
 from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
 from streamcl.core.products import fast_products
+from streamcl.core.recorder import Recorder
 
 CHUNK_BYTES = 256 << 20  # per-sample gradients held at once,
 CPU_CHUNK_BYTES = 8 << 20  # and on a CPU, whose caches are small
