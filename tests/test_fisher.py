@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from streamcl.core.fisher import DiagonalFisher
 from streamcl.core.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
 from streamcl.core.parameters import FlatParameters
+from streamcl.core.products import _keeps_single_precision, fast_products
 
 OUT = 3
 
@@ -64,6 +66,59 @@ class Tokens(nn.Module):
         return self.head(self.embedding(x).mean(1))
 
 
+class Repeats(nn.Module):
+    """Tokens that come more than once in a sample, and one that is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(4, 5, padding_idx=-2)
+        self.head = nn.Linear(5, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.embedding((x[..., 0] > 0).long() + 2 * (x[..., 1] > 0))).sum(1))
+
+
+class TimeFirst(nn.Module):
+    """Samples along the second axis, and rows of all samples and times in one."""
+
+    def __init__(self, times_last: bool) -> None:
+        super().__init__()
+        self.times_last = times_last
+        self.one, self.two, self.norm = nn.Linear(4, 5), nn.Linear(5, 6), nn.LayerNorm(6)
+        self.head = nn.Linear(6, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.one(x.transpose(0, 1)))
+        rows = x.transpose(0, 1).flatten(0, 1) if self.times_last else x.flatten(0, 1)
+        folded = self.norm(torch.tanh(self.two(rows)))
+        return self.head(folded.unflatten(0, (-1, 3)).mean(1) if self.times_last else folded.unflatten(0, (3, -1)).mean(0))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, separate: bool) -> None:
+        super().__init__()
+        more: dict[str, Any] = {"kdim": 5, "vdim": 5} if separate else {}
+        self.narrow = nn.Linear(4, 5) if separate else nn.Linear(4, 6)
+        self.wide = nn.Linear(4, 6)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True, add_bias_kv=True, **more)
+        self.head = nn.Linear(6, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = torch.tanh(self.narrow(x))
+        return self.head(self.attention(torch.tanh(self.wide(x)), memory, memory)[0].sum(1))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.head = nn.Linear(4, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].sum(0))
+
+
 class Branching(nn.Module):
     """What a sample is decides what is done with it, which vmap cannot follow."""
 
@@ -109,6 +164,54 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, OUT)),
         (4,),
     ),
+}
+
+
+def convolution(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Callable[[], nn.Module], tuple[int, ...]]:
+    """A copy of the layer before a nonlinearity and a linear layer."""
+    return lambda: nn.Sequential(copy.deepcopy(layer), nn.Tanh(), nn.Flatten(), nn.LazyLinear(OUT)), shape
+
+
+# every parameter of these has a closed form
+CLOSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "plain convolution": convolution(nn.Conv2d(2, 4, 3), (2, 5, 6)),
+    "strided and padded": convolution(nn.Conv2d(2, 4, (3, 2), stride=(2, 1), padding=(1, 2)), (2, 6, 5)),
+    "dilated": convolution(nn.Conv2d(2, 4, 3, dilation=(2, 1), padding=1), (2, 6, 6)),
+    "grouped": convolution(nn.Conv2d(4, 6, 3, groups=2, bias=False), (4, 5, 5)),
+    "depthwise": convolution(nn.Conv2d(3, 6, 2, groups=3), (3, 4, 4)),
+    "padded to the same size": convolution(nn.Conv2d(2, 3, (3, 4), padding="same"), (2, 5, 5)),
+    "padded with a reflection": convolution(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), (2, 4, 4)),
+    "of one place": convolution(nn.Conv2d(2, 3, 1), (2, 4, 4)),
+    "in one direction": convolution(nn.Conv1d(3, 4, 3, stride=2, padding=2, dilation=2), (3, 9)),
+    "in three directions": convolution(nn.Conv3d(2, 3, 2, stride=(1, 2, 1), padding=1), (2, 3, 4, 3)),
+    "on sequences": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Flatten(), nn.Linear(15, OUT)), (3, 4)),
+    "on images of rows": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Flatten(), nn.Linear(30, OUT)), (2, 3, 4)),
+    "time first": (lambda: TimeFirst(times_last=False), (3, 4)),
+    "times last": (lambda: TimeFirst(times_last=True), (3, 4)),
+    "layer norm of two axes": (
+        lambda: nn.Sequential(nn.LayerNorm((3, 4)), nn.Flatten(), nn.Tanh(), nn.Linear(24, OUT)),
+        (2, 3, 4),
+    ),
+    "group norm": (
+        lambda: nn.Sequential(nn.Conv2d(2, 4, 2), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(36, OUT)),
+        (2, 4, 4),
+    ),
+    "frozen batch norm": (
+        lambda: nn.Sequential(nn.Conv1d(2, 4, 2), nn.BatchNorm1d(4).eval(), nn.Tanh(), nn.Flatten(), nn.Linear(16, OUT)),
+        (2, 5),
+    ),
+    "root mean square norm": (lambda: nn.Sequential(nn.RMSNorm(4), nn.Flatten(), nn.Linear(12, OUT)), (3, 4)),
+    "repeated tokens": (Repeats, (6, 2)),
+    "self-attention": (SelfAttention, (3, 4)),
+    "transformer layer": (Attention, (3, 4)),
+    "in-place relu after a convolution": (
+        lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, OUT)),
+        (1, 6, 6),
+    ),
+}
+MODELS |= CLOSED | {
+    "attention to something else": (lambda: CrossAttention(separate=False), (3, 4)),
+    "attention with its own widths": (lambda: CrossAttention(separate=True), (3, 4)),
 }
 LIKELIHOODS: dict[str, tuple[Likelihood, Callable[[int], Tensor]]] = {
     "categorical": (Categorical(OUT), lambda n: torch.arange(n) % OUT),
@@ -166,7 +269,10 @@ def loop(name: str, model: nn.Module, x: Tensor, kind: str, y: Tensor) -> Tensor
 def build(model: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     make, shape = MODELS[model]
-    return make().double(), torch.randn(7, *shape, dtype=torch.float64)
+    x = torch.randn(7, *shape, dtype=torch.float64)
+    module = make().double()
+    module(x)  # lazy layers
+    return module, x
 
 
 @pytest.mark.parametrize("kind", ["exact", "empirical"])
@@ -181,6 +287,89 @@ def test_it_equals_a_loop_over_samples(model: str, likelihood: str, kind: Any) -
     fisher.add(x[:4], y[:4])
     fisher.add(x[4:], y[4:])
     torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-10 * float(expected.max()))
+
+
+@pytest.mark.parametrize("model", CLOSED)
+def test_every_parameter_has_a_closed_form(model: str) -> None:
+    module, x = build(model)
+    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher.add(x)
+    assert fisher.without_closed_form == []
+
+
+def test_what_has_no_closed_form_does_not_take_it_from_the_others() -> None:
+    module, x = build("recurrent")
+    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher.add(x)
+    assert {name.split(".")[0] for name in fisher.without_closed_form} == {"lstm"}
+    module, x = build("tied")
+    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher.add(x)
+    assert fisher.without_closed_form == ["one.weight", "again.weight", "again.bias", "lent.weight"]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 9])
+@pytest.mark.parametrize("model", ["time first", "times last", "self-attention", "on sequences"])
+def test_any_number_of_rows_after_any_other(model: str, rows: int) -> None:
+    """As many rows as times must not be taken for one another."""
+    module, _ = build(model)
+    x = torch.randn(rows, 3, 4, dtype=torch.float64)
+    expected = loop("categorical", module, x, "exact", torch.zeros(rows))
+    for first in (1, rows):
+        fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+        fisher.add(x[:first])
+        fisher.add(x[first:])
+        torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-10 * float(expected.max()))
+
+
+def test_a_forward_pass_that_goes_another_way_is_noticed() -> None:
+    class Way(nn.Module):
+        """Large batches in two halves."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.head = nn.Linear(4, 4), nn.Linear(4, OUT)
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = [x] if len(x) < 5 else [x[:2], x[2:]]
+            return torch.cat([self.head(torch.tanh(self.one(part))) for part in parts])
+
+    torch.manual_seed(0)
+    module, x = Way().double(), torch.randn(9, 4, dtype=torch.float64)
+    expected = loop("categorical", module, x, "exact", torch.zeros(9))
+    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher.add(x[:4])
+    fisher.add(x[4:])
+    torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-10 * float(expected.max()))
+
+
+def test_single_precision_is_kept() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(60, 200), nn.ReLU(), nn.Linear(200, 200), nn.Tanh(), nn.Linear(200, OUT))
+    x = torch.randn(300, 60)
+    totals = []
+    for dtype in (torch.float32, torch.float64):
+        again = copy.deepcopy(module).to(dtype)
+        fisher = DiagonalFisher(again, FlatParameters(again), Categorical(OUT))
+        fisher.add(x.to(dtype))
+        totals.append(fisher.total)
+    torch.testing.assert_close(*totals, rtol=1e-5, atol=1e-6 * float(totals[1].max()))
+
+
+def test_the_setting_for_products_is_put_back() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with pytest.raises(ZeroDivisionError), fast_products():
+        1 / 0  # noqa: B018
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_products_are_left_alone_where_bfloat16_would_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamcl.core.products._error", lambda a, b: 2.0**-9)
+    _keeps_single_precision.cache_clear()
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with fast_products():
+        assert torch.backends.mkldnn.matmul.fp32_precision == before
+    _keeps_single_precision.cache_clear()
 
 
 def test_integer_inputs_are_taken() -> None:
@@ -250,7 +439,8 @@ def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     y = torch.arange(len(x)) % OUT
     expected = loop("categorical", module, x, "exact", y)
     monkeypatch.setattr("streamcl.core.fisher.CPU_CHUNK_BYTES", 1)
-    monkeypatch.setattr("streamcl.core.fisher.BLOCK_BYTES", 1)
+    monkeypatch.setattr("streamcl.core.fisher.CPU_BLOCK_BYTES", 1)
+    monkeypatch.setattr("streamcl.core.closed_forms.CPU_TILE_BYTES", 1)
     fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
     fisher.add(x)
     torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-12)

@@ -4,10 +4,11 @@
 observed (empirical, what the note writes); Martens (2014) on the difference. Squaring a mini-batch's gradient is
 another, wrong quantity: it came to a few hundredths of this one on a trained network.
 
-For a linear layer with inputs A [n, in] and output gradients G [n, out] the sum over samples has a closed form,
-``(G*G)^T (A*A)``: one matrix product. Other parameters get per-sample gradients, in chunks of bounded memory; and
-where not even those can be had (vmap has no rule for some operation), a loop over samples. A self-check on the first
-rows decides which way is sound for which parameter, so that ties, parametrisations and layers used twice are right.
+One forward pass; then, for every cotangent, a backward pass to the outputs of the functions with a closed form
+(`closed_forms`) and no further. The parameters of anything else get per-sample gradients, in chunks of bounded memory;
+and where not even those can be had (vmap has no rule for some operation), a loop over samples. A self-check on the first
+rows compares each closed form with that loop and so decides which way is sound for which parameter: ties,
+parametrisations and layers used twice come out right.
 
 Guarantees: evaluation mode during the computation; training flags, gradients and parameters are left as they
 were. Squares of small gradients are denormal and slow on CPUs: the process that trains flushes them
@@ -16,40 +17,57 @@ were. Squares of small gradients are denormal and slow on CPUs: the process that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
+from streamcl.core.closed_forms import Layout, Names, Site
 from streamcl.core.likelihood import FisherKind, Likelihood
 from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
+from streamcl.core.products import fast_products
+from streamcl.core.recorder import Recorder
 
 CHUNK_BYTES = 256 << 20  # per-sample gradients held at once,
 CPU_CHUNK_BYTES = 8 << 20  # and on a CPU, whose caches are small
-BLOCK_BYTES = 32 << 20  # output gradients held at once, were they all to be
+BLOCK_BYTES = 256 << 20  # inputs and outputs of closed forms held at once,
+CPU_BLOCK_BYTES = 16 << 20
 PROBE_ROWS = 3
 
 
-@dataclass(slots=True)
-class _Captured:
-    """What one linear layer saw in a forward pass: inputs and outputs of each call."""
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """A site whose closed form is sound: for these names, with its samples there."""
 
-    inputs: list[Tensor] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
+    names: Names
+    layout: Layout
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Plan:
-    """How each parameter's Fisher is computed, as the self-check found it sound."""
+    """How each parameter's Fisher is computed, as the self-check found it sound.
 
-    layers: dict[str, nn.Linear]
+    calls: the keys of all sites of a forward pass. closed: by the position in it. width: numbers held for a sample.
+    """
+
+    calls: list[tuple[object, ...]]
+    closed: dict[int, _Closed]
     general: list[str]
     vectorised: bool
     width: int
+
+    def sites(self, found: list[Site], samples: int) -> list[Site] | None:
+        """The sites with a sound closed form; None where this forward pass went another way than the first."""
+        if [site.key for site in found] != self.calls:
+            return None
+        if not all(found[index].fits(closed.layout, samples) for index, closed in self.closed.items()):
+            return None
+        return [found[index].at(closed.names, closed.layout, samples) for index, closed in self.closed.items()]
 
 
 class DiagonalFisher:
@@ -79,76 +97,77 @@ class DiagonalFisher:
         self._by_name = dict(zip(parameters.names, parameters.parameters, strict=True))
         self._plan: _Plan | None = None
 
+    @property
+    def without_closed_form(self) -> list[str]:
+        """The parameters that per-sample gradients are taken of, once samples were added."""
+        return self._plan.general if self._plan else []
+
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """Add the samples x [n, ...] with targets y (needed by ``empirical`` only)."""
         flags = TrainingFlags(self.module)
         flags.eval()
         try:
-            if self._plan is None:
-                self._plan = self._make_plan(x[:PROBE_ROWS])
-            self._add(self._plan, x, y)
+            with fast_products():
+                if self._plan is None:
+                    self._plan = self._make_plan(x[:PROBE_ROWS])
+                self._add(self._plan, x, y)
         finally:
             flags.train()
 
     def _add(self, plan: _Plan, x: Tensor, y: Tensor | None) -> None:
-        start = 0
-        while start < len(x):
-            rows = x[start : start + self._block_rows(plan, x)]
-            target = None if y is None else y[start : start + len(rows)]
-            self._add_block(plan, rows, target)
-            start += len(rows)
+        rows = self._block_rows(plan, x)
+        for start in range(0, len(x), rows):
+            self._add_block(plan, x[start : start + rows], None if y is None else y[start : start + rows])
 
     def _block_rows(self, plan: _Plan, x: Tensor) -> int:
         itemsize = self.parameters.theta.element_size()
-        return max(1, min(len(x), BLOCK_BYTES // (itemsize * max(1, plan.width))))
+        limit = CPU_BLOCK_BYTES if x.device.type == "cpu" else BLOCK_BYTES
+        return max(1, min(len(x), limit // (itemsize * max(1, plan.width))))
 
     def _add_block(self, plan: _Plan, x: Tensor, y: Tensor | None) -> None:
-        with self._capturing(plan.layers) as captured, torch.enable_grad():
-            output = self.module(x)
+        output, found = self._record(x)
         cotangents = self.likelihood.cotangents(output.detach(), self.kind, y, self.generator).to(output.dtype)
+        sites = plan.sites(found, len(x))
         with torch.no_grad():
-            if plan.layers:
-                self._add_layers(plan, captured, output, cotangents)
-            del captured, output
+            if sites is None:
+                self._add_one_by_one(self.parameters.names, x, cotangents)
+                return
+            if sites:
+                self._add_closed(sites, output, cotangents)
+            del found, sites, output
             if plan.general and plan.vectorised:
-                self._add_vectorised(plan, x, cotangents)
+                self._add_vectorised(plan.general, x, cotangents)
             elif plan.general:
-                self._add_one_by_one(plan, x, cotangents)
+                self._add_one_by_one(plan.general, x, cotangents)
 
-    # -- closed form -----------------------------------------------------------------------------------------------
+    # -- closed forms ----------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _capturing(self, layers: dict[str, nn.Linear]) -> Iterator[dict[str, _Captured]]:
-        captured = {name: _Captured() for name in layers}
-        handles = [layer.register_forward_hook(_capture(captured[name])) for name, layer in layers.items()]
-        try:
-            yield captured
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _record(self, x: Tensor) -> tuple[Tensor, list[Site]]:
+        with Recorder(self._by_name.items()) as recorder, torch.enable_grad():
+            output: Tensor = self.module(x)
+        return output, recorder.sites
 
-    def _add_layers(self, plan: _Plan, captured: dict[str, _Captured], output: Tensor, cotangents: Tensor) -> None:
-        """``(sum_k G_k*G_k)^T (A*A)`` for weights, ``sum G_k*G_k`` for biases."""
-        outputs = [captured[name].outputs[0] for name in plan.layers]
-        sums = _squared_output_gradients(output, outputs, cotangents)
-        for (name, layer), squares in zip(plan.layers.items(), sums, strict=True):
-            weight, bias = _names(name)
-            if weight in self._sums and layer.weight.requires_grad:
-                self._sums[weight] += squares.T @ captured[name].inputs[0].detach().square()
-            if bias in self._sums and layer.bias is not None and layer.bias.requires_grad:
-                self._sums[bias] += squares.sum(0)
+    def _add_closed(self, sites: list[Site], output: Tensor, cotangents: Tensor) -> None:
+        for site in sites:
+            site.prepare()
+        for gradients in _output_gradients(output, sites, cotangents):
+            for site, gradient in zip(sites, gradients, strict=True):
+                if gradient is not None:
+                    site.add(gradient, self._sums)
+        for site in sites:
+            site.finish(self._sums)
 
     # -- per-sample gradients --------------------------------------------------------------------------------------
 
-    def _add_vectorised(self, plan: _Plan, x: Tensor, cotangents: Tensor) -> None:
-        values = {name: self._by_name[name].detach() for name in plan.general}
+    def _add_vectorised(self, names: list[str], x: Tensor, cotangents: Tensor) -> None:
+        values = {name: self._by_name[name].detach() for name in names}
         size = sum(value.numel() for value in values.values()) * len(cotangents)
         chunk = CPU_CHUNK_BYTES if x.device.type == "cpu" else CHUNK_BYTES
         rows = max(1, chunk // (size * self.parameters.theta.element_size()))
         for start in range(0, len(x), rows):
             gradients = self._per_sample(values, x[start : start + rows], cotangents[:, start : start + rows])
             for name, gradient in gradients.items():
-                self._sums[name] += gradient.square_().sum((0, 1))
+                self._sums[name] += gradient.square().sum((0, 1))
 
     def _per_sample(self, values: dict[str, Tensor], x: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
         """Gradients [n, k, *shape] of each sample's output against each of its cotangents."""
@@ -165,9 +184,9 @@ class DiagonalFisher:
         gradients: dict[str, Tensor] = vmap(one_sample, in_dims=(0, 1))(x, cotangents)
         return gradients
 
-    def _add_one_by_one(self, plan: _Plan, x: Tensor, cotangents: Tensor) -> None:
+    def _add_one_by_one(self, names: list[str], x: Tensor, cotangents: Tensor) -> None:
         for n in range(len(x)):
-            for name, squares in self._one_sample(plan.general, x[n : n + 1], cotangents[:, n : n + 1]).items():
+            for name, squares in self._one_sample(names, x[n : n + 1], cotangents[:, n : n + 1]).items():
                 self._sums[name] += squares
 
     def _one_sample(self, names: list[str], x: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
@@ -186,56 +205,47 @@ class DiagonalFisher:
     # -- which way for which parameter -----------------------------------------------------------------------------
 
     def _make_plan(self, x: Tensor) -> _Plan:
-        layers = self._sound_layers(x)
-        covered = {name for layer in layers for name in _names(layer)}
+        x = x[torch.arange(PROBE_ROWS, device=x.device) % len(x)]
+        output, found = self._record(x)
+        calls = [site.key for site in found]
+        closed = self._sound(x, output, found)
+        covered = {name for each in closed.values() for name in each.names}
         general = [name for name in self.parameters.names if name not in covered]
-        with torch.no_grad():
-            output = self.module(x)
-            k = len(self.likelihood.cotangents(output, "exact", None, None)) if self.kind == "exact" else 1
-        width = k * sum(layer.out_features for layer in layers.values()) + sum(x.shape[1:])
-        return _Plan(layers, general, bool(general) and self._vectorises(general, x, output), width)
+        k = len(self.likelihood.cotangents(output.detach(), self.kind, None, None)) if self.kind == "exact" else 1
+        numbers = x.numel() + k * output.numel() + sum(found[index].numbers for index in closed)
+        batched = k if output.is_cuda else 1
+        vectorised = bool(general) and self._vectorises(general, x, output.detach())
+        return _Plan(calls, closed, general, vectorised, batched * numbers // len(x))
 
-    def _sound_layers(self, x: Tensor) -> dict[str, nn.Linear]:
-        """Linear layers called once, on [n, in], whose closed form gives autograd's gradient of their parameters.
-
-        The comparison, on a few rows and one random cotangent, notices a weight that is used elsewhere too.
-        """
-        candidates = {name: part for name, part in self.module.named_modules() if type(part) is nn.Linear}
-        with self._capturing(candidates) as captured, torch.enable_grad():
-            output = self.module(x)
-        used = {
-            name: layer
-            for name, layer in candidates.items()
-            if len(captured[name].inputs) == 1
-            and captured[name].inputs[0].ndim == 2
-            and len(captured[name].inputs[0]) == len(x)
-            and captured[name].outputs[0].requires_grad
-        }
-        generator = torch.Generator().manual_seed(0)
-        cotangent = torch.randn(output.shape, generator=generator, dtype=output.dtype).to(output.device)
-        return {
-            name: layer for name, layer in used.items() if self._is_sound(name, layer, captured[name], output, cotangent)
-        }
-
-    def _is_sound(self, name: str, layer: nn.Linear, captured: _Captured, output: Tensor, cotangent: Tensor) -> bool:
-        (g,) = torch.autograd.grad(output, captured.outputs, cotangent, retain_graph=True, materialize_grads=True)
-        weight, bias = _names(name)
-        closed = {weight: g.T @ captured.inputs[0], bias: g.sum(0)}
-        for parameter_name, expected in closed.items():
-            parameter = self._by_name.get(parameter_name)
-            if parameter is None:
-                if parameter_name == weight and layer.weight.requires_grad:
-                    return False  # tied under another name, or made by a parametrisation
+    def _sound(self, x: Tensor, output: Tensor, found: list[Site]) -> dict[int, _Closed]:
+        """Which sites' closed forms equal a loop over samples, for one random cotangent."""
+        used = Counter(name for site in found for name in site.names)
+        cotangent = _random(output, 1, seed=0)
+        names = [name for name in used if name is not None]
+        expected = self._loop(names, x, cotangent)
+        (gradients,) = _output_gradients(output, found, cotangent)
+        sound = {}
+        for index, (site, gradient) in enumerate(zip(found, gradients, strict=True)):
+            once = _only(site.names, {name for name in names if used[name] == 1})
+            if gradient is None:
                 continue
-            (actual,) = torch.autograd.grad(output, parameter, cotangent, retain_graph=True, allow_unused=True)
-            if actual is None or not _agree(actual, expected):
-                return False
-        return True
+            for layout in site.layouts(len(x)):
+                agreeing = _only(once, _agreeing(copy(site).at(once, layout, len(x)), gradient, expected))
+                if any(agreeing):
+                    sound[index] = _Closed(agreeing, layout)
+                    break
+        return sound
+
+    def _loop(self, names: list[str], x: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
+        sums = {name: torch.zeros_like(self._by_name[name]) for name in names}
+        for n in range(len(x)):
+            for name, squares in self._one_sample(names, x[n : n + 1], cotangents[:, n : n + 1]).items():
+                sums[name] += squares
+        return sums
 
     def _vectorises(self, names: list[str], x: Tensor, output: Tensor) -> bool:
         """Whether vmap takes this module and agrees with plain backward passes on a few rows."""
-        generator = torch.Generator().manual_seed(1)
-        cotangents = torch.randn((2, *output.shape), generator=generator, dtype=output.dtype).to(output.device)
+        cotangents = _random(output, 2, seed=1)
         values = {name: self._by_name[name].detach() for name in names}
         try:
             gradients = self._per_sample(values, x, cotangents)
@@ -250,36 +260,47 @@ class DiagonalFisher:
         return True
 
 
-def _names(layer: str) -> tuple[str, str]:
-    prefix = f"{layer}." if layer else ""
-    return f"{prefix}weight", f"{prefix}bias"
+def _output_gradients(output: Tensor, sites: Sequence[Site], cotangents: Tensor) -> Iterator[Sequence[Tensor | None]]:
+    """The gradients of all sites' outputs, for one cotangent after the other.
 
-
-def _capture(captured: _Captured):  # type: ignore[no-untyped-def]
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        captured.inputs.append(inputs[0].detach())
-        captured.outputs.append(output)
-        return output.clone()  # an in-place operation behind the layer must not change what was captured
-
-    return hook
-
-
-def _squared_output_gradients(output: Tensor, outputs: list[Tensor], cotangents: Tensor) -> list[Tensor]:
-    """``sum_k G_k * G_k`` [n, out] of each layer's output gradients.
-
-    All k at once where launching kernels is what takes time; on a CPU one after the other, so that they stay in the cache.
+    All at once where launching kernels is what takes time; on a CPU one by one, so that they stay in the cache.
     """
+    edges = [site.edge for site in sites]
+    if not edges or not output.requires_grad:
+        return
     if output.is_cuda and len(cotangents) > 1:
         try:
-            gradients = torch.autograd.grad(output, outputs, cotangents, is_grads_batched=True, retain_graph=True)
-            return [gradient.square().sum(0) for gradient in gradients]
+            batched = torch.autograd.grad(
+                output, edges, cotangents, is_grads_batched=True, retain_graph=True, allow_unused=True
+            )
         except RuntimeError:  # an operation without a batching rule
             pass
-    sums = [torch.zeros_like(each) for each in outputs]
-    for vector in cotangents:
-        for total, gradient in zip(sums, torch.autograd.grad(output, outputs, vector, retain_graph=True), strict=True):
-            total.addcmul_(gradient, gradient)
-    return sums
+        else:
+            for k in range(len(cotangents)):
+                yield [None if gradient is None else gradient[k] for gradient in batched]
+            return
+    for cotangent in cotangents:
+        yield torch.autograd.grad(output, edges, cotangent, retain_graph=True, allow_unused=True)
+
+
+def _random(output: Tensor, k: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((k, *output.shape), generator=generator, dtype=output.dtype).to(output.device)
+
+
+def _only(names: Names, kept: set[str]) -> Names:
+    weight, bias = names
+    return weight if weight in kept else None, bias if bias in kept else None
+
+
+def _agreeing(site: Site, gradient: Tensor, expected: dict[str, Tensor]) -> set[str]:
+    """The names for which a site's closed form gives what is expected; zeros prove nothing."""
+    sums = {name: torch.zeros_like(expected[name]) for name in site.names if name is not None}
+    with torch.no_grad():
+        site.prepare()
+        site.add(gradient, sums)
+        site.finish(sums)
+    return {name for name, squares in sums.items() if squares.any() and _agree(squares, expected[name])}
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:

@@ -1,0 +1,69 @@
+"""Matrix products in single precision by the library that does them fastest on this CPU.
+
+MKL, which PyTorch calls for float32, leaves half of each vector unit idle on CPUs of another maker than its own; oneDNN,
+which comes with PyTorch too, does not: on an AMD EPYC products took half the time. PyTorch hands float32 over to it only
+where bfloat16 would be allowed as well (``torch.backends.mkldnn.matmul.fp32_precision``). oneDNN makes use of that where
+there are matrix units for bfloat16 (AMX) and keeps single precision elsewhere.
+
+Guarantees: full single precision, in that the setting is left alone unless products under it were seen to have it; and
+the setting is put back. It belongs to the process, not to a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROUNDING = 1e-5  # of the largest entry; bfloat16 is two hundred times as far off
+
+
+@contextmanager
+def fast_products() -> Iterator[None]:
+    """Matrix products of float32 on the CPU are by oneDNN inside, where that costs no precision."""
+    if not _keeps_single_precision():
+        yield
+        return
+    with _bfloat16_allowed():
+        yield
+
+
+@cache
+def _keeps_single_precision() -> bool:
+    """Whether oneDNN is there, has no use for bfloat16, and was not seen to use it."""
+    if _setting() is None or not torch._C._has_mkldnn:
+        return False
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or torch.cpu._is_amx_tile_supported():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(96, 160, 80), (512, 10, 400), (8, 16, 196, 72), (16, 128, 28, 64)]
+    pairs = [
+        (torch.randn(*n, a, b, generator=generator), torch.randn(*n, b, c, generator=generator)) for *n, a, b, c in shapes
+    ]
+    with _bfloat16_allowed():
+        return all(_error(a, b) < ROUNDING and _error(b.mT, a.mT) < ROUNDING for a, b in pairs)
+
+
+def _error(a: Tensor, b: Tensor) -> float:
+    exact = a.double() @ b.double()
+    return float((a @ b - exact).abs().max() / exact.abs().max())
+
+
+def _setting() -> Any:
+    """PyTorch's, from 2.9 on."""
+    return getattr(torch.backends.mkldnn, "matmul", None)
+
+
+@contextmanager
+def _bfloat16_allowed() -> Iterator[None]:
+    setting = _setting()
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
