@@ -27,6 +27,7 @@ def add_commands(commands: Any) -> None:
     _add_revisit(benches)
     _add_order_bias(benches)
     _add_speed(benches)
+    _add_peers(benches)
     _add_faults(benches)
     _add_soak(benches)
 
@@ -87,6 +88,20 @@ def _add_speed(benches: Any) -> None:
         "streamcl bench speed --json speed.json",
     )
     parser.add_argument("--rounds", type=int, default=9, help="of every comparison (default 9)")
+    _add_figures(parser)
+
+
+def _add_peers(benches: Any) -> None:
+    parser = command(
+        benches,
+        "peers",
+        peers,
+        "The Fisher and the penalty beside BackPACK, laplace-torch and Avalanche, those of them that are installed: is it "
+        "the same quantity, and how much longer do they take.",
+        "streamcl bench peers --json peers.json",
+    )
+    parser.add_argument("--rows", type=int, default=1024, help="the Fisher is taken of (default 1024)")
+    parser.add_argument("--rounds", type=int, default=5, help="of every comparison (default 5)")
     _add_figures(parser)
 
 
@@ -193,3 +208,10 @@ def speed(options: argparse.Namespace) -> int:
     from streamcl.bench.speed import run
 
     return run(options.rounds, options.json)
+
+
+def peers(options: argparse.Namespace) -> int:
+    """Run the comparisons."""
+    from streamcl.bench.peers import run
+
+    return run(options.json, options.rows, options.rounds)
