@@ -30,6 +30,7 @@ def add_commands(commands: Any) -> None:
     _add_order_bias(benches)
     _add_speed(benches)
     _add_growth(benches)
+    _add_peers(benches)
     _add_faults(benches)
     _add_soak(benches)
     _add_fuzz(benches)
@@ -109,6 +110,20 @@ def _add_growth(benches: Any) -> None:
     parser.add_argument("--parameters", type=int, default=10**8, help="of the largest model (default 100 million)")
     parser.add_argument("--samples", type=int, default=32_000, help="of the largest task (default 32,000)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves (PNG or SVG)")
+    _add_figures(parser)
+
+
+def _add_peers(benches: Any) -> None:
+    parser = command(
+        benches,
+        "peers",
+        peers,
+        "The Fisher and the penalty beside BackPACK, laplace-torch and Avalanche, those of them that are installed: is it "
+        "the same quantity, and how much longer do they take.",
+        "streamcl bench peers --json peers.json",
+    )
+    parser.add_argument("--rows", type=int, default=1024, help="the Fisher is taken of (default 1024)")
+    parser.add_argument("--rounds", type=int, default=5, help="of every comparison (default 5)")
     _add_figures(parser)
 
 
@@ -264,3 +279,10 @@ def growth(options: argparse.Namespace) -> None:
     from streamcl.bench.growth import run
 
     run(options.tasks, options.parameters, options.samples, options.json, options.plot)
+
+
+def peers(options: argparse.Namespace) -> int:
+    """Run the comparisons."""
+    from streamcl.bench.peers import run
+
+    return run(options.json, options.rows, options.rounds)

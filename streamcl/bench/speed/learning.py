@@ -10,15 +10,13 @@ from torch import Tensor, nn
 
 from streamcl import models
 from streamcl.bench.speed.table import Row, slower, timed
+from streamcl.bench.trained import BATCH, CLASSES, digits, train
 from streamcl.config import Train
 from streamcl.core.fisher import DiagonalFisher
 from streamcl.core.gaussian import DiagonalGaussian
 from streamcl.core.likelihood import Categorical, FisherKind
 from streamcl.core.parameters import FlatParameters
 from streamcl.learning.optimisers import Adam
-
-CLASSES, BATCH = 10, 128
-
 
 # -- models ------------------------------------------------------------------------------------------------------------
 
@@ -49,27 +47,6 @@ def _model(name: str) -> tuple[nn.Module, tuple[int, ...], int]:
             return Transformer(), (28, 28), 512
 
 
-def _digits(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The 1,797 real digits that come with scikit-learn, 28 x 28."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
-    x = torch.nn.functional.interpolate(images, (28, 28), mode="bilinear").reshape(-1, *shape)
-    return x, torch.from_numpy(digits.target).long()
-
-
-def _train(module: nn.Module, parameters: FlatParameters, x: Tensor, y: Tensor) -> None:
-    """A few epochs: a Fisher is only ever taken at an optimum, or near it."""
-    optimiser = Adam(parameters.theta.detach(), parameters.grad, Train().learning_rate)
-    for _ in range(40):
-        for start in range(0, len(x), BATCH):
-            parameters.grad.zero_()
-            loss = Categorical(CLASSES).nll(module(x[start : start + BATCH]), y[start : start + BATCH]).mean()
-            torch.autograd.backward(loss)
-            optimiser.step()
-
-
 def _data(shape: tuple[int, ...], rows: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randn((rows, *shape), generator=generator), torch.randint(0, CLASSES, (rows,), generator=generator)
@@ -82,10 +59,10 @@ def fisher(kind: FisherKind, name: str, goal: float, rounds: int) -> Row:
     """The diagonal Fisher of a trained network against one epoch of forward and backward passes over the same rows."""
     torch.manual_seed(0)
     module, shape, rows = _model(name)
-    x, y = _digits(shape)
+    x, y = digits(shape)
     parameters = FlatParameters(module)
     likelihood = Categorical(CLASSES)
-    _train(module, parameters, x, y)
+    train(module, parameters, x, y)
     x, y = x.repeat(3, *[1] * len(shape))[:rows], y.repeat(3)[:rows]
 
     def epoch() -> None:
