@@ -7,19 +7,19 @@ on a real log and disk, without sockets.
 from __future__ import annotations
 
 import json
-import logging
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 
 from streamcl import models
+from streamcl.bench.conditions import as_in_the_trainer
 from streamcl.bench.speed.boundary import Boundaries, Taken
 from streamcl.bench.speed.workloads import CLASSES
 from streamcl.bench.versions import versions
@@ -119,13 +119,11 @@ def growth(points: Sequence[Point], curve: str) -> dict[str, float]:
 
 def run(tasks: int, parameters: int, samples: int, out: Path | None, plot: Path | None) -> None:
     """Every curve, printed, written and drawn."""
-    torch.set_flush_denormal(True)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     points: list[Point] = []
     print(f"{'curve':<18}{'at':>12}{'step, ms':>12}{'boundary, ms':>14}")
     sources = by_tasks(tasks, "single"), by_tasks(tasks, "factors"), by_parameters(parameters), by_samples(samples)
-    for source in sources:
-        for point in source:
+    with as_in_the_trainer():
+        for point in chain(*sources):
             points.append(point)
             print(f"{point.curve:<18}{point.at:>12,}{1e3 * point.step:>12.3f}{1e3 * point.boundary:>14.2f}", flush=True)
     curves = list(dict.fromkeys(point.curve for point in points))

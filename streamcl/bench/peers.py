@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from streamcl import models
+from streamcl.bench.conditions import as_in_the_trainer
 from streamcl.bench.trained import BATCH, CLASSES, digits, train
 from streamcl.bench.versions import versions
 from streamcl.config import Train
@@ -338,8 +339,12 @@ def _peer_versions() -> dict[str, str]:
 
 def run(out: Path | None, samples: int = 1024, rounds: int = 5, epochs: int = 40, hidden: int = 400) -> int:
     """Every comparison, printed and written."""
-    warnings.filterwarnings("ignore", "Full backward hook is firing|no QP solver")
-    torch.set_flush_denormal(True)
+    with as_in_the_trainer(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Full backward hook is firing|no QP solver")
+        return _run(out, samples, rounds, epochs, hidden)
+
+
+def _run(out: Path | None, samples: int, rounds: int, epochs: int, hidden: int) -> int:
     declared = declare_detection_operators()
     found, fishers, penalties = networks(samples, epochs, hidden), [], []
     print(f"{'Fisher':<18}{'network':<20}{'peer':<28}{'rows':>6}{'theirs/ours':>13}{'difference':>12}")

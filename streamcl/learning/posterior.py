@@ -90,12 +90,13 @@ class Posterior:
         """Each task's name, its penalty at theta in nats, and the penalty's rise in nats a sample since it was learned.
 
         followed: when each was last looked at; those longest ago come first. What was withdrawn meanwhile is passed over.
+        Raises Damaged where a factor is missing or, looked at for the first time, unsound.
         """
         if not self.keeps_factors:
             return
         for task in sorted(self.tasks, key=lambda name: followed.get(name, -1)):
             entry = self.tasks.get(task)
-            factor = None if entry is None else self._factor(task, verify=False)
+            factor = None if entry is None else self._factor(task, verify=task not in followed)
             if entry is None or factor is None:
                 continue
             now = consolidation.potential(factor, theta)

@@ -7,13 +7,12 @@ socket, the disk and PyTorch can be asked for (`bare`).
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import structlog
 import torch
 
+from streamcl.bench.conditions import as_in_the_trainer
 from streamcl.bench.speed import boundary, ingest, learning, serving, training
 from streamcl.bench.speed.table import Row
 from streamcl.bench.versions import versions
@@ -43,14 +42,13 @@ PARTS: dict[str, Part] = {
 
 def run(rounds: int, only: Sequence[str], out: Path | None) -> int:
     """Every row, printed and written; 1 if a goal was missed. only: the parts to run, all if there are none."""
-    torch.set_flush_denormal(True)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     rows: list[Row] = []
     print(f"{'what':<58}{'against':<46}{'ratio':>8}     goal")
-    for name, part in PARTS.items():
-        for row in part(rounds) if not only or name in only else []:
-            rows.append(row)
-            print(row.text(), flush=True)
+    with as_in_the_trainer():
+        for name, part in PARTS.items():
+            for row in part(rounds) if not only or name in only else []:
+                rows.append(row)
+                print(row.text(), flush=True)
     if out is not None:
         document = {"benchmark": "speed", "rounds": rounds, "threads": torch.get_num_threads(), "versions": versions()}
         out.write_text(json.dumps({**document, "rows": [row.plain() for row in rows]}, indent=2) + "\n")
