@@ -17,7 +17,7 @@ from streamcl.bench.speed.workloads import CLASSES
 from streamcl.config import Config, from_tree
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.trainer import Trainer
-from streamcl.learning.learner import Event
+from streamcl.learning.learner import Event, Progress
 from streamcl.storage.disk import Disk
 from streamcl.storage.log import LogWriter
 from streamcl.storage.records import Batch, Boundary, array_spec
@@ -93,7 +93,7 @@ class _Timed(Trainer):
 
     def _between_steps(self, event: Event) -> None:
         now = time.perf_counter()
-        if event is None:
+        if isinstance(event, Progress) and event.result is None:
             self.steps.append(now - self.after_fisher)
         super()._between_steps(event)
         self.after_fisher = time.perf_counter()
