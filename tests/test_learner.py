@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from streamcl.config import from_tree
 from streamcl.conventions import to_scale
 from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.products import fast_products, products_for
 from streamcl.learning.data import TaskData
 from streamcl.learning.learner import Learner, Outcome
 from streamcl.learning.network import Network
@@ -250,6 +252,12 @@ def test_autocast_trains_in_bfloat16_what_is_scored_and_kept_in_float32(tmp_path
     torch.testing.assert_close(theta, plain.learner.network.parameters.theta.detach(), atol=2e-2, rtol=0)
     assert not torch.equal(theta, plain.learner.network.parameters.theta.detach())
     assert cast.learner.prequential.state() == plain.learner.prequential.state()
+
+
+def test_only_large_products_are_handed_to_the_library_that_is_fast_at_them() -> None:
+    assert products_for([(400, 784), (400,), (400, 400), (10, 400)], 64) is fast_products
+    assert products_for([(16, 64), (16,), (10, 16)], 64) is nullcontext
+    assert products_for([(8, 1, 3, 3), (8,)], 64) is nullcontext  # a convolution's products are not theirs
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------

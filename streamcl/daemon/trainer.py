@@ -20,7 +20,6 @@ import torch
 
 from streamcl import models
 from streamcl.config import Config
-from streamcl.core.products import fast_products
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.memory import Memory
 from streamcl.errors import ConfigError, ModelRefused
@@ -56,8 +55,7 @@ def run(config: Config, up: Channel, side: Channel) -> None:
     torch.set_flush_denormal(True)  # squares of small gradients are denormal and slow CPU arithmetic many times
     trainer = Trainer(config, up, side)
     trainer.memory.keep()
-    with fast_products():
-        trainer.run()
+    trainer.run()
 
 
 class Trainer:

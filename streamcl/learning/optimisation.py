@@ -20,6 +20,7 @@ from torch import Tensor
 
 from streamcl.config import Train
 from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.products import products_for
 from streamcl.learning.data import TaskData
 from streamcl.learning.network import Network
 from streamcl.learning.optimisers import Adam, Lbfgs, Sgd
@@ -50,6 +51,7 @@ class Optimisation:
         self.network = network
         self.train = train
         self.steps = 0
+        self._products = products_for(network.parameters.shapes, train.batch_size)
         self.optimiser = self._optimiser()
         self.set_penalty(penalty)
 
@@ -115,9 +117,10 @@ class Optimisation:
             parameters.grad.zero_()
         else:
             self._scaled.gradient(theta, out=parameters.grad)
-        output = self.network.training_output(x)
-        nll = self.network.likelihood.nll(output, y)
-        torch.autograd.backward(nll.mean())
+        with self._products():
+            output = self.network.training_output(x)
+            nll = self.network.likelihood.nll(output, y)
+            torch.autograd.backward(nll.mean())
         optimiser.step()
         if self._implicit:
             self._scaled.proximal(theta, optimiser.rate)
