@@ -410,11 +410,12 @@ def test_a_revoked_producer_is_told_nothing_more(house: House) -> None:
 def test_a_refusal_on_any_socket_is_in_the_audit_log(house: House) -> None:
     keys = house.newcomer("denied", ["read"])
     deadline = time.monotonic() + 20
-    wanted = {"pause": "not_allowed", "stream": "not_allowed", "predict": "refused"}
+    wanted = {"pause": "not_allowed", "parameters": "not_allowed", "stream": "not_allowed", "predict": "refused"}
     while {entry["action"]: entry["result"] for entry in house.audit() if entry.get("who") == "denied"} != wanted:
         assert time.monotonic() < deadline  # of a flood, by the tests before this one, not every line is written
         with house.admin(keys) as admin, house.reader(keys) as reader:
             refusal(admin.pause)
+            refusal(admin.parameters)
             refusal(lambda: reader.predict(ROWS["x"]))
         refusal(lambda: house.stream(keys, "denied"))
 
