@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from streamcl.storage.audit import FILES, REFUSALS_A_SECOND, Audit, read
 from streamcl.storage.disk import Disk
@@ -46,3 +47,25 @@ def test_a_torn_claim_is_cut_off(tmp_path: Path) -> None:
     assert (again.of("a"), again.of("b"), again.of("c")) == ("key-3", "key-2", None)
     again.claim("c", "key-4")
     assert Owners.recover(tmp_path, Disk()).of("c") == "key-4"
+
+
+def test_a_claim_is_synced_before_it_is_granted(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    class Recorder(Disk):
+        def write(self, *arguments: Any) -> int:
+            calls.append("write")
+            return super().write(*arguments)
+
+        def sync_data(self, fd: int) -> None:
+            calls.append("sync")
+            super().sync_data(fd)
+
+    Owners.recover(tmp_path, Recorder()).claim("a", "key-1")
+    assert calls == ["write", "sync"]
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "audit.log").symlink_to(tmp_path / "elsewhere")
+    Audit(tmp_path / "audit.log").write("pause")
+    assert not (tmp_path / "elsewhere").exists()

@@ -101,6 +101,10 @@ def test_an_array_is_a_view_of_its_frame() -> None:
         ([msgpack.packb({"v": 1, "type": "batch", "x": msgpack.ExtType(4, b"")})], "bad_header"),
         ([msgpack.packb({**HEADER, "pad": b"0" * frames.HEADER_BYTES})], "too_large"),
         ([msgpack.packb(HEADER), *[b""] * 9], "too_large"),
+        ([msgpack.packb({**HEADER, "arrays": [described()["arrays"][0]] * 9}), *[b"12345678"] * 8], "too_large"),
+        ([msgpack.packb({**HEADER, "id": "x" * frames.MAX_ID_BYTES})], "too_large"),
+        (message(described(shape=[1] * 16 + [2]), b"12345678"), "bad_array"),
+        (message(described(shape=[0, 2**47, 2**47]), b""), "bad_array"),
         ([msgpack.packb(HEADER), b"1234"], "bad_array"),
         (message(described(), b"1234567"), "bad_array"),
         (message(described(dtype=">f4"), b"12345678"), "bad_array"),
@@ -149,3 +153,15 @@ def test_a_weight_must_be_finite_and_not_negative(weight: float) -> None:
 def test_producer_names_are_of_the_contract(name: str) -> None:
     with pytest.raises(Refused):
         messages.decode({"v": 1, "type": "hello", "producer": name}, messages.StreamMessage)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"type": "boundary", "seq": 1, "task": "a", "barrier": {f"p{number}": 1 for number in range(1025)}},
+        {"type": "predict", "samples": 1001},
+    ],
+)
+def test_what_a_message_may_ask_for_is_bounded(header: dict[str, Any]) -> None:
+    with pytest.raises(Refused, match="bad_header"):
+        messages.decode(header, messages.Predict if header["type"] == "predict" else messages.StreamMessage)

@@ -14,14 +14,21 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
+from prometheus_client import CollectorRegistry
 
 from streamcl.bench.faults.soak import anonymous_kib
 from streamcl.bench.fuzz.through_sockets import keyed_daemon
-from streamcl.bench.local import LocalDaemon
+from streamcl.bench.local import FREE_ENDPOINTS, LocalDaemon
 from streamcl.client import Admin, Producer, Reader
+from streamcl.config import from_tree
 from streamcl.daemon import gate as gates
+from streamcl.daemon import ingest as loops
 from streamcl.daemon import sockets as routers
-from streamcl.errors import ConfigError
+from streamcl.daemon.admin import MOST_WAITING, Later, Request
+from streamcl.daemon.channel import Channel
+from streamcl.daemon.ingest import Ingest, Pending
+from streamcl.daemon.metrics import MAX_LABELS, Metrics
+from streamcl.errors import ConfigError, Refused
 from streamcl.keys import Keys
 from streamcl.protocol import frames, messages
 from streamcl.protocol.session import StreamSession, Terms
@@ -212,7 +219,7 @@ def test_http_on_the_zeromq_port_and_silence_on_the_http_port(attacked: Attacked
 def test_a_reader_that_does_not_read_bounds_itself(attacked: Attacked) -> None:
     """It asks for 3 GB of parameters or predictions and takes none of them."""
     predictor = attacked.daemon.children()["predictor"]
-    before = anonymous_kib(predictor)
+    before, refused = anonymous_kib(predictor), attacked.refused("no_credit")
     socket = attacked.hostile("predict", RCVHWM=1, RCVBUF=4096)
     x = np.ones((200_000, 4), "|u1")  # answered with 2.4 MB
     header = {"v": 1, "type": "predict", "arrays": [{"name": "x", "dtype": "|u1", "shape": list(x.shape)}]}
@@ -222,9 +229,28 @@ def test_a_reader_that_does_not_read_bounds_itself(attacked: Attacked) -> None:
     for _ in range(3):
         attacked.is_served()
     grown = anonymous_kib(predictor) - before
+    deadline = time.monotonic() + 20
+    while attacked.refused("no_credit") == refused:  # the predictor reports each second
+        assert time.monotonic() < deadline
+    codes = set()
+    while "no_credit" not in codes:  # behind the answers that were let through
+        assert socket.poll(20_000), "no answer"
+        codes.add(msgpack.unpackb(socket.recv_multipart()[0]).get("code"))
     socket.close()
     note("200 answers of 2.4 MB not read", grown)
     assert grown < 256 * MIB
+
+
+def test_an_answer_larger_than_any_message_is_refused(attacked: Attacked) -> None:
+    """A small question of many narrow rows; and a large number of draws."""
+    socket = attacked.hostile("predict")
+    for rows, samples in ((6_000_000, 0), (100_000, 1000)):  # answered, either would be 72 MB, or 1.2 GB before its mean
+        x = np.ones((rows, 4), "|u1")
+        header = {"v": 1, "type": "predict", "samples": samples}
+        header["arrays"] = [{"name": "x", "dtype": "|u1", "shape": list(x.shape)}]
+        assert ask(socket, msgpack.packb(header), x.tobytes())["code"] == "too_large"
+    socket.close()
+    attacked.is_served()
 
 
 def test_a_flood_of_hellos_is_bounded(attacked: Attacked) -> None:
@@ -258,6 +284,92 @@ def test_producers_and_tasks_are_bounded() -> None:
         session.admit_batch(next(iter(session.producers)), messages.Batch(seq=2, task="c"), arrays, 100)
 
 
+def test_label_values_are_bounded() -> None:
+    shown = Metrics(CollectorRegistry())
+    labels = {shown.label("producer", f"p{number}") for number in range(2 * MAX_LABELS)}
+    assert len(labels) == MAX_LABELS + 1
+    assert "other" in labels
+
+
+@pytest.fixture
+def ingest(tmp_path: Path) -> Iterator[Ingest]:
+    """The real one behind its real sockets, with a trainer that says nothing; three producers at the most."""
+    (up, supervisor), (side, trainer) = Channel.pair(), Channel.pair()
+    settings = from_tree({"state_dir": str(tmp_path / "state"), "endpoints": FREE_ENDPOINTS, "stream": {"producers": 3}})
+    ingest = Ingest(settings, Channel(up), Channel(side))
+    ingest.start()
+    yield ingest
+    for end in (supervisor, trainer):
+        end.close()
+    for router in (ingest.stream, ingest.admin.socket):
+        routers.close(router)
+    ingest.guard.gate.join()
+    ingest.http.close()
+
+
+def test_connections_that_said_hello_are_bounded(
+    ingest: Ingest, connect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loops, "MOST_CONNECTIONS", 4)
+    clients = [connect(routers.endpoint(ingest.stream)) for _ in range(8)]
+    for number, client in enumerate(clients):
+        client.send("hello", producer=f"p{number}")
+        while not client.socket.poll(0):
+            ingest.turn()
+        assert client.receive()["type"] == "welcome"
+    assert len(ingest.identities) == 4
+    assert len(ingest.peers) == 3
+    clients[0].send("batch", {"x": X, "y": np.arange(4) % 3}, seq=1, task="a")
+    while not clients[0].socket.poll(0):
+        ingest.turn()
+    assert clients[0].receive()["code"] == "not_ready"  # it says hello again, and goes on
+
+
+def test_what_waits_is_bounded(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hold(seq: int, nbytes: int) -> None:
+        message = messages.Boundary(seq=seq, task="a", barrier={"b": 1})
+        ingest._hold("p", Pending(routers.Peer(b"", False, False), message, frames.NamedArrays(), nbytes))
+
+    monkeypatch.setattr(loops, "WAITING_BYTES", 1000)
+    hold(1, 600)
+    with pytest.raises(Refused, match="no_credit"):
+        hold(2, 600)
+    for seq in range(2, ingest.session.terms.credit + 1):
+        hold(seq, 1)
+    with pytest.raises(Refused, match="no_credit"):
+        hold(ingest.session.terms.credit + 1, 1)
+
+
+def test_requests_that_wait_are_bounded() -> None:
+    request = Request(routers.Peer(b"", False, False), None)
+    later = Later(checkpoints=dict.fromkeys(range(MOST_WAITING - 1), request))
+    later.check_room()
+    later.barriers.append((request, messages.AdminBoundary(task="a")))
+    with pytest.raises(Refused, match="no_credit"):
+        later.check_room()
+
+
+def test_unfinished_messages_of_all_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None has too much alone; the worst is ended, and only once the loop has taken all that was there."""
+    ended: list[int] = []
+    received = {1: 300, 2: 400, 3: 100}
+    monkeypatch.setattr(gates, "ALL_UNFINISHED_BYTES", 700)
+    monkeypatch.setattr(gates, "_bytes_received", received.__getitem__)
+    monkeypatch.setattr(gates, "_end", ended.append)
+    gate = gates.Gate()
+    for descriptor in received:
+        gate._connections[0, descriptor] = gates.Connection()
+    gate._look()
+    gate._look()
+    assert ended == []
+    gate.drained += 1
+    gate._look()
+    assert ended == [2]
+    gate.heard, gate.drained = {2}, gate.drained + 1
+    gate._look()
+    assert ended == [2]  # what it sent was a message after all
+
+
 @pytest.mark.parametrize("damping", [float("nan"), float("inf"), 0.0, -0.5, 1.5])
 def test_a_damping_is_a_share(damping: float) -> None:
     with pytest.raises(Exception, match="damping"):
@@ -273,7 +385,7 @@ def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     many = [sockets.create_connection(("127.0.0.1", port)) for _ in range(6)]
     ended = 0
     for connection in many[3:]:
-        connection.settimeout(10)
+        connection.settimeout(5)  # sooner than ZeroMQ ends one that does not shake hands
         while connection.recv(64):
             pass
         ended += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 import ssl
 import subprocess
 import urllib.error
@@ -14,7 +15,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from streamcl.config import Security
-from streamcl.daemon.http import HttpServer
+from streamcl.daemon import http
+from streamcl.daemon.http import HttpServer, read_secrets
 from streamcl.errors import ConfigError
 
 TOKEN = "a-token-of-some-length"
@@ -61,7 +63,10 @@ def test_nothing_is_shown_without_the_token(server: HttpServer, secrets: Securit
         assert get(server, secrets, None, path)[0] == 401
 
 
-def test_nothing_is_said_in_the_clear(server: HttpServer) -> None:
+def test_nothing_is_said_in_the_clear(server: HttpServer, secrets: Security) -> None:
+    context = read_secrets(secrets)[1]
+    assert context is not None
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2  # OpenSSL itself may refuse what is older
     with pytest.raises((urllib.error.URLError, ConnectionError, OSError)):
         urllib.request.urlopen(f"http://{server.address}/status", timeout=10)
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -80,6 +85,7 @@ def test_token_and_certificate_are_read_again(server: HttpServer, secrets: Secur
     Path(secrets.http_token).chmod(0o644)
     assert "chmod 600" in str(server.reload())
     assert get(server, secrets, "Bearer another-token-of-some-length")[0] == 200  # what was wrong changed nothing
+    assert get(server, secrets, f"Bearer {TOKEN}")[0] == get(server, secrets, None)[0] == 401
 
 
 @pytest.mark.parametrize("name", ["http_token", "http_key"])
@@ -87,3 +93,27 @@ def test_a_secret_that_others_can_read_is_refused(secrets: Security, name: str) 
     Path(getattr(secrets, name)).chmod(0o640)
     with pytest.raises(ConfigError, match="chmod 600"):
         HttpServer(("127.0.0.1", 0), CollectorRegistry(), dict, lambda: None, secrets)
+
+
+def test_a_short_token_is_refused(secrets: Security) -> None:
+    Path(secrets.http_token).write_text("x" * (http.SHORTEST_TOKEN - 1))
+    with pytest.raises(ConfigError, match="at least 16"):
+        read_secrets(secrets)
+
+
+def test_pages_are_sent_with_the_headers_that_browsers_heed(server: HttpServer, secrets: Security) -> None:
+    assert "default-src 'none'" in get(server, secrets, f"Bearer {TOKEN}", "/")[1]
+
+
+def test_a_slow_connection_is_ended_and_one_too_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(http._Handler, "timeout", 60)
+    server = HttpServer(("127.0.0.1", 0), CollectorRegistry(), dict, lambda: None)
+    host, port = server.address.split(":")
+    connections = [socket.create_connection((host, int(port)), timeout=10) for _ in range(3)]
+    assert connections[2].recv(1) == b""  # while the first two are kept
+    monkeypatch.setattr(http, "CONNECTION_SECONDS", 0.0)
+    assert [connection.recv(1) for connection in connections[:2]] == [b"", b""]
+    for connection in connections:
+        connection.close()
+    server.close()

@@ -204,6 +204,25 @@ def test_every_role_may_do_what_it_is_for_and_nothing_else(house: House, who: st
         assert (answer.get("code") == "not_allowed") is not allowed, answer
 
 
+def test_who_may_stop_the_daemon(tmp_path: Path) -> None:
+    """A well-formed `stop`, through the real socket: only with the role."""
+    house = House(tmp_path)
+    keys = {who: house.member(who, [role], producers=["p"]) for who, role in HELD.items()}
+    with house.daemon:
+        for who in ("producer", "reader", "watcher"):
+            client = KeyedClient(house.daemon.endpoints["admin"], keys[who])
+            assert client.ask("stop", drain=False)["code"] == "not_allowed"
+            assert client.ask("status")["type"] == ("ok" if who == "watcher" else "error")
+            client.close()
+        client = KeyedClient(house.daemon.endpoints["admin"], keys["boss"])
+        assert client.ask("stop", drain=False)["type"] == "ok"
+        client.close()
+        assert house.daemon.process is not None
+        assert house.daemon.process.wait(60) == 0
+    seen = [(entry["who"], entry["result"]) for entry in house.audit() if entry["action"] == "stop"]
+    assert seen == [*((who, "not_allowed") for who in ("producer", "reader", "watcher")), ("boss", "ok")]
+
+
 def test_no_message_is_without_a_rule() -> None:
     kinds = {*messages.StreamMessage.__args__, messages.Predict, *messages.AdminMessage.__args__}  # type: ignore[attr-defined]
     assert set(NEEDED) == kinds
@@ -357,6 +376,50 @@ def test_what_waits_for_a_barrier_is_judged_again(house: House) -> None:
     client.close()
 
 
+def test_what_an_operator_waits_for_is_judged_again(house: House) -> None:
+    close_what_is_open(house)
+    house.member("after", ["produce"], producers=["after"])
+    early = house.newcomer("early-boss", ["admin"])
+    client = KeyedClient(house.daemon.endpoints["admin"], early)
+    client.send("boundary", task="operated", barrier={"after": 1})
+    assert client.ask("checkpoint")["type"] in ("ok", "error")  # so the boundary has been judged once
+    house.revoke("early-boss")
+    with house.stream(keys_of(house, "after"), "after") as other:
+        other.send(ROWS["x"], ROWS["y"], "operated")
+    assert client.receive()["code"] == "not_allowed"
+    client.close()
+
+
+def test_a_revoked_producer_is_told_nothing_more(house: House) -> None:
+    """The `done` of a task that it closed before would be next on its connection."""
+    close_what_is_open(house)
+    client = KeyedClient(house.daemon.endpoints["stream"], house.newcomer("told", ["produce"], producers=["told"]))
+    with house.admin(keys_of(house, "boss")) as admin:
+        admin.pause()
+        client.ask("hello", producer="told")
+        assert client.ask("batch", ROWS, seq=1, task="untold")["durable"] == 1
+        assert client.ask("boundary", seq=2, task="untold")["durable"] == 2
+        house.revoke("told")
+        admin.resume()
+        while "untold" not in [row["task"] for row in admin.tasks()]:
+            pass
+    assert client.ask("batch", ROWS, seq=3, task="untold")["code"] == "not_allowed"
+    client.close()
+
+
+def test_a_refusal_on_any_socket_is_in_the_audit_log(house: House) -> None:
+    keys = house.newcomer("denied", ["read"])
+    deadline = time.monotonic() + 20
+    wanted = {"pause": "not_allowed", "parameters": "not_allowed", "stream": "not_allowed", "predict": "refused"}
+    while {entry["action"]: entry["result"] for entry in house.audit() if entry.get("who") == "denied"} != wanted:
+        assert time.monotonic() < deadline  # of a flood, by the tests before this one, not every line is written
+        with house.admin(keys) as admin, house.reader(keys) as reader:
+            refusal(admin.pause)
+            refusal(admin.parameters)
+            refusal(lambda: reader.predict(ROWS["x"]))
+        refusal(lambda: house.stream(keys, "denied"))
+
+
 def test_a_wrong_policy_leaves_the_old_one_and_says_so(house: House) -> None:
     text = house.policy.read_text()
     house.policy.write_text(text + "nonsense\n")
@@ -366,8 +429,14 @@ def test_a_wrong_policy_leaves_the_old_one_and_says_so(house: House) -> None:
     assert "policy.toml" in house.audit()[-1]["reason"]
     with house.admin(keys_of(house, "boss")) as admin:
         admin.status()
+    with house.admin(keys_of(house, "watcher")) as admin:  # neither nobody's rights nor everybody's
+        refusal(admin.pause)
+    with house.reader(keys_of(house, "watcher")) as reader:
+        refusal(lambda: reader.predict(ROWS["x"]))
+    stranger = Keys(NOBODY.public, NOBODY.secret, "stranger", house.server.public)
+    assert "does not know" in str(refusal(lambda: house.admin(stranger).status()))
     house.reload()
-    assert house.audit()[-1]["result"] == "ok"
+    assert [entry["result"] for entry in house.audit() if entry["action"] == "reload"][-1] == "ok"
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ IDLE_MS = 1000  # between two turns with nothing to answer
 REPORT_SECONDS = 1.0  # between two reports of what was refused
 MOST_NOTES = 20
 PREDICT_ROWS = 4096  # rows at a time, so that a large request needs little memory
+DRAWN_BYTES = 8 * frames.MESSAGE_BYTES  # of all draws' outputs together
 
 
 def run(config: Config, up: Channel) -> None:
@@ -164,7 +165,7 @@ class Predictor:
         try:
             for _ in range(samples):
                 network.parameters.load(posterior.sample(theta.double(), generator).to(theta.dtype))
-                draws.append(_outputs(network, chunks))
+                draws.append(_outputs(network, chunks, samples))
         finally:
             network.parameters.load(theta)
         return _moments(draws)
@@ -181,8 +182,16 @@ class Predictor:
         return self.posterior
 
 
-def _outputs(network: Network, chunks: Sequence[torch.Tensor]) -> dict[str, Array]:
-    parts = [network.predict(x) for x in chunks]
+def _outputs(network: Network, chunks: Sequence[torch.Tensor], draws: int = 1) -> dict[str, Array]:
+    """The outputs of every row; raises Refused ``too_large`` where an answer, or so many draws of it, would be."""
+    most, held, parts = min(frames.MESSAGE_BYTES, DRAWN_BYTES // draws), 0, []
+    for x in chunks:
+        parts.append(network.predict(x))
+        held += sum(part.nbytes for part in parts[-1].values())
+        if held > most:
+            raise Refused(
+                "too_large", f"predict.x: the outputs of its rows take more than {most} bytes; ask for fewer rows"
+            )
     return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
 
 
