@@ -99,19 +99,29 @@ class _Connection:
             self._socket = None
 
     def send(self, message: list[frames.Buffer]) -> None:
-        assert self._socket is not None
-        self._socket.send_multipart(message, copy=False)
+        self._opened()[0].send_multipart(message, copy=False)
 
     def receive(self, timeout_ms: float) -> tuple[dict[str, Any], NamedArrays] | None:
-        """The next message within the time, or None."""
-        assert self._socket is not None
-        assert self._handshake is not None
-        if not self._handshake.wait(max(0, int(timeout_ms))):
-            return None
-        parts = self._socket.recv_multipart(copy=False)
+        """The next message within the time, or None. Raises Refused where the daemon does not let this client in."""
+        socket, handshake = self._opened()
+        try:
+            if not handshake.wait(max(0, int(timeout_ms))):
+                return None
+        except Refused:
+            self.close()  # ZeroMQ would go on knocking, ten times a second
+            raise
+        parts = socket.recv_multipart(copy=False)
         envelope = frames.parse([part.buffer for part in parts], message_bytes=1 << 40)
         names = [spec["name"] for spec in envelope.header.get("arrays", [])]
         return envelope.header, frames.open_arrays(envelope, names)
+
+    def _opened(self) -> tuple[zmq.Socket[bytes], Handshake]:
+        """The socket, opened again if it was turned away: the daemon may have been told of this key by now."""
+        if self._socket is None or self._handshake is None:
+            self.open()
+        assert self._socket is not None
+        assert self._handshake is not None
+        return self._socket, self._handshake
 
 
 @dataclass(slots=True)
@@ -195,7 +205,11 @@ class Producer:
         self._closed = threading.Event()
         self._lingering: threading.Thread | None = None
         self._connection = _Connection(endpoint, client_keys(keys, server_key))
-        self._connect()
+        try:
+            self._connect()
+        except BaseException:
+            self._connection.close()
+            raise
         self._next = self.durable + 1
 
     def send(self, x: Any, y: Any, task: str, *, boundary: bool = False) -> int:

@@ -69,3 +69,11 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "audit.log").symlink_to(tmp_path / "elsewhere")
     Audit(tmp_path / "audit.log").write("pause")
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_failed_reload_is_written_in_the_midst_of_a_flood(tmp_path: Path) -> None:
+    audit = Audit(tmp_path / "audit.log")
+    for _ in range(100):
+        audit.write("stream", "not_allowed")
+    audit.write("reload", "failed", reason="nonsense")
+    assert list(read(tmp_path / "audit.log"))[-1]["action"] == "reload"

@@ -18,6 +18,7 @@ from typing import Any
 FILE_BYTES = 8 << 20
 FILES = 4
 REFUSALS_A_SECOND = 20
+NEVER_LEFT_OUT = ("ok", "failed")  # what was done, and what the operator did wrong: only refusals come in floods
 
 
 class Audit:
@@ -30,7 +31,7 @@ class Audit:
 
     def write(self, action: str, result: str = "ok", **fields: Any) -> None:
         """Append one entry; fields that are None are left out."""
-        if self.path is None or (result != "ok" and self._is_flooded()):
+        if self.path is None or (result not in NEVER_LEFT_OUT and self._is_flooded()):
             return
         if self._left_out:
             fields, self._left_out = {**fields, "refusals_left_out": self._left_out}, 0
