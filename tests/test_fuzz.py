@@ -12,7 +12,6 @@ from streamcl.bench.fuzz import bench, through_sockets
 from streamcl.bench.fuzz.contract import breach
 from streamcl.bench.fuzz.guided import pack, unpack
 from streamcl.bench.fuzz.mutants import KINDS, mutant
-from streamcl.errors import Refused
 from streamcl.protocol import frames, messages
 from streamcl.protocol.session import StreamSession
 
@@ -50,16 +49,6 @@ def test_a_broken_judge_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(messages, "legible_seq", lambda header: "one")
         assert bench.campaign(2000, seed=2).broken
-
-
-@given(st.lists(st.binary(max_size=200), max_size=12))
-def test_any_frames_give_an_envelope_or_a_refusal(parts: list[bytes]) -> None:
-    try:
-        envelope = frames.parse(parts)
-        frames.open_arrays(envelope, ["x", "y"])
-        messages.decode(envelope.header, messages.StreamMessage)
-    except Refused as refused:
-        assert refused.code in messages.CODES
 
 
 @given(st.integers(0, 2**32), st.sampled_from(sorted(KINDS)))
