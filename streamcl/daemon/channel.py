@@ -7,17 +7,33 @@ fit waits in this process). Has no path on disk, so nobody else can open it. Whe
 
 from __future__ import annotations
 
+import select
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 import msgpack
 
 MESSAGE_BYTES = 128 * 1024
 WAITING_MESSAGES = 10_000
 ALIVE_SECONDS = 1.0
+
+
+class Pollable(Protocol):
+    """Anything with a descriptor."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+
+def wait(sources: Iterable[Pollable | int], seconds: float | None = None) -> None:
+    """Until one of the sources can be read, or for so long; unlike select(), with descriptors of any number."""
+    poll = select.poll()
+    for source in sources:
+        poll.register(source, select.POLLIN)
+    poll.poll(None if seconds is None else max(0.0, seconds) * 1000)
 
 
 class Channel:

@@ -7,7 +7,6 @@ the supervisor is gone and the child ends. Terminal and service signals are the 
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import structlog
 
 from streamcl import config
-from streamcl.daemon.channel import Channel
+from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.logs import configure
 from streamcl.errors import ConfigError, Damaged, ModelRefused, StreamclError, UnknownFormat
 
@@ -55,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 def _first_message(up: Channel) -> dict[str, Any] | None:
     while not up.closed:
-        select.select([up], [], [])
+        wait([up])
         for message in up.receive():
             return message
     return None

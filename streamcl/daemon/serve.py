@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -26,7 +25,7 @@ import structlog
 
 from streamcl import keys
 from streamcl.config import Config, Security
-from streamcl.daemon.channel import Channel
+from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.guard import Guard
 from streamcl.daemon.logs import configure
 from streamcl.errors import ConfigError
@@ -178,8 +177,7 @@ class Supervisor:
         channels = [child.channel for child in self.children.values() if child.channel and not child.channel.closed]
         due = [child.restart_at for child in self.children.values() if not child.alive and not child.expected_to_end]
         timeout = min([self.deadline, *due]) - time.monotonic()
-        sources: list[Any] = [self._wake, *channels]
-        select.select(sources, [], [], max(0.0, min(timeout, LOOK_SECONDS)))
+        wait([self._wake, *channels], min(timeout, LOOK_SECONDS))
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)
 

@@ -8,7 +8,6 @@ checkpoint before, with the same result. One thread; it looks at its channels be
 
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 
 from streamcl import models
 from streamcl.config import Config
-from streamcl.daemon.channel import Channel
+from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.memory import Memory
 from streamcl.errors import ConfigError, ModelRefused
 from streamcl.learning.learner import Event, Learner, Outcome, Progress, Unlearnable
@@ -151,7 +150,7 @@ class Trainer:
         self._report(force=True)
         self._checkpoint_if_due()
         self._follow_on(FOLLOW_SECONDS)
-        self._wait(0.0 if self._penalties else 1.0)
+        wait([self.side, self.up], 0.0 if self._penalties else 1.0)
         self._look_up()
 
     def _learning(self) -> str:
@@ -224,7 +223,7 @@ class Trainer:
                 self.full = str(error)
             self.log.error("the disk is full; waiting for room", reason=self.full)
             self._report(force=True)
-            self._wait(FULL_SECONDS)
+            wait([self.side, self.up], FULL_SECONDS)
             self._listen()
             if self.stopping == "now":
                 raise _Stopped
@@ -413,12 +412,8 @@ class Trainer:
             self._report()  # not with every word of a busy ingest
             if self.wants_checkpoint and self.activity != "consolidating":  # between two records, or within a boundary
                 self._save_checkpoint()
-            self._wait(1.0)
+            wait([self.side, self.up], 1.0)
             self._listen()
-
-    def _wait(self, seconds: float) -> None:
-        """Until a message arrives."""
-        select.select([self.side, self.up], [], [], seconds)
 
     def _listen(self) -> None:
         self.side.flush()
