@@ -20,6 +20,7 @@ import torch
 from streamcl import models
 from streamcl.config import Config
 from streamcl.daemon.channel import Channel, wait
+from streamcl.daemon.forecast import Forecast
 from streamcl.daemon.memory import Memory
 from streamcl.errors import ConfigError, ModelRefused
 from streamcl.learning.learner import Event, Learner, Outcome, Progress, Unlearnable
@@ -69,6 +70,7 @@ class Trainer:
         self.learner = Learner(config, self.factors)
         self.log = structlog.get_logger()
         self.memory = Memory()
+        self.forecast = Forecast()
         self.reader = log.LogReader(self.state.log)
         self.ledger: Ledger | None = None
         self.last_entry: dict[str, Any] | None = None
@@ -230,12 +232,11 @@ class Trainer:
 
     def _between_steps(self, event: Event) -> None:
         now = time.monotonic()
-        self._step_seconds.append(now - self._last_step)
-        if isinstance(event, Progress):
-            if self.activity != "consolidating" and self.learner.warning is not None:
-                self.log.warning(self.learner.warning, task=event.task)
-            self.activity = "consolidating"
-        self._report(event)
+        if event is None or event.phase == "epochs":
+            self._step_seconds.append(now - self._last_step)
+        if event is not None:
+            self._consolidating(event)
+        self._report()
         self._publish()
         if now - self._last_look > LOOK_SECONDS:
             self._last_look = now
@@ -247,11 +248,21 @@ class Trainer:
             raise _Stopped
         self._last_step = time.monotonic()
 
+    def _consolidating(self, progress: Progress) -> None:
+        if self.activity != "consolidating":
+            self.activity = "consolidating"
+            self.forecast.begin()
+            if self.learner.warning is not None:
+                self.log.warning(self.learner.warning, task=progress.task)
+        self.forecast.saw(progress)
+
     def _end(self, outcome: Outcome) -> None:
         """Make what a record changed durable, then drop the data and factors that it ended, then say so."""
         assert self.ledger is not None
         entry = outcome.entry
-        self.activity = "idle"
+        if self.activity == "consolidating":
+            self.forecast.saving()
+            self._report(force=True)
         if outcome.factor is not None:
             tensors = {name: np.asarray(tensor) for name, tensor in outcome.factor.state().items()}
             self._patiently(lambda: self.factors.write(entry["factor"], entry["task"], tensors))
@@ -278,6 +289,8 @@ class Trainer:
         meta["ledger"] = len(self.ledger)
         self._patiently(lambda: checkpoint.save(self.state.path, meta, tensors, self.disk))
         self.memory.give_back()
+        if self.activity == "consolidating":  # and this was the last of it
+            self.activity = "idle"
         self._last_checkpoint = time.monotonic()
         self.checkpointed_lsn = self.learner.next_lsn
         published.clear(self.state.posterior)
@@ -373,7 +386,7 @@ class Trainer:
             part = rows[start : start + FOLLOWED_TOGETHER]
             self.side.send("penalties", lsn=self._followed_lsn, time=self._followed_time, rows=part)
 
-    def _report(self, event: Event = None, force: bool = False) -> None:
+    def _report(self, force: bool = False) -> None:
         now = time.monotonic()
         if not force and now - self._last_report < REPORT_SECONDS:
             return
@@ -394,14 +407,25 @@ class Trainer:
             },
             parameters=0 if learner.network is None else learner.network.parameters.size,
             steps=learner.steps,
-            epoch=event.epoch if isinstance(event, Progress) else None,
-            epochs=event.epochs if isinstance(event, Progress) else None,
+            consolidation=self._shown_forecast(),
             step_seconds=self._step_seconds[-500:],
             device=str(learner.device),
             full=self.full,
         )
         self._reported_samples = learner.samples
         self._step_seconds = []
+
+    def _shown_forecast(self) -> dict[str, Any] | None:
+        if self.activity != "consolidating":
+            return None
+        forecast = self.forecast
+        return {
+            "phase": forecast.phase,
+            "epoch": forecast.epoch,
+            "epochs": forecast.epochs,
+            "fraction": forecast.fraction(),
+            "seconds_left": forecast.seconds_left(),
+        }
 
     # -- being told ----------------------------------------------------------------------------------------------
 
