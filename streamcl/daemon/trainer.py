@@ -152,7 +152,7 @@ class Trainer:
         self._report(force=True)
         self._checkpoint_if_due()
         self._follow_on(FOLLOW_SECONDS)
-        wait([self.side, self.up], 0.0 if self._penalties else 1.0)
+        self._wait(0.0 if self._penalties else 1.0)
         self._look_up()
 
     def _learning(self) -> str:
@@ -225,7 +225,7 @@ class Trainer:
                 self.full = str(error)
             self.log.error("the disk is full; waiting for room", reason=self.full)
             self._report(force=True)
-            wait([self.side, self.up], FULL_SECONDS)
+            self._wait(FULL_SECONDS)
             self._listen()
             if self.stopping == "now":
                 raise _Stopped
@@ -436,8 +436,12 @@ class Trainer:
             self._report()  # not with every word of a busy ingest
             if self.wants_checkpoint and self.activity != "consolidating":  # between two records, or within a boundary
                 self._save_checkpoint()
-            wait([self.side, self.up], 1.0)
+            self._wait(1.0)
             self._listen()
+
+    def _wait(self, seconds: float) -> None:
+        """Until a message arrives."""
+        wait([self.side, self.up], seconds)
 
     def _listen(self) -> None:
         self.side.flush()
