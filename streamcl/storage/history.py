@@ -219,6 +219,14 @@ class HistoryReader:
         )
         return _rows(self._database.execute(query, (*chosen, *tasks)), columns)
 
+    def changes(self, marks: Sequence[int]) -> list[dict[str, Any]]:
+        """What happened at the record before each of some LSNs, where it is known: lsn (the mark), time, kind, task."""
+        query = (
+            "select lsn + 1, time, kind, task from event where kind in ('boundary', 'revisit', 'forget') "
+            f"and lsn + 1 in ({', '.join('?' * len(marks))}) order by lsn"
+        )
+        return _rows(self._database.execute(query, tuple(marks)), ("lsn", "time", "kind", "task"))
+
     def _table(self, table: str, columns: Sequence[str]) -> list[dict[str, Any]]:
         return _rows(self._database.execute(f"select {', '.join(columns)} from {table} order by lsn, task"), columns)
 
