@@ -478,7 +478,7 @@ class Learner:
         penalty = self._posterior.cavity(None if meta["damping"] is None else meta["name"])
         task = OpenTask(meta["name"], meta["first_lsn"], penalty, meta["damping"], before)
         for entry in log.read(task.first_lsn, self.next_lsn, verify=False):
-            if isinstance(entry.record, Batch):
+            if isinstance(entry.record, Batch) and not self._failures(entry.lsn, "batch"):
                 task.add(entry.lsn, entry.record)
         self.open_task = task
         self.optimisation = Optimisation(self._network, penalty, self.config.train)
