@@ -27,7 +27,7 @@ from streamcl.errors import StreamclError
 
 MOST_CHARACTERS = 4000  # of one text
 MOST_ITEMS = 32  # of one list or map
-TOLD = (StreamclError, OSError)  # exceptions whose messages are ours or the system's
+TOLD = (StreamclError, OSError, ImportError)  # exceptions whose messages are ours, the system's or the import system's
 WITHHELD = "(message withheld: it may hold data)"
 
 
