@@ -629,6 +629,11 @@ class Admin(_Requester):
         """Each task's penalty and its rise after every boundary: lsn, time, task, penalty, penalty_rise."""
         return self._pages("history", "rows")
 
+    def producers(self) -> list[dict[str, Any]]:
+        """The producers, those heard most recently first: producer, durable, applied, age_seconds (since it last stored
+        anything; None where that was before the daemon's start), batches_per_second, connected."""
+        return self._pages("producers", "producers")
+
     def checkpoint(self) -> dict[str, Any]:
         """Write a checkpoint of everything applied; waits for a consolidation under way."""
         return self._ask({"type": "checkpoint"}, patient=True)

@@ -36,7 +36,8 @@ def secrets(tmp_path: Path) -> Security:
 
 @pytest.fixture
 def server(secrets: Security) -> Iterator[HttpServer]:
-    server = HttpServer(("127.0.0.1", 0), CollectorRegistry(), lambda: {"state": "idle"}, lambda: None, secrets)
+    shown = {"/status": lambda query: {"state": "idle"}}
+    server = HttpServer(("127.0.0.1", 0), CollectorRegistry(), shown, lambda: None, secrets)
     yield server
     server.close()
 
@@ -92,7 +93,7 @@ def test_token_and_certificate_are_read_again(server: HttpServer, secrets: Secur
 def test_a_secret_that_others_can_read_is_refused(secrets: Security, name: str) -> None:
     Path(getattr(secrets, name)).chmod(0o640)
     with pytest.raises(ConfigError, match="chmod 600"):
-        HttpServer(("127.0.0.1", 0), CollectorRegistry(), dict, lambda: None, secrets)
+        HttpServer(("127.0.0.1", 0), CollectorRegistry(), {}, lambda: None, secrets)
 
 
 def test_a_short_token_is_refused(secrets: Security) -> None:
@@ -108,7 +109,7 @@ def test_pages_are_sent_with_the_headers_that_browsers_heed(server: HttpServer, 
 def test_a_slow_connection_is_ended_and_one_too_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "MOST_CONNECTIONS", 2)
     monkeypatch.setattr(http._Handler, "timeout", 60)
-    server = HttpServer(("127.0.0.1", 0), CollectorRegistry(), dict, lambda: None)
+    server = HttpServer(("127.0.0.1", 0), CollectorRegistry(), {}, lambda: None)
     host, port = server.address.split(":")
     connections = [socket.create_connection((host, int(port)), timeout=10) for _ in range(3)]
     assert connections[2].recv(1) == b""  # while the first two are kept

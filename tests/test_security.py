@@ -169,7 +169,10 @@ REQUESTS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("stream", "boundary", {"seq": 9, "task": "monday"}, {}),
     ("stream", "revisit", {"seq": 9, "task": "monday"}, {}),
     ("predict", "predict", {}, {"x": ROWS["x"]}),
-    *(("admin", kind, {}, {}) for kind in ("status", "tasks", "history", "metrics", "parameters", "checkpoint")),
+    *(
+        ("admin", kind, {}, {})
+        for kind in ("status", "tasks", "history", "producers", "metrics", "parameters", "checkpoint")
+    ),
     ("admin", "boundary", {"task": "never"}, {}),
     ("admin", "revisit", {"task": "never"}, {}),
     ("admin", "abandon", {}, {}),
@@ -181,7 +184,7 @@ HELD = {"producer": "produce", "reader": "predict", "watcher": "read", "boss": "
 ALLOWED = {
     "produce": {("stream", kind) for kind in ("hello", "batch", "boundary", "revisit")},
     "predict": {("predict", "predict")},
-    "read": {("admin", kind) for kind in ("status", "tasks", "history", "metrics")},
+    "read": {("admin", kind) for kind in ("status", "tasks", "history", "producers", "metrics")},
     "admin": {("admin", kind) for socket, kind, _, _ in REQUESTS if socket == "admin"},
 }
 

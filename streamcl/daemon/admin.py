@@ -128,6 +128,9 @@ class Admin:
                 self._store(request, ingest.session.admit_forget(message.task), wait=True)
             case messages.History():
                 self._ok(request, self._page("rows", ingest.history.read(message.offset, PAGE_ROWS)))
+            case messages.Producers():
+                rows = ingest.chronicle.producers(message.offset, PAGE_ROWS)
+                self._ok(request, {**self._page("producers", rows), "total": len(ingest.session.producers)})
             case messages.Checkpoint():
                 self._ask_for_checkpoint(request)
             case messages.Pause() | messages.Resume():

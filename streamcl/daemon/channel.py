@@ -55,6 +55,11 @@ class Channel:
         """For pollers."""
         return self._socket.fileno()
 
+    def close(self) -> None:
+        """Close this end."""
+        self.closed = True
+        self._socket.close()
+
     def send(self, kind: str, **fields: Any) -> None:
         """Queue a message and send what the socket takes."""
         self._waiting.append(msgpack.packb({"type": kind, **fields}))

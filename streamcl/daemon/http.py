@@ -1,4 +1,4 @@
-"""The HTTP port: /metrics, /healthz, /readyz, /status and a status page at /. Reads only; nothing here changes state.
+"""The HTTP port: /metrics, /healthz, /readyz, JSON, and the dashboard at /. Reads only; nothing here changes state.
 
 Serves from threads of the ingest process; what it shows are whole snapshots that the loop replaces. At most
 `MOST_CONNECTIONS` at once, each for `CONNECTION_SECONDS` at the most. With a token, nothing is shown without it: as
@@ -11,64 +11,67 @@ import base64
 import binascii
 import contextlib
 import hmac
-import json
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import parse_qsl, urlsplit
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from streamcl.config import Security
-from streamcl.daemon.page import PAGE
-from streamcl.errors import ConfigError
+from streamcl.daemon.dashboard import PAGE, POLICY
+from streamcl.daemon.shown import Json, Query, encode
+from streamcl.errors import ConfigError, Refused
 from streamcl.keys import read_private
 
 Readiness = Callable[[], str | None]
-Status = Callable[[], dict[str, Any]]
-Routes = dict[str, Callable[[str], tuple[int, str, bytes]]]
+Routes = dict[str, Callable[[Query, str], tuple[int, str, bytes]]]
 
 MOST_CONNECTIONS = 32
 SHORTEST_TOKEN = 16
 CONNECTION_SECONDS = 15.0
+TEXT = "text/plain; charset=utf-8"
 SAFE_HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'",
+    "Content-Security-Policy": POLICY,
 }
 
 
 class HttpServer:
-    """Answers GET requests until `close`. not_ready: the reason the daemon is not ready, or None."""
+    """Answers GET requests until `close`.
+
+    shown: paths answered with JSON. not_ready: the reason the daemon is not ready, or None.
+    """
 
     def __init__(
         self,
         address: tuple[str, int],
         registry: CollectorRegistry,
-        status: Status,
+        shown: Mapping[str, Json],
         not_ready: Readiness,
         security: Security | None = None,
     ) -> None:
         class Handler(_Handler):
             routes: ClassVar[Routes] = {
-                "/metrics": lambda accept: _metrics(registry, accept),
-                "/healthz": lambda accept: (200, "text/plain; charset=utf-8", b"ok\n"),
-                "/readyz": lambda accept: _readiness(not_ready()),
-                "/status": lambda accept: (200, "application/json", json.dumps(status()).encode()),
-                "/": lambda accept: (200, "text/html; charset=utf-8", PAGE.encode()),
+                "/metrics": lambda query, accept: _metrics(registry, accept),
+                "/healthz": lambda query, accept: (200, TEXT, b"ok\n"),
+                "/readyz": lambda query, accept: _readiness(not_ready()),
+                "/": lambda query, accept: (200, "text/html; charset=utf-8", PAGE.encode()),
+                **{path: _json(answer) for path, answer in shown.items()},
             }
 
         self._security = security or Security()
         self._server = _Server(address, Handler)
-        self._server.token, self._server.context = read_secrets(self._security)
+        self._take_secrets()
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()
 
@@ -78,10 +81,14 @@ class HttpServer:
         host, port = self._server.server_address[:2]
         return f"{host!s}:{port}"
 
+    def _take_secrets(self) -> None:
+        self._server.token, self._server.context = read_secrets(self._security)
+        self.certificate_expiry = expiry(Path(self._security.http_certificate)) if self._server.context else None
+
     def reload(self) -> str | None:
         """Read token and certificate again; where one is wrong both stay, and the reason is returned."""
         try:
-            self._server.token, self._server.context = read_secrets(self._security)
+            self._take_secrets()
         except ConfigError as error:
             return str(error)
         return None
@@ -109,6 +116,15 @@ def _tls(security: Security) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(security.http_certificate, security.http_key)
     return context
+
+
+def expiry(certificate: Path) -> float | None:
+    """When a PEM certificate expires, Unix seconds; None where this Python cannot tell."""
+    try:
+        decoded = ssl._ssl._test_decode_cert(str(certificate))  # type: ignore[attr-defined]  # the only decoder it ships
+        return float(ssl.cert_time_to_seconds(decoded["notAfter"]))
+    except (AttributeError, KeyError, ValueError, OSError):
+        return None
 
 
 class _Server(ThreadingHTTPServer):
@@ -164,8 +180,18 @@ def _metrics(registry: CollectorRegistry, accept: str) -> tuple[int, str, bytes]
     return 200, content_type, encode(registry)
 
 
+def _json(answer: Json) -> Callable[[Query, str], tuple[int, str, bytes]]:
+    def route(query: Query, accept: str) -> tuple[int, str, bytes]:
+        try:
+            return 200, "application/json", encode(answer(query))
+        except Refused as refused:
+            return 400, TEXT, f"{refused.message}\n".encode()
+
+    return route
+
+
 def _readiness(reason: str | None) -> tuple[int, str, bytes]:
-    return (200 if reason is None else 503), "text/plain; charset=utf-8", f"{reason or 'ready'}\n".encode()
+    return (200 if reason is None else 503), TEXT, f"{reason or 'ready'}\n".encode()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -177,14 +203,15 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer a known path, 404 for any other."""
         if not self._may():
-            self._reply(401, "text/plain; charset=utf-8", b"expected the token: Authorization: Bearer TOKEN\n")
+            self._reply(401, TEXT, b"expected the token: Authorization: Bearer TOKEN\n")
             return
-        route = self.routes.get(self.path.partition("?")[0])
+        address = urlsplit(self.path)
+        route = self.routes.get(address.path)
         if route is None:
             known = ", ".join(self.routes)
-            self._reply(404, "text/plain; charset=utf-8", f"not found; there are {known}\n".encode())
+            self._reply(404, TEXT, f"not found; there are {known}\n".encode())
         else:
-            self._reply(*route(self.headers.get("Accept", "")))
+            self._reply(*route(dict(parse_qsl(address.query)), self.headers.get("Accept", "")))
 
     def _may(self) -> bool:
         """Whether the request brings the token, compared in constant time."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,17 @@ import structlog
 import zmq
 from prometheus_client import CollectorRegistry
 
+from streamcl import __version__
 from streamcl.config import Config, split_host_port
 from streamcl.daemon import sockets
 from streamcl.daemon.admin import Admin
 from streamcl.daemon.channel import Channel
+from streamcl.daemon.chronicle import Chronicle
 from streamcl.daemon.guard import Guard
 from streamcl.daemon.http import HttpServer
 from streamcl.daemon.metrics import Metrics
 from streamcl.daemon.recovery import recover
+from streamcl.daemon.shown import Shown
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.view import View
 from streamcl.errors import Refused, StreamclError
@@ -152,8 +155,9 @@ class Ingest:
             self.view.torn_bytes = torn.nbytes
             self.log.warning("cut off a torn tail", path=str(torn.path), offset=torn.offset, nbytes=torn.nbytes)
         self.history = History(self.state.history)
+        self.chronicle = self.view.chronicle = Chronicle(self.session, self.history)
         self.view.recovered(entries)
-        self._show_penalties(self.history.latest())
+        self._show_penalties(self.history.latest_penalties())
         self.view.quarantine = quarantine.load(self.state.path)
         self.model_accepted = self.session.signature
         self._tell_trainer()
@@ -172,10 +176,12 @@ class Ingest:
         self.http = HttpServer(
             split_host_port(endpoints.http),
             self.metrics.registry,
-            self.view.status,
+            Shown(self.view, self.chronicle, self.state.history).routes(),
             self.view.not_ready,
             self.config.security,
         )
+        self.metrics.certificate(self.http.certificate_expiry)
+        self.chronicle.note("started", f"streamcl {__version__}")
         self.up.send(
             "ready",
             endpoints={
@@ -199,6 +205,7 @@ class Ingest:
         self.make_durable()
         self._look_for_room()
         self._note_turned_away(self.guard.turned_away())
+        self.chronicle.tick(self.view.progress)
         self.up.alive()
 
     def close(self) -> None:
@@ -350,6 +357,7 @@ class Ingest:
             self.append(record, pending.arrays.payloads if record is records[-1] else ())
         if isinstance(message, messages.Batch):
             self.metrics.batches_received.labels(self.metrics.label("producer", producer)).inc()
+            self.chronicle.stored(producer, len(pending.arrays["y"]), pending.nbytes)
         if not isinstance(message, messages.Batch) or message.boundary:
             kind = "revisit" if isinstance(message, messages.Revisit) else "boundary"
             who = self.guard.called(pending.peer)
@@ -370,6 +378,7 @@ class Ingest:
                 raise StreamclError(f"the log cannot be written: {error}; stopping, to recover from disk") from error
             self.session.full, self._last_probe = True, time.monotonic()
             self.log.error("the disk is full", reason=str(error))
+            self.chronicle.note("disk_full", "the disk is full; nothing is taken in until there is room")
             raise Refused("no_space", f"the disk is full ({error.strerror}); free some", retryable=True) from None
         self.session.full = False
         try:
@@ -449,6 +458,8 @@ class Ingest:
 
     def _refuse(self, peer: Peer, refused: Refused, seq: int | None, request: Any) -> None:
         self.metrics.batches_rejected.labels(refused.code).inc()
+        if not refused.retryable:
+            self.chronicle.note("refused", f"{self._who(peer)}: {refused.code}")
         if refused.code == "not_allowed":
             self.audit.write("stream", refused.code, who=self.guard.called(peer), key=peer.key, reason=refused.message)
         fields = {key: value for key, value in refused.fields.items() if key != "id"}
@@ -461,6 +472,10 @@ class Ingest:
             **fields,
         }
         self._reply(peer, header, request if request is not None else refused.fields.get("id"))
+
+    def _who(self, peer: Peer) -> str:
+        identity = self.identities.get(peer.routing_id)
+        return "a client that has not said hello" if identity is None else f"producer {identity.producer}"
 
     def _reply(self, peer: Peer, header: dict[str, Any], request: Any = None) -> None:
         if request is not None:
@@ -495,6 +510,7 @@ class Ingest:
                     self.finished = True
                 case "failed":
                     self.view.failed(message["role"], message["message"])
+                    self.chronicle.note("crashed", f"{message['role']}: {message['message']}")
                 case "reload":
                     self._reload()
                 case "refused":
@@ -510,13 +526,16 @@ class Ingest:
         self.up.send("reloaded", problem=problem)
         if problem is not None:
             self.log.error("the old policy, token and certificate stay", reason=problem)
+            self.chronicle.note("failed", f"the old policy, token and certificate stay: {problem}")
             return
+        self.metrics.certificate(self.http.certificate_expiry)
         self.log.info("policy, token and certificate read again")
         self.peers = {name: peer for name, peer in self.peers.items() if self.guard.knows(peer.key)}
 
     def _note_turned_away(self, notes: Iterable[dict[str, Any]]) -> None:
         """Those whom the gate let in no further, here or at the predictor."""
         for note in notes:
+            self.chronicle.note("refused", str(note["action"]))
             if note["action"] != "predict":  # counted by its code already
                 code = "not_allowed" if note["action"] == "key refused" else "too_large"
                 self.metrics.batches_rejected.labels(code).inc()
@@ -533,13 +552,11 @@ class Ingest:
                 case "recovered":
                     self._greet_trainer()
                 case "progress":
-                    self.view.progressed(message)
-                    self.metrics.trained(message)
+                    self._progressed(message)
                 case "done":
                     self._done(message["entry"], message["warning"])
                 case "failed":
-                    self.view.quarantine.append(message["failure"])
-                    self.metrics.quarantined.inc()
+                    self._set_aside(message["failure"])
                 case "penalties":
                     self._take_penalties(message)
                 case "checkpointed":
@@ -549,9 +566,20 @@ class Ingest:
                 case "model":
                     self._model_judged(message)
         self.metrics.trainer_up.set(self.view.trainer_up())
-        self.metrics.applied_lag.set(self.session.stored_batches - self.session.applied_batches)
-        self.metrics.spool_bytes.set(self.session.total_spool)
+        self.metrics.ingested(self.session)
         self._offer_credit()
+
+    def _progressed(self, message: dict[str, Any]) -> None:
+        self.view.progressed(message)
+        self.metrics.trained(message)
+        if message["full"] is not None:
+            self.chronicle.note("disk_full", "the disk is full; training waits for room")
+
+    def _set_aside(self, failure: dict[str, Any]) -> None:
+        """The trainer could not learn a record."""
+        self.view.quarantine.append(failure)
+        self.metrics.quarantined.inc()
+        self.chronicle.note("failed", str(failure["reason"]), failure["task"])
 
     def _greet_trainer(self) -> None:
         """A trainer has (re)started: say how far the log goes and what it was asked before."""
@@ -569,11 +597,12 @@ class Ingest:
             return
         self._done_lsn = entry["lsn"]
         self.view.done(entry, warning)
+        self.chronicle.note(entry["kind"], _in_words(entry), entry["task"], entry["lsn"])
+        if warning is not None:
+            self.chronicle.note("warning", warning, entry["task"])
         match entry["kind"]:
             case "boundary" | "revisit":
-                counter = self.metrics.boundaries if entry["kind"] == "boundary" else self.metrics.revisits
-                counter.inc()
-                self.metrics.consolidation_duration.observe(entry["seconds"])
+                self.metrics.consolidated(entry)
                 self._send_done(entry)
             case "forget":
                 self.history.forget(entry["task"])
@@ -581,7 +610,7 @@ class Ingest:
         self.admin.done(entry)
 
     def _take_penalties(self, message: dict[str, Any]) -> None:
-        self.history.add(message["lsn"], message["time"], message["rows"])
+        self.history.add_penalties(message["lsn"], message["time"], message["rows"])
         self._show_penalties({task: (penalty, rise) for task, penalty, rise in message["rows"]})
 
     def _show_penalties(self, penalties: dict[str, tuple[float, float]]) -> None:
@@ -611,3 +640,15 @@ class Ingest:
                 self._refuse_waiting(producer, pending, Refused("bad_shape", message["refused"]))
                 if not waiting:
                     del self.waiting[producer]
+
+
+def _in_words(entry: Mapping[str, Any]) -> str:
+    """What a record changed for good."""
+    match entry["kind"]:
+        case "boundary":
+            return f"consolidated: {entry['samples']} samples, loss {entry['loss']:.4g}, {entry['seconds']:.2f} s"
+        case "revisit":
+            return f"revisited: {entry['samples']} samples, loss {entry['loss']:.4g}, {entry['seconds']:.2f} s"
+        case "forget":
+            return "withdrawn: its factor is deleted"
+    return "the revisit was abandoned"

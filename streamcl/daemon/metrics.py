@@ -12,8 +12,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 
 from streamcl import __version__
+from streamcl.protocol.session import StreamSession
 
 MAX_LABELS = 1000
+EXEMPLAR_CHARACTERS = 100  # of the 128 that OpenMetrics allows
 SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 LONG = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0)
 
@@ -54,6 +56,9 @@ class Metrics:
         )
         self.task_accuracy = gauge("task_accuracy_ratio", "Accuracy on a task's evaluation set.", ("task",))
         self.spool_bytes = gauge("spool_bytes", "Bytes of raw data on disk.")
+        self.spool_budget = gauge("spool_budget_bytes", "Bytes of raw data that the open task may have.")
+        self.open_task_bytes = gauge("open_task_bytes", "Bytes of raw data of the open task.")
+        self.credit = gauge("credit_messages", "Messages a producer may hold unacknowledged; 0 where there is no room.")
         self.applied_lag = gauge("applied_lag_batches", "Durable batches not yet in a checkpoint.")
         self.ack_latency = histogram("ack_latency_seconds", "From a batch's arrival to its acknowledgement.", SHORT)
         self.fsync_duration = histogram("fsync_duration_seconds", "One sync of the log.", SHORT)
@@ -64,6 +69,7 @@ class Metrics:
         self.checkpoint_duration = histogram("checkpoint_duration_seconds", "Writing and verifying one.", LONG)
         self.checkpoint_time = gauge("checkpoint_last_success_timestamp_seconds", "When the newest one was written.")
         self.trainer_up = gauge("trainer_up", "1 while the trainer process answers.")
+        self._certificate_expiry: Gauge | None = None
         Info("streamcl_build", "Version of the daemon.", registry=registry).info({"version": __version__})
 
     def label(self, name: str, value: str) -> str:
@@ -84,6 +90,28 @@ class Metrics:
         self.samples_trained.inc(progress.get("new_samples", 0))
         for seconds in progress.get("step_seconds", ()):
             self.train_step_duration.observe(seconds)
+
+    def ingested(self, session: StreamSession) -> None:
+        """Take over what the session holds."""
+        self.applied_lag.set(session.stored_batches - session.applied_batches)
+        self.spool_bytes.set(session.total_spool)
+        self.spool_budget.set(session.terms.task_bytes)
+        self.open_task_bytes.set(session.task_spool)
+        self.credit.set(session.credit()["messages"])
+
+    def consolidated(self, entry: Mapping[str, Any]) -> None:
+        """A task was consolidated; the histogram's exemplar names it (OpenMetrics)."""
+        (self.boundaries if entry["kind"] == "boundary" else self.revisits).inc()
+        self.consolidation_duration.observe(entry["seconds"], exemplar={"task": entry["task"][:EXEMPLAR_CHARACTERS]})
+
+    def certificate(self, expiry: float | None) -> None:
+        """When the HTTP port's certificate expires, Unix seconds; None where there is none to tell of."""
+        if expiry is None:
+            return
+        if self._certificate_expiry is None:
+            text = "When the certificate of the HTTP port expires."
+            self._certificate_expiry = Gauge("streamcl_certificate_expiry_timestamp_seconds", text, registry=self.registry)
+        self._certificate_expiry.set(expiry)
 
     def followed(self, penalties: Mapping[str, tuple[float, float]]) -> None:
         """Take over each task's penalty and its rise."""

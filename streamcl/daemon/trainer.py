@@ -20,6 +20,7 @@ import torch
 from streamcl import models
 from streamcl.config import Config
 from streamcl.daemon.channel import Channel, wait
+from streamcl.daemon.forecast import Forecast
 from streamcl.daemon.memory import Memory
 from streamcl.errors import ConfigError, ModelRefused
 from streamcl.learning.learner import Event, Learner, Outcome, Progress, Unlearnable
@@ -75,6 +76,7 @@ class Trainer:
         self.learner = Learner(config, self.factors)
         self.log = structlog.get_logger()
         self.memory = Memory()
+        self.forecast = Forecast()
         self.reader = log.LogReader(self.state.log)
         self.ledger: Ledger | None = None
         self.last_entry: dict[str, Any] | None = None
@@ -156,7 +158,7 @@ class Trainer:
         self._report(force=True)
         self._checkpoint_if_due()
         self._follow_on(FOLLOW_SECONDS)
-        wait([self.side, self.up], 0.0 if self._penalties else 1.0)
+        self._wait(0.0 if self._penalties else 1.0)
         self._look_up()
 
     def _learning(self) -> str:
@@ -229,19 +231,18 @@ class Trainer:
                 self.full = str(error)
             self.log.error("the disk is full; waiting for room", reason=self.full)
             self._report(force=True)
-            wait([self.side, self.up], FULL_SECONDS)
+            self._wait(FULL_SECONDS)
             self._listen()
             if self.stopping == "now":
                 raise _Stopped
 
     def _between_steps(self, event: Event) -> None:
         now = time.monotonic()
-        self._step_seconds.append(now - self._last_step)
-        if isinstance(event, Progress):
-            if self.activity != "consolidating" and self.learner.warning is not None:
-                self.log.warning(self.learner.warning, task=event.task)
-            self.activity = "consolidating"
-        self._report(event)
+        if event is None or event.phase == "epochs":
+            self._step_seconds.append(now - self._last_step)
+        if event is not None:
+            self._consolidating(event)
+        self._report()
         self._publish()
         if now - self._last_look > LOOK_SECONDS:
             self._last_look = now
@@ -253,11 +254,21 @@ class Trainer:
             raise _Stopped
         self._last_step = time.monotonic()
 
+    def _consolidating(self, progress: Progress) -> None:
+        if self.activity != "consolidating":
+            self.activity = "consolidating"
+            self.forecast.begin()
+            if self.learner.warning is not None:
+                self.log.warning(self.learner.warning, task=progress.task)
+        self.forecast.saw(progress)
+
     def _end(self, outcome: Outcome) -> None:
         """Make what a record changed durable, then drop the data and factors that it ended, then say so."""
         assert self.ledger is not None
         entry = outcome.entry
-        self.activity = "idle"
+        if self.activity == "consolidating":
+            self.forecast.saving()
+            self._report(force=True)
         if outcome.factor is not None:
             tensors = {name: np.asarray(tensor) for name, tensor in outcome.factor.state().items()}
             self._patiently(lambda: self.factors.write(entry["factor"], entry["task"], tensors))
@@ -284,6 +295,8 @@ class Trainer:
         meta["ledger"] = len(self.ledger)
         self._patiently(lambda: checkpoint.save(self.state.path, meta, tensors, self.disk))
         self.memory.give_back()
+        if self.activity == "consolidating":  # and this was the last of it
+            self.activity = "idle"
         self._last_checkpoint = time.monotonic()
         self.checkpointed_lsn = self.learner.next_lsn
         published.clear(self.state.posterior)
@@ -381,7 +394,7 @@ class Trainer:
             part = rows[start : start + FOLLOWED_TOGETHER]
             self.side.send("penalties", lsn=self._followed_lsn, time=self._followed_time, rows=part)
 
-    def _report(self, event: Event = None, force: bool = False) -> None:
+    def _report(self, force: bool = False) -> None:
         now = time.monotonic()
         if not force and now - self._last_report < REPORT_SECONDS:
             return
@@ -403,14 +416,25 @@ class Trainer:
             },
             parameters=0 if learner.network is None else learner.network.parameters.size,
             steps=learner.steps,
-            epoch=event.epoch if isinstance(event, Progress) else None,
-            epochs=event.epochs if isinstance(event, Progress) else None,
+            consolidation=self._shown_forecast(),
             step_seconds=self._step_seconds[-500:],
             device=str(learner.device),
             full=self.full,
         )
         self._reported_samples = learner.samples
         self._step_seconds = []
+
+    def _shown_forecast(self) -> dict[str, Any] | None:
+        if self.activity != "consolidating":
+            return None
+        forecast = self.forecast
+        return {
+            "phase": forecast.phase,
+            "epoch": forecast.epoch,
+            "epochs": forecast.epochs,
+            "fraction": forecast.fraction(),
+            "seconds_left": forecast.seconds_left(),
+        }
 
     # -- being told ----------------------------------------------------------------------------------------------
 
@@ -421,8 +445,12 @@ class Trainer:
             self._report()  # not with every word of a busy ingest
             if self.wants_checkpoint and self.activity != "consolidating":  # between two records, or within a boundary
                 self._save_checkpoint()
-            wait([self.side, self.up], 1.0)
+            self._wait(1.0)
             self._listen()
+
+    def _wait(self, seconds: float) -> None:
+        """Until a message arrives."""
+        wait([self.side, self.up], seconds)
 
     def _listen(self) -> None:
         self.side.flush()

@@ -11,6 +11,7 @@ from typing import Any
 
 from streamcl import __version__
 from streamcl.config import Config
+from streamcl.daemon.chronicle import Chronicle
 from streamcl.protocol.session import StreamSession
 from streamcl.storage import ledger
 
@@ -24,14 +25,16 @@ class View:
     def __init__(self, config: Config, session: StreamSession) -> None:
         self.config = config
         self.session = session
+        self.chronicle: Chronicle | None = None
         self.started = time.monotonic()
         self.paused = False
         self.entries: dict[str, dict[str, Any]] = {}
         self.penalties: dict[str, tuple[float, float]] = {}
+        self.accuracies: dict[str, float] = {}
         self.quarantine: list[dict[str, Any]] = []
         self.torn_bytes = 0
         self._warning: str | None = None
-        self._progress: Mapping[str, Any] = {}
+        self.progress: Mapping[str, Any] = {}
         self._heard = 0.0
         self._problem: str | None = None
 
@@ -47,7 +50,7 @@ class View:
 
     def progressed(self, message: Mapping[str, Any]) -> None:
         """The trainer reported."""
-        self._progress, self._heard = message, time.monotonic()
+        self.progress, self._heard = message, time.monotonic()
 
     def done(self, entry: dict[str, Any], warning: str | None) -> None:
         """A task was consolidated, withdrawn, or its revisit abandoned."""
@@ -58,6 +61,7 @@ class View:
             case "forget":
                 self.entries.pop(entry["task"], None)
                 self.penalties.pop(entry["task"], None)
+                self.accuracies.pop(entry["task"], None)
 
     def failed(self, role: str, message: str) -> None:
         """A process ended with an error; it is being started again."""
@@ -80,7 +84,7 @@ class View:
             return self._problem
         if self.session.full:
             return f"the disk of {self.config.state_dir} is full; nothing more is taken in until there is room"
-        full = self._progress.get("full")
+        full = self.progress.get("full")
         return None if full is None else f"the disk of {self.config.state_dir} is full: {full}; training waits for room"
 
     def not_ready(self) -> str | None:
@@ -91,7 +95,7 @@ class View:
 
     def status(self) -> dict[str, Any]:
         """The contract's fields of `status`, then what else is known."""
-        progress = self._progress
+        progress = self.progress
         return {
             "version": __version__,
             "state": self._state(),
@@ -108,6 +112,7 @@ class View:
             "train_loss": progress.get("loss"),
             "prequential": progress.get("scores", {"overall": {}, "task": {}}),
             "consolidation": self._consolidation(),
+            **self._ingest(),
             "steps": progress.get("steps", 0),
             "problem": self.problem(),
             "warning": self._warning,
@@ -119,16 +124,24 @@ class View:
     def _state(self) -> str:
         if not self.trainer_up():
             return "recovering"
-        return "paused" if self.paused else str(self._progress.get("state", "recovering"))
+        return "paused" if self.paused else str(self.progress.get("state", "recovering"))
 
     def _consolidation(self) -> dict[str, Any] | None:
-        progress = self._progress
-        if progress.get("state") != "consolidating":
-            return None
+        """Its task, phase, epoch of epochs, the fraction done (0 to 1) and the seconds left, or None."""
+        progress = self.progress
+        consolidation = progress.get("consolidation")
+        return None if consolidation is None else {"task": progress.get("task"), **consolidation}
+
+    def _ingest(self) -> dict[str, Any]:
+        """What comes in, how far training is behind, what there is room for, what happened last."""
+        session, chronicle = self.session, self.chronicle
         return {
-            "task": progress.get("task"),
-            "epoch": progress.get("epoch"),
-            "epochs": progress.get("epochs"),
+            "ingest_rate": {} if chronicle is None else chronicle.rates(),
+            "lag_batches": session.stored_batches - session.applied_batches,
+            "credit": session.credit(),
+            "task_bytes": {"used": session.task_spool, "budget": session.terms.task_bytes},
+            "producers_total": len(session.producers),
+            "events": [] if chronicle is None else list(chronicle.events),
         }
 
     def tasks(self) -> list[dict[str, Any]]:
@@ -143,12 +156,15 @@ class View:
 
     def _ranks(self) -> dict[str, int]:
         """Tasks whose penalty has risen since they were learned, the highest rise first."""
-        risen = [(rise, task) for task, (_, rise) in self.penalties.items() if task in self.entries and rise > 0]
+        penalties = list(self.penalties.items())  # the loop may add to them meanwhile
+        risen = [(rise, task) for task, (_, rise) in penalties if task in self.entries and rise > 0]
         return {task: rank for rank, (_, task) in enumerate(sorted(risen, reverse=True), start=1)}
 
     def _task(self, entry: dict[str, Any], rank: int | None, entries: list[dict[str, Any]]) -> dict[str, Any]:
         penalty, rise = self.penalties.get(entry["task"], (None, None))
         shown = {name: entry.get(name) for name in SHOWN} | {"penalty": penalty, "penalty_rise": rise}
+        if entry["task"] in self.accuracies:
+            shown["accuracy"] = self.accuracies[entry["task"]]
         if self.config.posterior.mode != "factors":
             return shown
         since = sum(other["lsn"] > entry["lsn"] for other in entries)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -89,9 +89,14 @@ class OpenTask:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a consolidation has come; `result` is set by the event that ends an epoch."""
+    """How far a consolidation has come: `done` is the share of its phase, the epochs or the Fisher, from 0 to 1.
+
+    `result` is set by the event that ends an epoch.
+    """
 
     task: str
+    phase: Literal["epochs", "fisher"]
+    done: float
     epoch: int
     epochs: int
     steps: int
@@ -282,7 +287,7 @@ class Learner:
         yield from self._fit(task, data, lsn)
         if weight is None:
             weight = self.config.posterior.effective_scale * data.samples
-        fisher, loss = yield from self._fisher(data, self._seed(lsn))
+        fisher, loss = yield from self._fisher(task.name, data, self._seed(lsn))
         self._check_finite(loss, task.name)
         factor = self._absorb(task, task_precision(fisher, data.samples, weight))
         self.train_loss = loss
@@ -333,15 +338,17 @@ class Learner:
         for event in self._optimisation.fit(data, self._seed(lsn)):
             self.steps += event is None
             result = event or result
-            epoch = result.epoch if result else 0
-            yield Progress(task.name, epoch, self.config.train.epochs, self._optimisation.steps - before, event)
+            epoch, epochs = (result.epoch, result.epochs) if result else (0, self.config.train.epochs)
+            steps = self._optimisation.steps - before
+            done = min(1.0, steps / (epochs * self._optimisation.steps_an_epoch(data)))
+            yield Progress(task.name, "epochs", done, epoch, epochs, steps, event)
 
     def _calm_down(self, task: OpenTask, factor: float) -> None:
         rate = factor * self.config.train.learning_rate
         train = msgspec.structs.replace(self.config.train, learning_rate=rate)
         self.optimisation = Optimisation(self._network, task.penalty, train)
 
-    def _fisher(self, data: TaskData, seed: int) -> Generator[Event, None, tuple[torch.Tensor, float]]:
+    def _fisher(self, task: str, data: TaskData, seed: int) -> Generator[Event, None, tuple[torch.Tensor, float]]:
         """The Fisher at the optimum, [P] float64 on the host, and the mean NLL there: one forward pass serves both."""
         network = self._network
         generator = torch.Generator(device=self.device).manual_seed(seed)
@@ -353,9 +360,11 @@ class Learner:
             generator=generator,
         )
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        epochs, rows = self.config.train.epochs, 0
         for x, y in data.chunks(FISHER_ROWS):
             total += network.likelihood.nll(fisher.add(x, y), y).sum()
-            yield None
+            rows += len(x)
+            yield Progress(task, "fisher", rows / data.samples, epochs, epochs, 0)
         return fisher.total.cpu(), float(total) / data.samples
 
     def _absorb(self, task: OpenTask, curvature: torch.Tensor) -> DiagonalGaussian | None:

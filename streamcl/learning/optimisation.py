@@ -149,6 +149,10 @@ class Optimisation:
         if self.full_batch:
             yield from self._polish(data)
 
+    def steps_an_epoch(self, data: TaskData) -> int:
+        """How many steps a pass over a task takes."""
+        return 1 if self.full_batch else -(-data.samples // self.train.batch_size)
+
     def penalty_value(self) -> float:
         """The penalty at the current parameters, in nats, up to its constant."""
         return float(self.penalty.value(self.network.parameters.theta.detach()))

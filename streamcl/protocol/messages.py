@@ -105,6 +105,12 @@ class History(Message, frozen=True, tag="history"):
     offset: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
+class Producers(Message, frozen=True, tag="producers"):
+    """The producers, those heard most recently first, from number `offset` on; as many as fit in a reply's header."""
+
+    offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
 class Metrics(Message, frozen=True, tag="metrics"):
     """The values of /metrics."""
 
@@ -164,6 +170,7 @@ AdminMessage = (
     Status
     | Tasks
     | History
+    | Producers
     | Metrics
     | AdminBoundary
     | AdminRevisit

@@ -35,6 +35,7 @@ NEEDED: dict[type[messages.Message], Role] = {
     messages.Status: "read",
     messages.Tasks: "read",
     messages.History: "read",
+    messages.Producers: "read",
     messages.Metrics: "read",
     messages.Parameters: "admin",  # the whole model: more than who watches it needs
     messages.AdminBoundary: "admin",

@@ -6,6 +6,7 @@ sets the old one aside, whole.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from streamcl.errors import StreamclError
 from streamcl.storage import checkpoint, ledger, quarantine, verified
 from streamcl.storage.disk import Disk
 from streamcl.storage.factors import Factors
+from streamcl.storage.history import open_to_read
 from streamcl.storage.log import SEGMENT_BYTES, LogWriter, unfinished_repair
 from streamcl.storage.records import Lost, Record
 from streamcl.storage.segments import (
@@ -161,7 +163,7 @@ def _history(state: StateDirectory) -> Iterator[Finding]:
     if not state.history.exists():
         return
     try:
-        with sqlite3.connect(f"file:{state.history}?mode=ro", uri=True) as database:
+        with contextlib.closing(open_to_read(state.history, untouched=True)) as database:
             (verdict,) = database.execute("pragma quick_check").fetchone()
     except sqlite3.Error as error:
         verdict = str(error)

@@ -1,27 +1,51 @@
-"""What was observed over time, for plots: an SQLite database of bounded size.
+"""What was observed over time, for plots and the dashboard: an SQLite database of bounded size.
 
-Nothing is decided by it and nothing is lost with it, so it is written without waiting for the disk; a database that cannot
-be read is set aside and begun afresh.
+Guarantees: every table is bounded, the oldest rows make room; a time series is kept in tiers, coarser the older it is; a
+reader never holds up the writer (write-ahead log). Nothing is decided by it and nothing is lost with it, so it is written
+without waiting for the disk; a database that cannot be read is set aside and begun afresh.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-MAX_ROWS = 500_000
-_TABLE = """
+MAX_ROWS = 500_000  # of penalties, and of accuracies
+MAX_EVENTS = 10_000
+TEXT_CHARACTERS = 300
+WAL_BYTES = 1 << 20
+# seconds that a row covers and rows kept: an hour, half a day, 5 days, a year, 10 years
+TIERS = ((2, 1800), (30, 1440), (240, 1800), (3600, 8760), (21600, 14610))
+SAMPLE = ("loss", "accuracy", "rows", "batches", "bytes", "lag", "spool", "open_bytes", "credit")
+_TABLES = """
 create table if not exists penalty (
     lsn integer not null, time real not null, task text not null, penalty real, rise real, primary key (lsn, task)
-) without rowid
+) without rowid;
+create table if not exists accuracy (
+    lsn integer not null, time real not null, task text not null, accuracy real, rows integer, primary key (lsn, task)
+) without rowid;
+create table if not exists sample (
+    tier integer not null, time integer not null, seconds real not null, loss real, accuracy real, rows integer,
+    batches integer, bytes integer, lag real, spool real, open_bytes real, credit real, primary key (tier, time)
+) without rowid;
+create table if not exists event (
+    id integer primary key autoincrement, time real not null, kind text not null, task text, text text not null, lsn integer
+);
+"""
+_COARSER = """
+insert or replace into sample
+select ?, ?, sum(seconds), avg(loss), avg(accuracy), sum(rows), sum(batches), sum(bytes), avg(lag), avg(spool),
+       avg(open_bytes), avg(credit)
+from sample where tier = ? and time >= ? and time < ? having count(*) > 0
 """
 
 
 class History:
-    """Each task's penalty and its rise after every boundary."""
+    """The writer; one, in the ingest process. On a full disk what is written is lost."""
 
     def __init__(self, path: Path, max_rows: int = MAX_ROWS) -> None:
         self.max_rows = max_rows
@@ -29,48 +53,188 @@ class History:
             self._database = self._open(path)
         except sqlite3.DatabaseError:
             path.replace(path.with_name(path.name + ".damaged"))
+            for ending in ("-wal", "-shm"):
+                path.with_name(path.name + ending).unlink(missing_ok=True)
             self._database = self._open(path)
 
     @staticmethod
     def _open(path: Path) -> sqlite3.Connection:
-        database = sqlite3.connect(path, isolation_level=None)
-        database.execute("pragma journal_mode = truncate")
+        database = sqlite3.connect(path, isolation_level=None, timeout=0.0)
+        database.execute("pragma journal_mode = wal")
         database.execute("pragma synchronous = off")
         database.execute("pragma secure_delete = on")
-        database.execute(_TABLE)
+        database.execute(f"pragma journal_size_limit = {WAL_BYTES}")
+        database.executescript(_TABLES)
         return database
 
-    def add(self, lsn: int, time: float, rows: Iterable[Sequence[Any]]) -> None:
-        """Rows of task, penalty in nats and rise in nats a sample, behind record `lsn` - 1; the oldest make room.
-
-        On a full disk they are lost.
-        """
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Cursor]:
+        """A transaction; lost where the disk is full."""
         with contextlib.suppress(sqlite3.OperationalError), self._database as database:
             cursor = database.cursor()
             cursor.execute("begin")
-            cursor.executemany("insert or replace into penalty values (?, ?, ?, ?, ?)", ((lsn, time, *r) for r in rows))
-            (count,) = cursor.execute("select count(*) from penalty").fetchone()
+            yield cursor
+
+    def add_penalties(self, lsn: int, time: float, rows: Iterable[Sequence[Any]]) -> None:
+        """Rows of task, penalty in nats and rise in nats a sample, behind record `lsn` - 1."""
+        self._add("penalty", lsn, time, rows)
+
+    def add_accuracies(self, lsn: int, time: float, rows: Iterable[Sequence[Any]]) -> None:
+        """Rows of task, share of its evaluation set predicted right, and that set's rows, behind record `lsn` - 1."""
+        self._add("accuracy", lsn, time, rows)
+
+    def _add(self, table: str, lsn: int, time: float, rows: Iterable[Sequence[Any]]) -> None:
+        with self._writing() as cursor:
+            cursor.executemany(f"insert or replace into {table} values (?, ?, ?, ?, ?)", ((lsn, time, *r) for r in rows))
+            (count,) = cursor.execute(f"select count(*) from {table}").fetchone()
             if count > self.max_rows:
                 cursor.execute(
-                    "delete from penalty where lsn <= (select lsn from penalty order by lsn limit 1 offset ?)",
+                    f"delete from {table} where lsn <= (select lsn from {table} order by lsn limit 1 offset ?)",
                     (count - self.max_rows,),
                 )
 
-    def latest(self) -> dict[str, tuple[float, float]]:
+    def add_sample(self, time: float, seconds: float, figures: dict[str, Any]) -> None:
+        """What the daemon did in the `seconds` before `time` (Unix seconds), by the names of `SAMPLE`.
+
+        rows, batches and bytes are counts, summed in coarser tiers; the others are values, averaged there.
+        """
+        with self._writing() as cursor:
+            finest = TIERS[0][0]
+            at = int(time) // finest * finest
+            row = (finest, at, seconds, *(figures.get(name) for name in SAMPLE))
+            cursor.execute(f"insert or replace into sample values ({', '.join('?' * len(row))})", row)
+            for (fine, _), (coarse, _) in itertools.pairwise(TIERS):
+                start = at // coarse * coarse
+                cursor.execute(_COARSER, (coarse, start, fine, start, start + coarse))
+            for tier, kept in TIERS:
+                cursor.execute("delete from sample where tier = ? and time <= ?", (tier, at - tier * kept))
+
+    def note(self, time: float, kind: str, text: str, task: str | None = None, lsn: int | None = None) -> None:
+        """An event: a boundary, a failure, a start; what is long is cut."""
+        with self._writing() as cursor:
+            row = (time, kind, task, text[:TEXT_CHARACTERS], lsn)
+            cursor.execute("insert into event (time, kind, task, text, lsn) values (?, ?, ?, ?, ?)", row)
+            cursor.execute("delete from event where id <= (select max(id) from event) - ?", (MAX_EVENTS,))
+
+    def latest_penalties(self) -> dict[str, tuple[float, float]]:
         """Each task's newest penalty and rise."""
         query = "select task, penalty, rise from penalty where lsn = (select max(lsn) from penalty)"
         return {task: (penalty, rise) for task, penalty, rise in self._database.execute(query)}
 
+    def latest_accuracies(self) -> dict[str, float]:
+        """Each task's newest accuracy."""
+        query = "select task, accuracy from accuracy where lsn = (select max(lsn) from accuracy)"
+        return dict(self._database.execute(query).fetchall())
+
     def read(self, offset: int, count: int) -> list[dict[str, Any]]:
-        """Rows in order of time: lsn, time, task, penalty, rise."""
+        """Penalties in order of time: lsn, time, task, penalty, rise."""
         query = "select lsn, time, task, penalty, rise from penalty order by lsn, task limit ? offset ?"
         names = ("lsn", "time", "task", "penalty", "penalty_rise")
         return [dict(zip(names, row, strict=True)) for row in self._database.execute(query, (count, offset))]
 
+    def events(self, count: int) -> list[dict[str, Any]]:
+        """The newest events, the newest first."""
+        return _events(self._database, count)
+
     def forget(self, task: str) -> None:
-        """Remove a withdrawn task's rows."""
-        self._database.execute("delete from penalty where task = ?", (task,))
+        """Remove a withdrawn task's figures, also from the write-ahead log."""
+        with self._writing() as cursor:
+            cursor.execute("delete from penalty where task = ?", (task,))
+            cursor.execute("delete from accuracy where task = ?", (task,))
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._database.execute("pragma wal_checkpoint(truncate)")
 
     def close(self) -> None:
         """Close the database."""
         self._database.close()
+
+
+def open_to_read(path: Path, untouched: bool = False) -> sqlite3.Connection:
+    """A connection that changes nothing; one that a daemon has closed is read without even a lock file beside it.
+
+    untouched: the same for one that was not closed, whose newest rows, in the write-ahead log, are then not seen.
+    """
+    closed = untouched or not path.with_name(path.name + "-wal").exists()
+    address = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if closed else ''}"
+    return sqlite3.connect(address, uri=True, timeout=1.0)
+
+
+class HistoryReader:
+    """Reads a history while the daemon writes it, or after; from any thread or process. Use it as a context manager.
+
+    Raises FileNotFoundError where there is none, sqlite3.DatabaseError where it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no history; the daemon keeps one in its state directory")
+        self._database = open_to_read(path)
+
+    def __enter__(self) -> HistoryReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._database.close()
+
+    def samples(self, since: float, until: float, points: int = 1800) -> list[dict[str, Any]]:
+        """The time series between two times (Unix seconds), from the finest tier that has no more than `points` rows for
+        so long and reaches back so far; at least the coarsest. Each row: time, seconds, and the names of `SAMPLE`."""
+        tier = self._tier(since, until, points)
+        names = ("time", "seconds", *SAMPLE)
+        query = f"select {', '.join(names)} from sample where tier = ? and time >= ? and time <= ? order by time"
+        return _rows(self._database.execute(query, (tier, since - tier, until)), names)
+
+    @staticmethod
+    def _tier(since: float, until: float, points: int) -> int:
+        span = until - since
+        fitting = (tier for tier, kept in TIERS if span <= tier * min(points, kept))
+        return next(fitting, TIERS[-1][0])
+
+    def first_sample(self) -> float | None:
+        """When the time series begins, Unix seconds; None before the first sample."""
+        (first,) = self._database.execute("select min(time) from sample").fetchone()
+        return None if first is None else float(first)
+
+    def events(self, count: int = 200) -> list[dict[str, Any]]:
+        """The newest events, the newest first: id, time, kind, task, text, lsn."""
+        return _events(self._database, count)
+
+    def penalties(self) -> list[dict[str, Any]]:
+        """Every task's penalty and rise after every boundary, in order: lsn, time, task, penalty, rise."""
+        return self._table("penalty", ("lsn", "time", "task", "penalty", "rise"))
+
+    def accuracies(self) -> list[dict[str, Any]]:
+        """Every evaluated task's accuracy after every boundary, in order: lsn, time, task, accuracy, rows."""
+        return self._table("accuracy", ("lsn", "time", "task", "accuracy", "rows"))
+
+    def newest(self, table: str, tasks: Sequence[str], boundaries: int) -> list[dict[str, Any]]:
+        """The rows of some tasks in `penalty` or `accuracy`, at so many boundaries, the first and the last among them."""
+        columns = ("lsn", "time", "task", *{"penalty": ("penalty", "rise"), "accuracy": ("accuracy", "rows")}[table])
+        marks = [lsn for (lsn,) in self._database.execute(f"select distinct lsn from {table} order by lsn")]
+        step = (len(marks) - 1) / max(boundaries - 1, 1)
+        chosen = marks if len(marks) <= boundaries else [marks[round(number * step)] for number in range(boundaries)]
+        query = (
+            f"select {', '.join(columns)} from {table} where lsn in ({', '.join('?' * len(chosen))}) "
+            f"and task in ({', '.join('?' * len(tasks))}) order by lsn, task"
+        )
+        return _rows(self._database.execute(query, (*chosen, *tasks)), columns)
+
+    def changes(self, marks: Sequence[int]) -> list[dict[str, Any]]:
+        """What happened at the record before each of some LSNs, where it is known: lsn (the mark), time, kind, task."""
+        query = (
+            "select lsn + 1, time, kind, task from event where kind in ('boundary', 'revisit', 'forget') "
+            f"and lsn + 1 in ({', '.join('?' * len(marks))}) order by lsn"
+        )
+        return _rows(self._database.execute(query, tuple(marks)), ("lsn", "time", "kind", "task"))
+
+    def _table(self, table: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+        return _rows(self._database.execute(f"select {', '.join(columns)} from {table} order by lsn, task"), columns)
+
+
+def _events(database: sqlite3.Connection, count: int) -> list[dict[str, Any]]:
+    names = ("id", "time", "kind", "task", "text", "lsn")
+    return _rows(database.execute(f"select {', '.join(names)} from event order by id desc limit ?", (count,)), names)
+
+
+def _rows(cursor: Iterable[Sequence[Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    return [dict(zip(names, row, strict=True)) for row in cursor]

@@ -23,11 +23,13 @@ from streamcl.bench.fuzz.contract import breach
 from streamcl.bench.fuzz.mutants import CLASSES, CLEAN, FEATURES, Frames, mutant
 from streamcl.config import from_tree
 from streamcl.daemon.admin import Admin, Request
+from streamcl.daemon.chronicle import Chronicle
 from streamcl.daemon.ingest import Ingest
 from streamcl.daemon.sockets import Peer
 from streamcl.errors import Refused
 from streamcl.protocol import frames
 from streamcl.protocol.signature import Signature
+from streamcl.storage.history import History
 from streamcl.storage.records import Record, encode
 
 SOCKETS = ("stream", "admin", "predict")
@@ -89,6 +91,8 @@ class BareIngest(Ingest):
         tree = {"state_dir": directory, "model": {"classes": CLASSES}, "stream": {"producers": 64}}
         super().__init__(from_tree(tree), SilentChannel(), SilentChannel())
         self.writer = _Log()  # type: ignore[assignment]
+        self.history = History(self.state.history)
+        self.chronicle = self.view.chronicle = Chronicle(self.session, self.history)
         self.admin = BareAdmin(None, self)  # type: ignore[arg-type]
         self.model_accepted = Signature((FEATURES,), False, ())
         self.replies: list[tuple[str, list[Any]]] = []
@@ -100,13 +104,7 @@ class BareIngest(Ingest):
 
 
 class BareAdmin(Admin):
-    """The operators' socket without the socket; the history is empty."""
-
-    def _answer(self, request: Request, message: Any) -> None:
-        if message.__struct_config__.tag == "history":
-            self._ok(request, {"rows": []})
-        else:
-            super()._answer(request, message)
+    """The operators' socket without the socket."""
 
     def _reply(self, request: Request, header: dict[str, Any], arrays: Any = None) -> None:
         if request.id is not None:

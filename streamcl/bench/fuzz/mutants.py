@@ -46,7 +46,7 @@ KINDS = {
     "stream": ("hello", "batch", "boundary", "revisit"),
     "predict": ("predict",),
     "admin": (
-        *("status", "tasks", "history", "metrics", "parameters", "boundary", "revisit", "abandon", "forget"),
+        *("status", "tasks", "history", "producers", "metrics", "parameters", "boundary", "revisit", "abandon", "forget"),
         *("checkpoint", "pause", "resume", "stop"),
     ),
 }

@@ -93,7 +93,7 @@ class _Timed(Trainer):
 
     def _between_steps(self, event: Event) -> None:
         now = time.perf_counter()
-        if isinstance(event, Progress) and event.result is None:
+        if isinstance(event, Progress) and event.phase == "epochs" and event.result is None:
             self.steps.append(now - self.after_fisher)
         super()._between_steps(event)
         self.after_fisher = time.perf_counter()

@@ -1,0 +1,76 @@
+"""How far a consolidation has come and how long it will still take, from its progress and from the ones before it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from streamcl.learning.learner import Progress
+
+FISHER_EPOCHS = 1.3  # what an exact Fisher costs, until a consolidation has shown what it costs here
+
+
+@dataclass(slots=True)
+class Forecast:
+    """One for all consolidations: it learns how long the Fisher takes beside the epochs, and what follows beside both.
+
+    >>> clock = iter([0.0, 0.0, 1.0]).__next__
+    >>> forecast = Forecast(clock)
+    >>> forecast.begin(); forecast.saw(Progress("t", "epochs", 0.5, 1, 2, 10))
+    >>> forecast.phase, round(forecast.fraction(), 2)
+    ('epochs', 0.3)
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    phase: Literal["epochs", "fisher", "saving"] = "epochs"
+    epoch: int = 0
+    epochs: int = 1
+    fisher_epochs: float = FISHER_EPOCHS
+    _done: float = 0.0
+    _phase_began: float = 0.0
+    _epochs_seconds: float = 0.0
+
+    def begin(self) -> None:
+        """A consolidation begins."""
+        self.phase, self.epoch, self._done, self._phase_began = "epochs", 0, 0.0, self.clock()
+
+    def saw(self, progress: Progress) -> None:
+        """A step was taken."""
+        if progress.phase != self.phase:
+            self._enter(progress.phase)
+        self.epoch, self.epochs, self._done = progress.epoch, progress.epochs, progress.done
+
+    def saving(self) -> None:
+        """Nothing is computed any more: what was found is being made durable."""
+        if self.phase == "fisher" and self._epochs_seconds > 0:
+            self.fisher_epochs = self.epochs * (self.clock() - self._phase_began) / self._epochs_seconds
+        self._enter("saving")
+
+    def _enter(self, phase: Literal["epochs", "fisher", "saving"]) -> None:
+        if self.phase == "epochs":
+            self._epochs_seconds = self.clock() - self._phase_began
+        self.phase, self._done, self._phase_began = phase, 0.0, self.clock()
+
+    def fraction(self) -> float:
+        """The share of the whole that is done, from 0 to 1, by time."""
+        whole = self.epochs + self.fisher_epochs
+        match self.phase:
+            case "epochs":
+                return self._done * self.epochs / whole
+            case "fisher":
+                return (self.epochs + self._done * self.fisher_epochs) / whole
+        return 1.0
+
+    def seconds_left(self) -> float | None:
+        """Until the Fisher is done; None before there is anything to judge by. Saving takes a moment that nobody knows."""
+        if self.phase == "saving":
+            return 0.0
+        if self._done == 0.0:
+            return None
+        passed = self.clock() - self._phase_began
+        rest = passed * (1.0 - self._done) / self._done
+        if self.phase == "fisher":
+            return rest
+        return rest + passed / self._done * self.fisher_epochs / self.epochs
