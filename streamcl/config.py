@@ -107,6 +107,13 @@ class Security(_Section, frozen=True):
     http_key: str = ""
 
 
+class Log(_Section, frozen=True):
+    """The daemon's log on standard error: from which level on, and for whose eyes (auto: a human's on a terminal)."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "human", "json"] = "auto"
+
+
 class Config(_Section, frozen=True):
     """A whole, checked configuration.
 
@@ -121,6 +128,7 @@ class Config(_Section, frozen=True):
     posterior: Posterior = Posterior()
     stream: Stream = Stream()
     security: Security = Security()
+    log: Log = Log()
 
 
 def load(path: Path | None = None, flags: Mapping[str, str] | None = None) -> Config:

@@ -52,6 +52,8 @@ OURS = {
     "security.http_token": "",
     "security.http_certificate": "",
     "security.http_key": "",
+    "log.level": "info",
+    "log.format": "auto",
 }
 
 

@@ -58,6 +58,12 @@ def run(config: Config, up: Channel, side: Channel) -> None:
     trainer.run()
 
 
+def _loggable(error: Unlearnable) -> str:
+    """The reason as the log may have it: what a model says about its data stays in the state directory."""
+    cause = error.__cause__
+    return str(error) if cause is None else f"{type(cause).__name__}; its message, which may hold data, is in `status`"
+
+
 class Trainer:
     """Applies the log to a learner and answers the ingest process."""
 
@@ -204,7 +210,7 @@ class Trainer:
             "reason": str(error),
             "time": time.time(),
         }
-        self.log.error("rolled back: a record cannot be learned", **failure)
+        self.log.error("rolled back: a record cannot be learned", **{**failure, "reason": _loggable(error)})
         self._patiently(lambda: quarantine.save(self.state.path, [*self.quarantine, failure], self.disk))
         self.learner = Learner(self.config, self.factors)
         durable = self.durable
@@ -305,6 +311,8 @@ class Trainer:
             ids=self.wants_checkpoint,
         )
         self.wants_checkpoint = []
+        seconds = round(self._last_checkpoint - started, 3)
+        self.log.debug("checkpoint written and verified", next_lsn=self.learner.next_lsn, seconds=seconds)
 
     def _drop(self) -> None:
         """Unlink what the checkpoint has absorbed for good: records of closed tasks, factors that were replaced."""
@@ -391,11 +399,12 @@ class Trainer:
         if not force and now - self._last_report < REPORT_SECONDS:
             return
         self._last_report = now
-        self.up.alive()
         learner = self.learner
+        activity = "paused" if self.paused else self.activity
+        self.up.alive(activity=activity if learner.open_task is None else f"{activity}, task {learner.open_task.name}")
         self.side.send(
             "progress",
-            state="paused" if self.paused else self.activity,
+            state=activity,
             task=learner.open_task.name if learner.open_task else None,
             next_lsn=learner.next_lsn,
             samples=learner.samples,

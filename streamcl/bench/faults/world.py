@@ -392,7 +392,7 @@ class SilentChannel(Channel):
     def __init__(self) -> None:
         self.closed = False
 
-    def alive(self) -> None:
+    def alive(self, **fields: Any) -> None:
         """Nobody watches."""
 
     def send(self, kind: str, **fields: Any) -> None:
