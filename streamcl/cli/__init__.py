@@ -5,11 +5,11 @@ Starts fast: nothing heavy is imported before the command that needs it runs.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from streamcl import __version__
+from streamcl.cli.parser import Parser
 from streamcl.errors import ConfigError, DataError, Refused, StreamclError, Unreachable
 
 
@@ -35,11 +35,11 @@ def _fail(error: Exception, status: int) -> int:
     return status
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of every command."""
-    from streamcl.cli import benches, offline, operate, produce, run, secure, sweep
+    from streamcl.cli import benches, configuration, offline, operate, produce, run, secure, sweep
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="streamcl",
         description="A continual-learning daemon: stream tasks in, keep one quadratic penalty, drop the data.",
         epilog="Start with `streamcl demo`, or `streamcl serve` and, beside it, `streamcl send data.csv --task monday "
@@ -47,6 +47,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"streamcl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, produce, sweep, operate, secure, offline, benches):
+    for module in (run, configuration, produce, sweep, operate, secure, offline, benches):
         module.add_commands(commands)
     return parser

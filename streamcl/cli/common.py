@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,15 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamcl.config import Config, variable
 from streamcl.errors import Unreachable
 
 if TYPE_CHECKING:
     from streamcl.client import Admin, Producer, Reader
     from streamcl.keys import Keys
 
-DEFAULT_STATE = "./streamcl-state"
-
-Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 PIPE_COLUMNS = 200
 
@@ -30,18 +29,35 @@ def command(
 ) -> argparse.ArgumentParser:
     """Add one command with its help and an example."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=f"example: {example}", allow_abbrev=False
+        name, help=first_sentence(text), description=text, epilog=f"example: {example}"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
+
+
+def first_sentence(text: str) -> str:
+    """What fits into a list of commands."""
+    return text.partition(". ")[0].removesuffix(".") + "."
+
+
+def default_state() -> str:
+    """The state directory unless one is given: the environment's, as for the daemon."""
+    return os.environ.get(variable("state_dir"), Config().state_dir)
+
+
+def group(commands: Any, name: str, text: str) -> Any:
+    """Add a command that has commands of its own; returns what takes them."""
+    parser = commands.add_parser(name, help=text, description=text)
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
 
 def add_connection(parser: argparse.ArgumentParser, *sockets: str) -> None:
     """Options that say where the daemon is."""
     parser.add_argument(
         "--state-dir",
-        default=DEFAULT_STATE,
-        help="the daemon's state directory, where its endpoints are found",
+        default=default_state(),
+        help=f"the daemon's state directory, where its endpoints are found (default: ${variable('state_dir')}, "
+        f"else {Config().state_dir})",
     )
     for name in sockets:
         parser.add_argument(f"--{name}", metavar="ENDPOINT", help=f"the daemon's {name} endpoint, instead")
