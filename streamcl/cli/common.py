@@ -6,10 +6,7 @@ import argparse
 import contextlib
 import json
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,31 +172,3 @@ def print_table(rows: list[dict[str, Any]], columns: list[str], empty: str) -> N
     if not console.is_terminal:
         console = Console(width=PIPE_COLUMNS)  # nobody's screen is too narrow for a file
     console.print(table)
-
-
-@contextmanager
-def progress(text: str, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar of rows on a terminal, nothing elsewhere."""
-    if not shown or not sys.stderr.isatty():
-        yield lambda rows: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate = TextColumn("{task.fields[rate]} rows/s")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        rate,
-        TimeRemainingColumn(),
-    )
-    started = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        job = bar.add_task(text, total=total, rate="-")
-
-        def advance(rows: int) -> None:
-            done = bar.tasks[job].completed + rows
-            bar.update(job, completed=done, rate=f"{done / (time.monotonic() - started):,.0f}")
-
-        yield advance
