@@ -34,14 +34,13 @@ class Terminal:
             stderr=side,
             env={**known, "TERM": "xterm-256color", **environment},
             start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that ^C and a new size reach it as signals
         )
         os.close(side)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Another size of the window; the process is told as a terminal tells it."""
+        """Another size of the window."""
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        if hasattr(self, "process"):
-            os.kill(self.process.pid, 28)  # SIGWINCH
 
     def press(self, keys: str) -> None:
         """Type."""

@@ -124,14 +124,15 @@ def producer(options: argparse.Namespace, name: str) -> Producer:
 
 def print_json(data: Any) -> None:
     """Data as indented JSON; numbers that JSON has no word for become null."""
-    print(json.dumps(_clean(data), indent=2))
+    print(json.dumps(clean(data), indent=2))
 
 
-def _clean(data: Any) -> Any:
+def clean(data: Any) -> Any:
+    """Data in which numbers that JSON has no word for are null."""
     if isinstance(data, Mapping):
-        return {key: _clean(value) for key, value in data.items()}
+        return {key: clean(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_clean(value) for value in data]
+        return [clean(value) for value in data]
     if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
         return None
     return data
