@@ -100,7 +100,7 @@ def accuracy(past: Past) -> Drawn:
     marks = _marks(past.accuracies)
     means = [_mean([row["accuracy"] for row in past.accuracies if row["lsn"] == mark]) for mark in marks]
     axes.plot(range(len(marks)), np.array(means, float), color="black", linewidth=2.5, label="mean")
-    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylim(max(0.0, min(row["accuracy"] for row in past.accuracies) - 0.1) - 0.02, 1.02)
     _legend(axes, past)
     return Drawn(
         figure, {"boundaries": len(marks), "mean_accuracy": means[-1], "by_task": _latest(past.accuracies, "accuracy")}
@@ -249,6 +249,7 @@ def order_bias(past: Past) -> Drawn:
 
 def _by_position(axes: Axes, tasks: Sequence[str], values: Sequence[float]) -> dict[str, Any]:
     import numpy as np
+    from matplotlib.ticker import MaxNLocator
 
     places = np.arange(1, len(values) + 1)
     slope, start = np.polyfit(places, values, 1)
@@ -257,10 +258,10 @@ def _by_position(axes: Axes, tasks: Sequence[str], values: Sequence[float]) -> d
     axes.plot(places, start + slope * places, color="tab:red", linewidth=1.5, label=f"slope {slope:.3g} a position")
     shown = "undefined: all alike" if math.isnan(rank) else f"{rank:+.2f}"
     axes.set_title(f"rank correlation {shown}", fontsize="medium")
-    if len(tasks) <= LABELLED:
-        axes.set_xticks(
-            places, [f"{p}\n{_shown(t, 10)}" if len(tasks) <= NAMED else str(p) for p, t in zip(places, tasks, strict=True)]
-        )
+    if len(tasks) <= NAMED:
+        axes.set_xticks(places, [f"{place}\n{_shown(task, 10)}" for place, task in zip(places, tasks, strict=True)])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     return {"rank_correlation": rank, "slope": float(slope), "tasks": list(tasks), "values": list(values)}

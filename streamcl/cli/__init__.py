@@ -37,7 +37,7 @@ def _fail(error: Exception, status: int) -> int:
 
 def build_parser() -> Parser:
     """The parser of every command."""
-    from streamcl.cli import benches, configuration, offline, operate, plot, produce, run, secure, sweep, top
+    from streamcl.cli import benches, completion, configuration, offline, operate, plot, produce, run, secure, sweep, top
 
     parser = Parser(
         prog="streamcl",
@@ -47,6 +47,6 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"streamcl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, configuration, produce, sweep, operate, top, plot, secure, offline, benches):
+    for module in (run, configuration, produce, sweep, operate, top, plot, secure, offline, benches, completion):
         module.add_commands(commands)
     return parser

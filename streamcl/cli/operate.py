@@ -38,6 +38,8 @@ def add_commands(commands: Any) -> None:
         parser = command(commands, name, run, text, f"streamcl {name}")
         add_connection(parser, "admin")
         add_json(parser)
+        if name == "tasks":
+            parser.add_argument("--names", action="store_true", help="print the names only, one a line")
     _add_boundary(commands)
     _add_revisit(commands)
     _add_abandon_and_forget(commands)
@@ -165,6 +167,10 @@ def tasks(options: argparse.Namespace) -> None:
     """Print the tasks."""
     with admin(options) as daemon:
         rows = daemon.tasks()
+    if options.names:
+        for row in rows:
+            print(row["task"])
+        return
     if options.json:
         print_json({"tasks": rows})
         return

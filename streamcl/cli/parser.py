@@ -25,9 +25,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what was wrong and what may have been meant; exits with 2."""
-        if "arguments are required: COMMAND" in message:
+        missing = re.search(r"arguments are required: (COMMAND|BENCHMARK)", message)
+        if missing is not None:
             self.print_help(sys.stderr)
-            self.exit(2, "\nstreamcl: expected a command\n")
+            self.exit(2, f"\n{self.prog}: expected a {missing[1].lower()}\n")
         self.print_usage(sys.stderr)
         self.exit(2, f"{self.prog}: {self._with_suggestion(message)}\n")
 

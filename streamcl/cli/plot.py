@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamcl.cli.common import add_json, command, default_state, print_json
+from streamcl.cli.words import number
 from streamcl.errors import DataError
 
 if TYPE_CHECKING:
@@ -112,4 +113,4 @@ def _said(figure: dict[str, Any]) -> list[str]:
     for name in ("rise", "accuracy"):
         if isinstance(figure.get(name), dict):
             flat[f"rank correlation of {name}"] = figure[name]["rank_correlation"]
-    return [f"{name.replace('_', ' ')} {value:.3g}" for name, value in flat.items()]
+    return [f"{name.replace('_', ' ')} {number(value)}" for name, value in flat.items()]
