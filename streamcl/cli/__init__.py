@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from streamcl import __version__
 from streamcl.cli.parser import Parser
-from streamcl.errors import ConfigError, DataError, Refused, StreamclError, Unreachable
+from streamcl.cli.remedies import REMEDIES
+from streamcl.errors import ConfigError, DataError, Refused, StreamclError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,17 +22,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options) or 0)
     except (ConfigError, DataError) as error:
         return _fail(error, 2)
-    except (Refused, Unreachable, StreamclError) as error:
+    except Refused as error:
+        return _fail(error, 1, REMEDIES.get(error.code))
+    except StreamclError as error:
         return _fail(error, 1)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:  # of a file named on the command line; a daemon's own it reports by itself
+        return _fail(error if error.filename is None else f"{error.filename}: {error.strerror}", 2)
     except KeyboardInterrupt:
         return 130
 
 
-def _fail(error: Exception, status: int) -> int:
+def _fail(error: Exception | str, status: int, remedy: str | None = None) -> int:
     print(f"streamcl: {error}", file=sys.stderr)
+    if remedy is not None:
+        print(f"  what to do: {remedy}", file=sys.stderr)
     return status
 
 

@@ -85,6 +85,11 @@ def endpoint(options: argparse.Namespace, name: str) -> str:
             f"no daemon is running on {options.state_dir} ({path} is not there); start one with `streamcl serve "
             f"--state-dir {options.state_dir}`, or name its endpoint with --{name}"
         ) from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise Unreachable(
+            f"{path}: not a daemon's ({type(error).__name__}: {error}); start the daemon again, or name its "
+            f"endpoint with --{name}"
+        ) from None
 
 
 def keys(options: argparse.Namespace) -> Keys | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamcl.cli.common import add_connection, add_json, command, print_json, producer
 from streamcl.cli.progress import Silent, display, waited_for
+from streamcl.errors import DataError
 
 if TYPE_CHECKING:
     from streamcl.cli.bars import Bars
@@ -82,6 +83,8 @@ def _send_blocks(options: argparse.Namespace, data: Any, stream: Any, show: Bars
                 rows, batches = rows + len(x), batches + 1
             advance(len(x))
         stream.flush()
+    if rows == skipped == 0:
+        raise DataError(f"{options.file}: expected at least one row")
     return {"task": options.task, "rows": rows, "batches": batches, "batches_already_there": skipped}
 
 
