@@ -84,16 +84,21 @@ def test_it_draws_in_80_by_24_and_leaves_the_terminal_as_it_was(daemon: LocalDae
     assert terminal.written.rindex("\x1b[?25h") > terminal.written.rindex("\x1b[?25l")  # the cursor is back
 
 
-def test_it_follows_what_happens_and_the_size_of_the_window(daemon: LocalDaemon) -> None:
+def test_it_follows_what_happens(daemon: LocalDaemon) -> None:
     with Terminal(*on(daemon, "--interval", 0.2)) as terminal, daemon.admin() as admin:
         terminal.wait_for("training")
         admin.pause()
         terminal.wait_for("paused")
         admin.resume()
         terminal.wait_for("training")
+
+
+def test_it_is_drawn_again_at_once_when_the_window_changes(daemon: LocalDaemon) -> None:
+    with Terminal(*on(daemon, "--interval", 3600)) as terminal:
+        terminal.wait_for("q quits")
         terminal.resize(40, 100)
         deadline = time.monotonic() + 30
-        while [len(frame.splitlines()) for frame in terminal.written.split("\x1b[H")[-2:-1]] != [40]:
+        while len(terminal.written.split("\x1b[H")[-1].splitlines()) != 40:
             assert time.monotonic() < deadline
             terminal.read()
 
