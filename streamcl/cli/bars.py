@@ -6,6 +6,7 @@ Decides nothing: what cannot be found out is not shown.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,22 @@ class _Left(ProgressColumn):
         if left is None:
             return Text(words.duration(task.elapsed or 0.0), style="progress.elapsed")
         return Text(f"{words.duration(left)} left", style="progress.remaining")
+
+
+class _Speed:
+    """How fast a daemon learns what comes before a boundary, in words; nothing until it is known."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, status: dict[str, Any]) -> str:
+        now, seen = time.monotonic(), int(status.get("samples_seen") or 0)
+        if self._first is None:
+            self._first = now, seen
+        since, before = self._first
+        if now - since < LOOK_SECONDS or seen == before:
+            return ""
+        return f"  {seen - before:,} samples learned, {(seen - before) / (now - since):,.0f}/s"
 
 
 class Bars:
@@ -97,19 +114,18 @@ class Bars:
         """In a thread of its own: ask and show, until the wait has ended or there is nobody who may be asked."""
         if connect is None:
             return
+        speed = _Speed()
         try:
             with connect() as daemon:
                 while not ended.wait(LOOK_SECONDS):
-                    self._show(line, task, daemon.status())
+                    self._show(line, task, daemon.status(), speed)
         except (StreamclError, KeyError):  # no such daemon, no right to ask; or the line has gone
             return
 
-    def _show(self, line: TaskID, task: str, status: dict[str, Any]) -> None:
+    def _show(self, line: TaskID, task: str, status: dict[str, Any], speed: _Speed) -> None:
         now = status.get("consolidation") or {}
         if now.get("task") == task:
             done, left = now.get("fraction") or 0.0, now.get("seconds_left") or None
             self._bars.update(line, total=1.0, completed=done, left=left, words=words.consolidation(now))
             return
-        lag = status.get("lag_batches") or 0
-        before = f"{lag:,} batches to learn first" if lag else "waiting for its turn"
-        self._bars.update(line, total=None, left=None, words=f"{status.get('state')}, {before}")
+        self._bars.update(line, total=None, left=None, words=f"{status.get('state')}{speed(status)}")

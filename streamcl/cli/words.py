@@ -64,13 +64,14 @@ def number(value: Any) -> str:
 
 
 def consolidation(now: Mapping[str, Any]) -> str:
-    """The phase of a consolidation.
+    """The phase of a consolidation; of its epochs the one under way, where the status counts those done.
 
     >>> consolidation({"phase": "epochs", "epoch": 3, "epochs": 20})
-    'epoch 3 of 20'
+    'epoch 4 of 20'
     """
-    phase = now.get("phase") or "epochs"
-    return PHASES.get(phase, f"epoch {number(now.get('epoch'))} of {number(now.get('epochs'))}")
+    epochs = now.get("epochs") or 1
+    under_way = f"epoch {min((now.get('epoch') or 0) + 1, epochs)} of {epochs}"
+    return PHASES.get(now.get("phase") or "epochs", under_way)
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
