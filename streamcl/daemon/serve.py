@@ -92,7 +92,7 @@ def serve(config: Config) -> int:
     """Run the daemon until it is stopped; returns the exit status (0, or 1 after a fatal error)."""
     configure("serve", config.log)
     config = _absolute(config)
-    _check_secrets(config.security)
+    check_secrets(config.security)
     lock = StateLock.acquire(Path(config.state_dir), LOCK_SECONDS)
     try:
         Path(config.state_dir).chmod(0o700)  # others can have made it, and what is in it is nobody else's business
@@ -101,7 +101,7 @@ def serve(config: Config) -> int:
         lock.release()
 
 
-def _check_secrets(security: Security) -> None:
+def check_secrets(security: Security) -> None:
     """What the processes will read, read once before any of them starts; raises ConfigError."""
     Guard(security).load()
     if security.http_token or security.http_certificate:

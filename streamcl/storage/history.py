@@ -191,9 +191,21 @@ class HistoryReader:
         return next(fitting, TIERS[-1][0])
 
     def first_sample(self) -> float | None:
-        """When the time series begins, Unix seconds; None before the first sample."""
-        (first,) = self._database.execute("select min(time) from sample").fetchone()
+        """When the time series begins, Unix seconds; None before the first sample.
+
+        A row of a coarse tier stands at the start of its hours, so finer ones say better when it was, as far as they reach.
+        """
+        begins = dict(self._database.execute("select tier, min(time) from sample group by tier"))
+        first, width = None, 0
+        for tier in sorted(begins, reverse=True):
+            if first is None or begins[tier] < first + width:
+                first, width = begins[tier], tier
         return None if first is None else float(first)
+
+    def last_sample(self) -> float | None:
+        """When the time series ends, Unix seconds; None before the first sample."""
+        (last,) = self._database.execute("select max(time) from sample").fetchone()
+        return None if last is None else float(last)
 
     def events(self, count: int = 200) -> list[dict[str, Any]]:
         """The newest events, the newest first: id, time, kind, task, text, lsn."""
