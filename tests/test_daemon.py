@@ -296,7 +296,7 @@ def test_another_models_state_directory_is_refused(start: Callable[..., LocalDae
         producer.send(*rows(0), "a")
         producer.boundary("a")
     daemon.stop()
-    with pytest.raises(StreamclError, match=r"model was .*state_dir"):
+    with pytest.raises(StreamclError, match=r"model\.args was .*\bnew state directory"):
         start({**TREE, "model": {"args": {"hidden": [17]}, "classes": 4}})
 
 
