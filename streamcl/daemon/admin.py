@@ -134,12 +134,20 @@ class Admin:
             case messages.Checkpoint():
                 self._ask_for_checkpoint(request)
             case messages.Pause() | messages.Resume():
-                ingest.view.paused = isinstance(message, messages.Pause)
-                ingest.side.send("pause" if ingest.view.paused else "resume")
+                self._pause(isinstance(message, messages.Pause))
                 self._ok(request, {})
             case messages.Stop():
                 ingest.up.send("stop", drain=message.drain)
                 self._ok(request, {"drain": message.drain})
+
+    def _pause(self, paused: bool) -> None:
+        """Training stops at the end of its batch, or goes on."""
+        ingest = self.ingest
+        if paused != ingest.view.paused:
+            text = "training waits; batches are stored" if paused else "training goes on"
+            ingest.chronicle.note("paused" if paused else "resumed", text)
+        ingest.view.paused = paused
+        ingest.side.send("pause" if paused else "resume")
 
     @staticmethod
     def _page(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -223,7 +223,8 @@ function choose(figure, stop) {
 }
 
 function overTime(id, name, value, format, limits = {}) {
-  const { samples: s, now } = history, since = Math.max(history.since, s.time[0] ?? 0), span = now - since;
+  const { samples: s, now } = history, marked = history.events.filter((e) => MARKED.has(e.kind));
+  const first = Math.min(s.time[0] ?? now, ...marked.map((e) => e.time)), since = Math.max(history.since, first), span = now - since;
   const points = s.time.map((t, n) => [t, value(s, n)]), known = points.map((p) => p[1]).filter((v) => v !== null);
   const seconds = s.time.length > 1 ? Math.min(...s.time.slice(1).map((t, n) => t - s.time[n])) : 2;
   const last = known.length ? format(known[known.length - 1]) : "nothing yet";
@@ -231,7 +232,7 @@ function overTime(id, name, value, format, limits = {}) {
     lines: [{ name, points, gap: 6 * seconds }], format, y: limits,
     x: { low: since, high: now, text: (v) => moment(v, span), full: (v) => new Date(1000 * v).toLocaleString(),
       ticks: (width) => [0, 1, 2, 3, 4].filter((n) => width > 500 || n % 2 === 0).map((n) => since + n / 4 * span) },
-    marks: history.events.filter((e) => MARKED.has(e.kind)).map((e) => ({ x: e.time, kind: e.kind, text: `${e.kind} ${e.task ?? ""}: ${e.text}` })),
+    marks: marked.map((e) => ({ x: e.time, kind: e.kind, text: `${e.kind} ${e.task ?? ""}: ${e.text}` })),
     summary: `${name} over ${duration(span)}: now ${last}` + (known.length ? `, lowest ${format(Math.min(...known))}, highest ${format(Math.max(...known))}` : ""),
   });
 }
