@@ -23,6 +23,11 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("streamcl-demo"), help="where the plot and the figures go")
     parser.add_argument("--tasks", type=int, default=5, help="how many tasks (default 5)")
     parser.add_argument("--epochs", type=int, default=30, help="epochs at each boundary (default 30)")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="instead, leave one daemon running with tasks and revisits streaming in, for its dashboard; until Ctrl-C",
+    )
     bench = commands.add_parser("bench", help="Reproducible comparisons.", description="Reproducible comparisons.")
     benches = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     _add_permuted_mnist(benches)
@@ -198,10 +203,12 @@ def _add_figures(parser: argparse.ArgumentParser) -> None:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Run the demo."""
-    from streamcl.bench.demo import run
-
-    run(options.out, tasks=options.tasks, epochs=options.epochs)
+    """Run the demo, or keep it running."""
+    if options.keep:
+        from streamcl.bench.live import keep as show
+    else:
+        from streamcl.bench.demo import run as show  # type: ignore[assignment]
+    show(options.out, tasks=options.tasks, epochs=options.epochs)
 
 
 def permuted_mnist(options: argparse.Namespace) -> None:

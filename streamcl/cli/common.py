@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,12 +145,15 @@ def clean(data: Any) -> Any:
 
 
 def print_fields(data: Mapping[str, Any], indent: str = "") -> None:
-    """A map as aligned lines, nested maps indented."""
+    """A map as aligned lines, nested maps and lists indented."""
     width = max((len(key) for key in data), default=0)
     for key, value in data.items():
         if isinstance(value, Mapping):
             print(f"{indent}{key.replace('_', ' ')}")
             print_fields(value, indent + "  ")
+        elif isinstance(value, list) and value:
+            print(f"{indent}{key.replace('_', ' ')}")
+            print(*(f"{indent}  {_text(each)}" for each in value), sep="\n")
         else:
             print(f"{indent}{key.replace('_', ' '):<{width}}  {_text(value)}")
 
@@ -158,6 +162,13 @@ def _text(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def event_line(event: Mapping[str, Any]) -> str:
+    """An event of the daemon's history, as a line."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
+    task = f" {event['task']}" if event["task"] else ""
+    return f"{when} {event['kind'].replace('_', ' ')}{task}: {event['text']}"
 
 
 def print_table(rows: list[dict[str, Any]], columns: list[str], empty: str) -> None:

@@ -15,6 +15,7 @@ from streamcl.cli.common import (
     add_json,
     admin,
     command,
+    event_line,
     print_fields,
     print_json,
     print_table,
@@ -160,7 +161,8 @@ def _add_stop(commands: Any) -> None:
 def status(options: argparse.Namespace) -> None:
     """Print the daemon's status."""
     with admin(options) as daemon:
-        _show(options, daemon.status())
+        said = daemon.status()
+    _show(options, said if options.json else {**said, "events": [event_line(event) for event in said["events"]]})
 
 
 def tasks(options: argparse.Namespace) -> None:
