@@ -32,7 +32,7 @@ METHODS = (("streamcl", SCALE), ("fine-tuning", 0.0))
 
 
 def run(out: Path, tasks: int = 5, epochs: int = 20, seed: int = 0) -> dict[str, Array]:
-    """Run the demo; writes ``demo.png`` and ``demo.json`` into `out`.
+    """Run the demo; writes ``demo.png`` and ``demo.json`` into `out`, which must be a directory or not be there yet.
 
     Returns for each method the accuracies [after task i, on task j]. Raises StreamclError where the extra `demo` is not
     installed.

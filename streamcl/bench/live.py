@@ -10,7 +10,7 @@ import contextlib
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ REVISIT_PACE_SECONDS = 0.5
 PRODUCERS = ("camera-1", "camera-2")
 
 
-def keep(out: Path, tasks: int = 5, epochs: int = 20, seed: int = 0) -> None:
+def keep(out: Path, tasks: int, epochs: int, announce: Callable[[LocalDaemon], None], seed: int = 0) -> None:
     """Run until Ctrl-C or SIGTERM; everything is kept under `out`.
 
-    Raises StreamclError where the extra `demo` is not installed or the daemon does not start.
+    announce: called once the daemon is ready. Raises StreamclError where the extra `demo` is not installed or the daemon
+    does not start.
     """
     images = digits()
     names = {f"digits-{number + 1}": p for number, p in enumerate(images.permutations(tasks, seed))}
@@ -44,7 +45,7 @@ def keep(out: Path, tasks: int = 5, epochs: int = 20, seed: int = 0) -> None:
         "endpoints": _endpoints(),
     }
     with _until_told_to_stop(), LocalDaemon(tree, out / "state") as daemon:
-        _say_where(daemon)
+        announce(daemon)
         _stream(daemon, images, names)
     print(f"\nstopped; what was learned is in {out / 'state'}: the same command goes on from there", flush=True)
 
@@ -86,13 +87,6 @@ def _until_told_to_stop() -> Iterator[None]:
             yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _say_where(daemon: LocalDaemon) -> None:
-    print(f"dashboard: {daemon.url('/')}")
-    print(
-        f"the same on a terminal: streamcl top --state-dir {daemon.state_dir}   (Ctrl-C here stops the daemon)", flush=True
-    )
 
 
 def _stream(daemon: LocalDaemon, images: Images, names: dict[str, Any]) -> None:

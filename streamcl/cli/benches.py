@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from streamcl.cli.common import command
+from streamcl.cli.common import add_json, command, print_json
+
+if TYPE_CHECKING:
+    from streamcl.bench.local import LocalDaemon
 
 SPEED_PARTS = ("ingest", "training", "penalty", "fisher", "boundary", "prediction", "memory", "start")
 
@@ -28,6 +34,7 @@ def add_commands(commands: Any) -> None:
         action="store_true",
         help="instead, leave one daemon running with tasks and revisits streaming in, for its dashboard; until Ctrl-C",
     )
+    add_json(parser)
     bench = commands.add_parser("bench", help="Reproducible comparisons.", description="Reproducible comparisons.")
     benches = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     _add_permuted_mnist(benches)
@@ -203,12 +210,37 @@ def _add_figures(parser: argparse.ArgumentParser) -> None:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Run the demo, or keep it running."""
-    if options.keep:
-        from streamcl.bench.live import keep as show
-    else:
-        from streamcl.bench.demo import run as show  # type: ignore[assignment]
-    show(options.out, tasks=options.tasks, epochs=options.epochs)
+    """Run the demo, or keep it running; with --json, words go to standard error."""
+    words = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
+    with words:
+        figures = _keep(options) if options.keep else _demo(options)
+    if options.json and figures:
+        print_json(figures)
+
+
+def _demo(options: argparse.Namespace) -> dict[str, Any]:
+    from streamcl.bench.demo import run
+
+    matrices = run(options.out, tasks=options.tasks, epochs=options.epochs)
+    return {name: matrix.tolist() for name, matrix in matrices.items()}
+
+
+def _keep(options: argparse.Namespace) -> dict[str, Any]:
+    from streamcl.bench.live import keep
+
+    out = sys.__stdout__
+
+    def announce(daemon: LocalDaemon) -> None:
+        where = {"dashboard": daemon.url("/"), **daemon.endpoints, "state_dir": str(daemon.state_dir)}
+        if options.json:
+            print(json.dumps(where), file=out, flush=True)
+            return
+        print(f"dashboard: {where['dashboard']}")
+        print(f"the same on a terminal: streamcl top --state-dir {where['state_dir']}")
+        print("Ctrl-C stops the daemon", flush=True)
+
+    keep(options.out, options.tasks, options.epochs, announce)
+    return {}
 
 
 def permuted_mnist(options: argparse.Namespace) -> None:
