@@ -38,7 +38,7 @@ def keep(out: Path, tasks: int, epochs: int, announce: Callable[[LocalDaemon], N
     names = {f"digits-{number + 1}": p for number, p in enumerate(images.permutations(tasks, seed))}
     _write_evaluation_sets(out / "evaluation", images, names)
     tree = {
-        "model": {"args": {"hidden": [200]}, "classes": 10},
+        "model": {"args": {"hidden": [1000]}, "classes": 10},
         "train": {"epochs": epochs, "learning_rate": 1e-3, "batch_size": 64},
         "posterior": {"mode": "factors", "scale": SCALE, "prior_precision": 1.0},
         # "evaluation": {"directory": str((out / "evaluation").resolve())},
