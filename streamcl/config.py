@@ -84,11 +84,17 @@ class Posterior(_Section, frozen=True):
 
 
 class Stream(_Section, frozen=True):
-    """What producers meet: when tasks close, how much they may send ahead and store."""
+    """What producers meet: when tasks close, how much they may send ahead and store.
+
+    drift_delta: ADWIN's significance. drift_rows: of a task before drift may close it, and at the most that the log may be
+    ahead of training then.
+    """
 
     boundary: Literal["explicit", "on-change", "drift"] = "explicit"
     task_bytes: Positive = 8589934592
     credit: Positive = 16
+    drift_delta: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.002
+    drift_rows: Positive = 500
     tasks: Positive = 100_000
     producers: Positive = 100_000
 
@@ -215,12 +221,16 @@ def _dotted(tree: Mapping[str, Any], sections: set[str]) -> Iterator[str]:
 
 def _check_whole(config: Config) -> None:
     """What no single field's type can say; also options this version does not have yet."""
-    _refuse_absent("stream.boundary", config.stream.boundary, "drift")
     _refuse_absent("posterior.curvature", config.posterior.curvature, "kronecker")
     if config.train.autocast != "off" and (config.train.dtype != "float32" or config.train.optimizer == "lbfgs"):
         raise ConfigError(
             f"train.autocast: {config.train.autocast} goes with train.dtype float32 and optimizers adam and sgd, got "
             f"{config.train.dtype} and {config.train.optimizer}"
+        )
+    if config.stream.boundary == "drift" and config.train.optimizer == "lbfgs":
+        raise ConfigError(
+            "stream.boundary: drift shows in the errors of a model that learns while data arrives; expected "
+            "train.optimizer adam or sgd, got lbfgs, which learns at boundaries only"
         )
     for key, number in _numbers(config):
         if not math.isfinite(number):

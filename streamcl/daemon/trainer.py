@@ -175,7 +175,7 @@ class Trainer:
         except Unlearnable as error:
             self._set_aside(entry, error)
             return True
-        self._report()
+        self._report(force=self.learner.drifted is not None)
         self._publish()
         self._follow_on(0.0)
         self._checkpoint_if_due(force=lsn in self.learner.wary)  # so that another failure does not come back this far
@@ -393,6 +393,8 @@ class Trainer:
         self._last_report = now
         self.up.alive()
         learner = self.learner
+        if learner.drifted is not None and learner.open_task is not None:  # before ingest hears that there is room for more
+            self.side.send("drift", task=learner.open_task.name, text=str(learner.drifted))
         self.side.send(
             "progress",
             state="paused" if self.paused else self.activity,
