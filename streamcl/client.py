@@ -592,12 +592,12 @@ class Admin(_Requester):
         """What the daemon is doing."""
         return self._ask({"type": "status"})
 
-    def tasks(self) -> list[dict[str, Any]]:
-        """One map a task: task, samples, weight, loss, revisits, penalty, penalty_rise, closed_at.
+    def tasks(self, offset: int = 0) -> list[dict[str, Any]]:
+        """One map a task, from the `offset`-th on: task, samples, weight, loss, revisits, penalty, penalty_rise, closed_at.
 
         In factor mode also revisit_rank (1: a revisit would repay most) and revisit_reason.
         """
-        return self._pages("tasks", "tasks")
+        return self._pages("tasks", "tasks", offset)
 
     def metrics(self) -> dict[str, float]:
         """The values of /metrics by sample name."""
@@ -629,10 +629,10 @@ class Admin(_Requester):
         """Each task's penalty and its rise after every boundary: lsn, time, task, penalty, penalty_rise."""
         return self._pages("history", "rows")
 
-    def producers(self) -> list[dict[str, Any]]:
+    def producers(self, most: int | None = None) -> list[dict[str, Any]]:
         """The producers, those heard most recently first: producer, durable, applied, age_seconds (since it last stored
-        anything; None where that was before the daemon's start), batches_per_second, connected."""
-        return self._pages("producers", "producers")
+        anything; None where that was before the daemon's start), batches_per_second. No more than `most`, if given."""
+        return self._pages("producers", "producers", most=most)[:most]
 
     def checkpoint(self) -> dict[str, Any]:
         """Write a checkpoint of everything applied; waits for a consolidation under way."""
@@ -656,11 +656,13 @@ class Admin(_Requester):
         vectors = {name: array.copy() for name, array in arrays.by_name.items()}
         return ParameterVectors(**vectors, names=reply["names"], shapes=reply["shapes"])
 
-    def _pages(self, request: str, name: str) -> list[dict[str, Any]]:
-        """All rows of a request that is answered page by page."""
+    def _pages(self, request: str, name: str, offset: int = 0, most: int | None = None) -> list[dict[str, Any]]:
+        """All rows of a request that is answered page by page; no more pages than needed for `most`."""
         rows: list[dict[str, Any]] = []
-        while page := self._ask({"type": request, "offset": len(rows)})[name]:
+        while page := self._ask({"type": request, "offset": offset + len(rows)})[name]:
             rows += page
+            if most is not None and len(rows) >= most:
+                break
         return rows
 
     def _ask(self, header: Mapping[str, Any], *, patient: bool = False) -> dict[str, Any]:

@@ -73,9 +73,7 @@ class DataFile:
             case ".npz":
                 return len(_npz_arrays(self)[0])
             case ".parquet":
-                import pyarrow.parquet as pq
-
-                return int(pq.read_metadata(self.path).num_rows)
+                return _parquet_rows(self.path)
         return None
 
 
@@ -105,7 +103,10 @@ def _npz_arrays(file: DataFile) -> tuple[Array, Array | None]:
         x_name, y_name = _npz_names(file, names)
         x, y = archive[x_name], archive[y_name] if y_name else None
     except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file.path}: not an NPZ file of plain arrays: {error}") from None
+        why = str(error) if zipfile.is_zipfile(file.path) else "it is no archive"
+        raise DataError(
+            f"{file.path}: not an NPZ file of plain arrays: {why}; numpy.savez(FILE, x=..., y=...) makes one"
+        ) from None
     if x.ndim == 0 or (y is not None and len(y) != len(x)):
         raise DataError(f"{file.path}: expected as many rows in {x_name} as in {y_name}")
     return x, y
@@ -146,7 +147,7 @@ def _csv_batches(path: Path) -> Iterator[pa.RecordBatch]:
     try:
         yield from csv.open_csv(path, csv.ReadOptions(autogenerate_column_names=not _has_header(path)))
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path}: {error}; expected lines of as many numbers each, separated by commas") from None
 
 
 def _has_header(path: Path) -> bool:
@@ -163,6 +164,16 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def _parquet_rows(path: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a Parquet file: {error}") from None
+
+
 def _parquet_batches(file: DataFile) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -170,7 +181,7 @@ def _parquet_batches(file: DataFile) -> Iterator[pa.RecordBatch]:
     try:
         yield from pq.ParquetFile(file.path).iter_batches(batch_size=file.rows)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{file.path}: {error}") from None
+        raise DataError(f"{file.path}: not a Parquet file: {error}") from None
 
 
 def _table_blocks(file: DataFile, batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[Array, Array | None]]:
@@ -227,10 +238,15 @@ def _numbers(file: DataFile, name: str, column: pa.Array, row: int) -> Array:
 
     if column.null_count:
         index = column.is_null().to_numpy(zero_copy_only=False).argmax()
-        raise DataError(f"{file.path}: column {name!r}, row {row + index}: expected a number, it is empty")
+        raise DataError(
+            f"{file.path}: column {name!r}, row {row + index}: expected a number, it is empty; fill it, or drop the row"
+        )
     if pa.types.is_fixed_size_list(column.type):
         return np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(len(column), -1)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
-        raise DataError(f"{file.path}: column {name!r}: expected numbers, got {column.type}, such as {column[0]}")
+        raise DataError(
+            f"{file.path}: column {name!r}: expected numbers, got {column.type}, such as {column[0]}; leave the "
+            "column out, or make it numbers"
+        )
     numbers: Array = column.to_numpy(zero_copy_only=False)
     return numbers

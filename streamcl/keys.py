@@ -90,9 +90,15 @@ def read_private(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     with os.fdopen(fd, "rb") as file:
         mode = os.fstat(fd).st_mode & 0o777
-        if mode & 0o077:
+        if mode & (0o037 if _is_credential(path) else 0o077):
             raise ConfigError(f"{path}: expected permissions 0600, got {mode:04o}: others can read it; chmod 600 {path}")
         return file.read(MOST_BYTES).decode(errors="replace")
+
+
+def _is_credential(path: Path) -> bool:
+    """Whether systemd made this copy for this service alone; its right to read it may show in the group's bits (an ACL)."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    return directory.startswith("/") and path.resolve().parent == Path(directory).resolve()
 
 
 def _fields(path: Path, text: str) -> dict[str, str]:

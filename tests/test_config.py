@@ -54,6 +54,8 @@ OURS = {
     "security.http_token": "",
     "security.http_certificate": "",
     "security.http_key": "",
+    "log.level": "info",
+    "log.format": "auto",
 }
 
 
@@ -74,7 +76,7 @@ def test_a_file_is_overridden_by_flags(tmp_path: Path) -> None:
     ("flags", "said"),
     [
         ({"train.epoch": "3"}, "did you mean train.epochs"),
-        ({"trian.epochs": "3"}, "unknown key trian"),
+        ({"trian.epochs": "3"}, "trian: unknown key; did you mean [train]?"),
         ({"train.epochs": "0"}, "train.epochs"),
         ({"train.autocast": "bfloat16", "train.dtype": "float64"}, "train.autocast"),
         ({"train.autocast": "bfloat16", "train.optimizer": "lbfgs"}, "train.autocast"),

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from streamcl.client import Admin, Producer, Reader
+from streamcl.config import PREFIX
 from streamcl.errors import StreamclError
 
 START_SECONDS = 60.0
@@ -62,6 +63,7 @@ class LocalDaemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=_environment(),
             )
 
     @property
@@ -153,6 +155,11 @@ class LocalDaemon:
             if self._temporary is not None:
                 with contextlib.suppress(OSError):
                     self._temporary.cleanup()
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without what would configure somebody else's daemon."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -5,12 +5,13 @@ Starts fast: nothing heavy is imported before the command that needs it runs.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from streamcl import __version__
-from streamcl.errors import ConfigError, DataError, Refused, StreamclError, Unreachable
+from streamcl.cli.parser import Parser
+from streamcl.cli.remedies import REMEDIES
+from streamcl.errors import ConfigError, DataError, Refused, StreamclError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,25 +22,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options) or 0)
     except (ConfigError, DataError) as error:
         return _fail(error, 2)
-    except (Refused, Unreachable, StreamclError) as error:
+    except Refused as error:
+        return _fail(error, 1, REMEDIES.get(error.code))
+    except StreamclError as error:
         return _fail(error, 1)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:  # of a file named on the command line; a daemon's own it reports by itself
+        return _fail(error if error.filename is None else f"{error.filename}: {error.strerror}", 2)
     except KeyboardInterrupt:
         return 130
 
 
-def _fail(error: Exception, status: int) -> int:
+def _fail(error: Exception | str, status: int, remedy: str | None = None) -> int:
     print(f"streamcl: {error}", file=sys.stderr)
+    if remedy is not None:
+        print(f"  what to do: {remedy}", file=sys.stderr)
     return status
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of every command."""
-    from streamcl.cli import benches, offline, operate, produce, run, secure, sweep
+    from streamcl.cli import (
+        benches,
+        completion,
+        configuration,
+        health,
+        offline,
+        operate,
+        plot,
+        produce,
+        run,
+        secure,
+        sweep,
+        top,
+    )
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="streamcl",
         description="A continual-learning daemon: stream tasks in, keep one quadratic penalty, drop the data.",
         epilog="Start with `streamcl demo`, or `streamcl serve` and, beside it, `streamcl send data.csv --task monday "
@@ -47,6 +67,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"streamcl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, produce, sweep, operate, secure, offline, benches):
+    for module in (run, configuration, produce, sweep, operate, top, health, plot, secure, offline, benches, completion):
         module.add_commands(commands)
     return parser

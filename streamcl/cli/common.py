@@ -5,22 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamcl.config import Config, variable
 from streamcl.errors import Unreachable
 
 if TYPE_CHECKING:
     from streamcl.client import Admin, Producer, Reader
     from streamcl.keys import Keys
 
-DEFAULT_STATE = "./streamcl-state"
-
-Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 PIPE_COLUMNS = 200
 
@@ -30,18 +26,35 @@ def command(
 ) -> argparse.ArgumentParser:
     """Add one command with its help and an example."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=f"example: {example}", allow_abbrev=False
+        name, help=first_sentence(text), description=text, epilog=f"example: {example}"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
+
+
+def first_sentence(text: str) -> str:
+    """What fits into a list of commands."""
+    return text.partition(". ")[0].removesuffix(".") + "."
+
+
+def default_state() -> str:
+    """The state directory unless one is given: the environment's, as for the daemon."""
+    return os.environ.get(variable("state_dir"), Config().state_dir)
+
+
+def group(commands: Any, name: str, text: str) -> Any:
+    """Add a command that has commands of its own; returns what takes them."""
+    parser = commands.add_parser(name, help=text, description=text)
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
 
 def add_connection(parser: argparse.ArgumentParser, *sockets: str) -> None:
     """Options that say where the daemon is."""
     parser.add_argument(
         "--state-dir",
-        default=DEFAULT_STATE,
-        help="the daemon's state directory, where its endpoints are found",
+        default=default_state(),
+        help=f"the daemon's state directory, where its endpoints are found (default: ${variable('state_dir')}, "
+        f"else {Config().state_dir})",
     )
     for name in sockets:
         parser.add_argument(f"--{name}", metavar="ENDPOINT", help=f"the daemon's {name} endpoint, instead")
@@ -71,6 +84,11 @@ def endpoint(options: argparse.Namespace, name: str) -> str:
         raise Unreachable(
             f"no daemon is running on {options.state_dir} ({path} is not there); start one with `streamcl serve "
             f"--state-dir {options.state_dir}`, or name its endpoint with --{name}"
+        ) from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise Unreachable(
+            f"{path}: not a daemon's ({type(error).__name__}: {error}); start the daemon again, or name its "
+            f"endpoint with --{name}"
         ) from None
 
 
@@ -111,14 +129,15 @@ def producer(options: argparse.Namespace, name: str) -> Producer:
 
 def print_json(data: Any) -> None:
     """Data as indented JSON; numbers that JSON has no word for become null."""
-    print(json.dumps(_clean(data), indent=2))
+    print(json.dumps(clean(data), indent=2))
 
 
-def _clean(data: Any) -> Any:
+def clean(data: Any) -> Any:
+    """Data in which numbers that JSON has no word for are null."""
     if isinstance(data, Mapping):
-        return {key: _clean(value) for key, value in data.items()}
+        return {key: clean(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_clean(value) for value in data]
+        return [clean(value) for value in data]
     if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
         return None
     return data
@@ -159,31 +178,3 @@ def print_table(rows: list[dict[str, Any]], columns: list[str], empty: str) -> N
     if not console.is_terminal:
         console = Console(width=PIPE_COLUMNS)  # nobody's screen is too narrow for a file
     console.print(table)
-
-
-@contextmanager
-def progress(text: str, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar of rows on a terminal, nothing elsewhere."""
-    if not shown or not sys.stderr.isatty():
-        yield lambda rows: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate = TextColumn("{task.fields[rate]} rows/s")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        rate,
-        TimeRemainingColumn(),
-    )
-    started = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        job = bar.add_task(text, total=total, rate="-")
-
-        def advance(rows: int) -> None:
-            done = bar.tasks[job].completed + rows
-            bar.update(job, completed=done, rate=f"{done / (time.monotonic() - started):,.0f}")
-
-        yield advance

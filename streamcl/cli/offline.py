@@ -42,6 +42,7 @@ def add_commands(commands: Any) -> None:
     )
     _add_directory(parser)
     parser.add_argument("--yes", action="store_true", help="do it")
+    add_json(parser)
 
 
 def _add_directory(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +53,7 @@ def _add_directory(parser: argparse.ArgumentParser) -> None:
 def _locked(directory: Path) -> Iterator[StateDirectory]:
     """The directory, with no daemon on it; raises DataError where there is none, StateInUse."""
     if not directory.is_dir():
-        raise DataError(f"{directory}: expected a state directory")
+        raise DataError(f"{directory}: no such directory; expected the state_dir of a daemon")
     lock = StateLock.acquire(directory, LOCK_SECONDS)
     try:
         yield StateDirectory(directory)
@@ -78,13 +79,13 @@ def repair(options: argparse.Namespace) -> int:
     """Show what would be lost, and do it if told so."""
     with _locked(options.state_dir) as state:
         plan = plan_repair(state)
-        if not plan.needed:
-            print("the log needs no repair")
-            return 0
+        aside = repair_log(state, plan, Disk()) if plan.needed and options.yes else None
+    if options.json:
+        done = {"needed": plan.needed, "repaired": aside is not None, "set_aside": None if aside is None else str(aside)}
+        print_json({**done, "plan": plan.lines() if plan.needed else []})
+    elif not plan.needed:
+        print("the log needs no repair")
+    else:
         print("\n".join(plan.lines()))
-        if not options.yes:
-            print("nothing has been changed; `--yes` does it")
-            return 1
-        aside = repair_log(state, plan, Disk())
-    print(f"repaired; the old log lies in {aside}")
-    return 0
+        print("nothing has been changed; `--yes` does it" if aside is None else f"repaired; the old log lies in {aside}")
+    return 1 if plan.needed and aside is None else 0

@@ -20,6 +20,7 @@ from streamcl.cli.common import (
     print_table,
     reader,
 )
+from streamcl.cli.progress import Silent, display, waited_for
 from streamcl.errors import DataError
 
 TASK_COLUMNS = ["task", "samples", "weight", "loss", "revisits", "penalty", "penalty_rise", "closed"]
@@ -37,6 +38,8 @@ def add_commands(commands: Any) -> None:
         parser = command(commands, name, run, text, f"streamcl {name}")
         add_connection(parser, "admin")
         add_json(parser)
+        if name == "tasks":
+            parser.add_argument("--names", action="store_true", help="print the names only, one a line")
     _add_boundary(commands)
     _add_revisit(commands)
     _add_abandon_and_forget(commands)
@@ -55,7 +58,12 @@ def _add_boundary(commands: Any) -> None:
     )
     parser.add_argument("task", metavar="TASK")
     parser.add_argument("--weight", type=float, help="lambda_t instead of scale * N_t")
-    parser.add_argument("--no-wait", action="store_true", help="return as soon as the boundary is durable")
+    parser.add_argument(
+        "--wait",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="wait until it is consolidated (the default), or return as soon as the boundary is durable",
+    )
     add_connection(parser, "admin")
     add_json(parser)
 
@@ -159,6 +167,10 @@ def tasks(options: argparse.Namespace) -> None:
     """Print the tasks."""
     with admin(options) as daemon:
         rows = daemon.tasks()
+    if options.names:
+        for row in rows:
+            print(row["task"])
+        return
     if options.json:
         print_json({"tasks": rows})
         return
@@ -173,8 +185,10 @@ def tasks(options: argparse.Namespace) -> None:
 
 def boundary(options: argparse.Namespace) -> None:
     """Close a task."""
-    with admin(options) as daemon:
-        _show(options, daemon.boundary(options.task, weight=options.weight, wait=not options.no_wait))
+    showing = display(options) if options.wait else Silent()
+    with admin(options) as daemon, showing as show, waited_for(show, options, options.task):
+        done = daemon.boundary(options.task, weight=options.weight, wait=options.wait)
+    _show(options, done)
 
 
 def revisit(options: argparse.Namespace) -> None:

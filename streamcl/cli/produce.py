@@ -7,9 +7,14 @@ import hashlib
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from streamcl.cli.common import add_connection, add_json, command, print_json, producer, progress
+from streamcl.cli.common import add_connection, add_json, command, print_json, producer
+from streamcl.cli.progress import Silent, display, waited_for
+from streamcl.errors import DataError
+
+if TYPE_CHECKING:
+    from streamcl.cli.bars import Bars
 
 
 def add_commands(commands: Any) -> None:
@@ -30,7 +35,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--x", help="the array of inputs in an NPZ file")
     parser.add_argument("--rows", type=int, default=256, help="rows a batch (default 256)")
     parser.add_argument("--producer", help="name of the stream (default: made of the file's content and the task)")
-    add_connection(parser, "stream")
+    add_connection(parser, "stream", "admin")
     add_json(parser)
 
 
@@ -46,10 +51,11 @@ def send(options: argparse.Namespace) -> int:
         return 2
     data = open_data(options.file, Columns(options.x, options.label), options.rows)
     started = time.monotonic()
-    with _stream(options) as stream:
-        report = _send_blocks(options, data, stream)
+    with _stream(options) as stream, display(options) as show:
+        report = _send_blocks(options, data, stream, show)
         if options.boundary:
-            done = stream.boundary(options.task, weight=options.weight)
+            with waited_for(show, options, options.task):
+                done = stream.boundary(options.task, weight=options.weight)
             report |= {name: done[name] for name in ("samples", "loss", "seconds")}
     _print(options, report | {"elapsed": time.monotonic() - started})
     return 0
@@ -65,10 +71,10 @@ def _stream(options: argparse.Namespace) -> Any:
     return producer(options, f"{_name(options)}-{revisit}")
 
 
-def _send_blocks(options: argparse.Namespace, data: Any, stream: Any) -> dict[str, Any]:
+def _send_blocks(options: argparse.Namespace, data: Any, stream: Any, show: Bars | Silent) -> dict[str, Any]:
     rows = batches = skipped = 0
     held = 0 if options.producer else stream.durable  # a name of one's own goes on counting, and repeats nothing
-    with progress(options.file.name, data.count(), shown=not options.json) as advance:
+    with show.counting(options.file.name, data.count()) as advance:
         for number, (x, y) in enumerate(data.blocks(), start=1):
             if number <= held:
                 skipped += 1
@@ -77,6 +83,8 @@ def _send_blocks(options: argparse.Namespace, data: Any, stream: Any) -> dict[st
                 rows, batches = rows + len(x), batches + 1
             advance(len(x))
         stream.flush()
+    if rows == skipped == 0:
+        raise DataError(f"{options.file}: expected at least one row")
     return {"task": options.task, "rows": rows, "batches": batches, "batches_already_there": skipped}
 
 

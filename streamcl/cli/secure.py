@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from streamcl.cli.common import DEFAULT_STATE, add_json, command, print_json
+from streamcl.cli.common import add_json, command, default_state, print_json
 from streamcl.keys import Keys, public_key, write
 
 STEPS = """
@@ -50,7 +50,7 @@ def add_commands(commands: Any) -> None:
         "Print the audit log: who asked for what, about which task, when, and what came of it.",
         "streamcl audit --state-dir ./streamcl-state",
     )
-    parser.add_argument("--state-dir", default=DEFAULT_STATE, help="the daemon's state directory")
+    parser.add_argument("--state-dir", default=default_state(), help="the daemon's state directory")
     add_json(parser)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import random
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,14 @@ from streamcl.cli.common import (
     print_json,
     print_table,
     producer,
-    progress,
     reader,
 )
 from streamcl.cli.operate import scores
+from streamcl.cli.progress import Silent, display
 from streamcl.errors import DataError, StreamclError
 
 if TYPE_CHECKING:
+    from streamcl.cli.bars import Bars
     from streamcl.client import Admin, Producer, Reader
     from streamcl.datafiles import DataFile
 
@@ -80,19 +82,30 @@ def sweep(options: argparse.Namespace) -> int:
     tests = [_task_file(text, options) for text in options.test] or files
     if len({file.task for file in files}) < len(files):
         raise DataError("two files name the same task; write TASK=FILE")
-    with admin(options) as operator, reader(options) as model, producer(options, PRODUCER) as stream:
-        walk = _Walk(options, operator, model, stream)
-        known = {task["task"] for task in operator.tasks()}
-        for file in files:
-            if file.task not in known:
-                walk.feed(file, f"learning {file.task}")
-        rows = [walk.report(0, tests, None, 0.0)]
-        for number in range(1, options.sweeps + 1):
-            rows.append(walk.sweep(number, files, tests))
-            if rows[-1]["movement"] < options.tolerance:
-                break
+    with (
+        admin(options) as operator,
+        reader(options) as model,
+        producer(options, PRODUCER) as stream,
+        display(options) as show,
+    ):
+        rows = _swept(_Walk(options, operator, model, stream, show), files, tests)
     _print(options, rows)
     return 0
+
+
+def _swept(walk: _Walk, files: list[TaskFile], tests: list[TaskFile]) -> list[dict[str, Any]]:
+    """The report before the first sweep and after each."""
+    known = {task["task"] for task in walk.operator.tasks()}
+    for file in files:
+        if file.task not in known:
+            walk.feed(file, f"learning {file.task}")
+    rows = [walk.report(0, tests, None, 0.0)]
+    with walk.show.counting("sweeps", walk.options.sweeps * len(files), "revisits") as advance:
+        for number in range(1, walk.options.sweeps + 1):
+            rows.append(walk.sweep(number, files, tests, advance))
+            if rows[-1]["movement"] < walk.options.tolerance:
+                break
+    return rows
 
 
 def _task_file(text: str, options: argparse.Namespace) -> TaskFile:
@@ -111,8 +124,11 @@ class _Walk:
     operator: Admin
     model: Reader
     stream: Producer
+    show: Bars | Silent
 
-    def sweep(self, number: int, files: list[TaskFile], tests: list[TaskFile]) -> dict[str, Any]:
+    def sweep(
+        self, number: int, files: list[TaskFile], tests: list[TaskFile], advance: Callable[[int], None]
+    ) -> dict[str, Any]:
         """Every task once; returns the report."""
         started, before = time.monotonic(), self._mean()
         for at, file in enumerate(self._ordered(number, files), start=1):
@@ -123,14 +139,16 @@ class _Walk:
                 with contextlib.suppress(StreamclError):  # it may be closed already, or the daemon gone
                     self.operator.abandon(file.task)
                 raise
+            advance(1)
         return self.report(number, tests, before, time.monotonic() - started)
 
     def feed(self, file: TaskFile, text: str) -> None:
         """One task's data and its boundary."""
-        with progress(text, file.data.count(), shown=not self.options.json) as advance:
+        with self.show.counting(text, file.data.count()) as advance:
             for x, y in file.data.blocks():
                 self.stream.send(x, y, file.task)
                 advance(len(x))
+        with self.show.waiting(file.task, lambda: admin(self.options)):
             self.stream.boundary(file.task)
 
     def report(self, number: int, tests: list[TaskFile], before: Any, seconds: float) -> dict[str, Any]:
@@ -140,9 +158,8 @@ class _Walk:
         values = [score[kind] for score in by_task.values()]
         movement = None if before is None else _movement(before, self._mean())
         row = {"sweep": number, kind: sum(values) / len(values), "movement": movement, "seconds": seconds}
-        if not self.options.json and sys.stderr.isatty():
-            moved = "" if movement is None else f", the posterior mean moved by {movement:.2e}"
-            print(f"sweep {number}: mean {kind} {row[kind]:.4f}{moved}", file=sys.stderr)
+        moved = "" if movement is None else f", the posterior mean moved by {movement:.2e}"
+        self.show.note(f"sweep {number}: mean {kind} {row[kind]:.4f}{moved}")
         return {**row, "by_task": {task: score[kind] for task, score in by_task.items()}}
 
     def _ordered(self, number: int, files: list[TaskFile]) -> list[TaskFile]:

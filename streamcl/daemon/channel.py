@@ -55,17 +55,22 @@ class Channel:
         """For pollers."""
         return self._socket.fileno()
 
+    def close(self) -> None:
+        """Close this end."""
+        self.closed = True
+        self._socket.close()
+
     def send(self, kind: str, **fields: Any) -> None:
         """Queue a message and send what the socket takes."""
         self._waiting.append(msgpack.packb({"type": kind, **fields}))
         self.flush()
 
-    def alive(self) -> None:
+    def alive(self, **fields: Any) -> None:
         """Show the supervisor a sign of progress, seldom enough to cost nothing; call it in every loop."""
         now = time.monotonic()
         if now - self._last_alive > ALIVE_SECONDS:
             self._last_alive = now
-            self.send("alive")
+            self.send("alive", **fields)
 
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it; call it in every loop."""

@@ -41,7 +41,9 @@ def main(arguments: list[str]) -> int:
     if first is None:
         return 0
     try:
-        import_module(ROLES[role]).run(config.from_tree(first["config"]), *channels)
+        settings = config.from_tree(first["config"])
+        configure(role, settings.log)
+        import_module(ROLES[role]).run(settings, *channels)
     except FATAL as error:
         channels[0].send("fatal", message=str(error))
         return 3

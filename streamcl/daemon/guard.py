@@ -46,6 +46,8 @@ class Guard:
 
     def reload(self) -> str | None:
         """Read the policy again; where it is wrong the old one stays, and the reason is returned."""
+        if not self.security.policy:  # there may be an HTTP token alone
+            return None
         try:
             self.policy = read_policy(self.security)
         except ConfigError as error:

@@ -70,7 +70,13 @@ class HttpServer:
             }
 
         self._security = security or Security()
-        self._server = _Server(address, Handler)
+        try:
+            self._server = _Server(address, Handler)
+        except OSError as error:
+            raise ConfigError(
+                f"endpoints.http {address[0]}:{address[1]}: cannot listen there: {error.strerror}; stop what listens there "
+                "(another daemon?), or give another address (--endpoints.http; port 0 is any free one)"
+            ) from None
         self._take_secrets()
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()

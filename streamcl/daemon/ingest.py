@@ -522,6 +522,7 @@ class Ingest:
         """Take the policy, token and certificate as they are now; what is wrong leaves everything as it was."""
         problem = self.guard.reload() or self.http.reload()
         self.audit.write("reload", "ok" if problem is None else "failed", reason=problem)
+        self.up.send("reloaded", problem=problem)
         if problem is not None:
             self.log.error("the old policy, token and certificate stay", reason=problem)
             self.chronicle.note("failed", f"the old policy, token and certificate stay: {problem}")

@@ -2,8 +2,9 @@
 
 Guarantees: one daemon a state directory; `daemon.json` is there exactly while the daemon is ready; a process that
 dies, or makes no progress, is started again, after a growing pause; SIGTERM and SIGINT drain for at most
-`DRAIN_SECONDS`, a second one stops at once; SIGHUP has policy, token and certificate read again. Killed itself, its
-children end too, since their channels close.
+`DRAIN_SECONDS`, a second one stops at once; SIGHUP has policy, token and certificate read again (where none is configured
+and no service manager listens, it ends the daemon, as a closed terminal should). Killed itself, its children end too, since
+their channels close. A service manager is told all of it, and its watchdog is fed by the trainer's words.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from streamcl.config import Config, Security
 from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.guard import Guard
 from streamcl.daemon.logs import configure
+from streamcl.daemon.notify import SHORTEST_WATCHDOG, Notifier
 from streamcl.errors import ConfigError
 from streamcl.storage import published
 from streamcl.storage.lock import StateLock
@@ -37,6 +39,7 @@ DRAIN_SECONDS = 30.0
 LOCK_SECONDS = 10.0  # the children of a killed daemon need a moment to notice
 WATCH_SECONDS = 60.0  # without a sign of life of ingest or the predictor
 LOOK_SECONDS = 1.0
+EXTENSION_SECONDS = 30.0  # asked of the service manager again and again while the trainer finishes
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 FATAL = 3
 
@@ -52,6 +55,7 @@ class Child:
     ready: dict[str, Any] | None = None
     started: float = 0.0
     heard: float = 0.0
+    spoke: float = float("-inf")
     pause: float = FIRST_PAUSE
     restart_at: float = 0.0
     expected_to_end: bool = False
@@ -69,6 +73,7 @@ class Child:
         self.channel, self.ready = Channel(ours), None
         self.started = self.heard = time.monotonic()
         self.channel.send("config", config=msgspec.to_builtins(config))
+        structlog.get_logger().debug("process started", child=self.role, pid=self.process.pid)
 
     def schedule_restart(self) -> None:
         """A process that lived long starts again at once, one that keeps dying after ever longer pauses."""
@@ -85,18 +90,18 @@ class Child:
 
 def serve(config: Config) -> int:
     """Run the daemon until it is stopped; returns the exit status (0, or 1 after a fatal error)."""
-    configure("serve")
+    configure("serve", config.log)
     config = _absolute(config)
-    _check_secrets(config.security)
+    check_secrets(config.security)
     lock = StateLock.acquire(Path(config.state_dir), LOCK_SECONDS)
     try:
         Path(config.state_dir).chmod(0o700)  # others can have made it, and what is in it is nobody else's business
-        return Supervisor(config, lock).run()
+        return Supervisor(config, lock, Notifier(os.environ)).run()
     finally:
         lock.release()
 
 
-def _check_secrets(security: Security) -> None:
+def check_secrets(security: Security) -> None:
     """What the processes will read, read once before any of them starts; raises ConfigError."""
     Guard(security).load()
     if security.http_token or security.http_certificate:
@@ -117,6 +122,7 @@ class Supervisor:
 
     config: Config
     lock: StateLock
+    manager: Notifier
     children: dict[str, Child] = field(default_factory=dict)
     announced: bool = False
     stopping: str | None = None
@@ -124,6 +130,8 @@ class Supervisor:
     signals: int = 0
     hung_up: bool = False
     failure: str | None = None
+    activity: str = "recovering"
+    problem: str | None = None
     ended: bool = False
     _wake: int = -1
 
@@ -135,6 +143,7 @@ class Supervisor:
                 self._wait()
                 self._hear()
                 self._tend()
+                self._tell_manager()
         finally:
             self._shut_down()
         return 1 if self.failure else 0
@@ -143,6 +152,8 @@ class Supervisor:
 
     def _start_up(self) -> None:
         self._watch_signals()
+        self._check_watchdog()
+        self.manager.status("starting")
         state = StateDirectory(Path(self.config.state_dir))
         for path in (state.parameters, state.posterior):  # of another life, perhaps of another checkpoint
             published.clear(path)
@@ -163,9 +174,25 @@ class Supervisor:
         signal.set_wakeup_fd(write)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, self._note_signal)
-        security = self.config.security
-        if security.policy or security.http_token or security.http_certificate:  # else it ends the daemon, as ever
+        if self.manager.present or self._reloadable:  # else it ends the daemon, as ever
             signal.signal(signal.SIGHUP, self._note_signal)
+
+    @property
+    def _reloadable(self) -> bool:
+        """Whether there is a file that SIGHUP has read again."""
+        security = self.config.security
+        return bool(security.policy or security.http_token or security.http_certificate)
+
+    def _check_watchdog(self) -> None:
+        """A service manager less patient than this supervisor would end the whole daemon where one process would do."""
+        patience, ours = self.manager.watchdog_seconds, self.config.train.watchdog_seconds
+        if patience is not None and patience <= max(ours, SHORTEST_WATCHDOG):
+            structlog.get_logger().warning(
+                "the service manager's watchdog ends the daemon before the trainer alone is started again; expected "
+                "WatchdogSec above train.watchdog_seconds",
+                watchdog_sec=patience,
+                watchdog_seconds=ours,
+            )
 
     def _note_signal(self, number: int, frame: object) -> None:
         self.hung_up = self.hung_up or number == signal.SIGHUP
@@ -187,16 +214,30 @@ class Supervisor:
                 continue
             child.channel.flush()
             for message in child.channel.receive():
-                child.heard = time.monotonic()
+                child.heard = child.spoke = time.monotonic()
                 self._take(child, message)
         if self.hung_up:
             self.hung_up = False
-            self._tell("ingest", "reload")
-            self._tell("predictor", "reload")
+            self._reload()
         if self.signals and self.stopping is None:
             self._stop(drain=True, deadline=time.monotonic() + DRAIN_SECONDS)
         elif self.signals > 1:
             self.ended = True
+
+    def _reload(self) -> None:
+        """Have policy, token and certificate read again; ingest says how that went."""
+        self.manager.reloading()
+        if self._reloadable:
+            self._tell("ingest", "reload")
+            self._tell("predictor", "reload")
+        else:
+            structlog.get_logger().info("nothing to read again: the configuration names no policy, token or certificate")
+            self._reloaded(None)
+
+    def _reloaded(self, problem: str | None) -> None:
+        self.problem = None if problem is None else f"reload refused, what held before still holds: {problem}"
+        if self.announced:
+            self.manager.say("READY=1")
 
     def _take(self, child: Child, message: dict[str, Any]) -> None:
         match message["type"]:
@@ -208,16 +249,24 @@ class Supervisor:
                 self.failure = message["message"]
                 structlog.get_logger().error("cannot go on", role=child.role, reason=self.failure)
                 self._stop(drain=False, deadline=time.monotonic() + DRAIN_SECONDS)
+            case "alive":
+                self.activity = message.get("activity", self.activity)
+            case "reloaded":
+                self._reloaded(message["problem"])
             case "refused":
                 self._tell("ingest", "refused", codes=message["codes"], notes=message["notes"])
             case "failed":
                 self.children["ingest"].channel.send("failed", role=child.role, message=message["message"])  # type: ignore[union-attr]
 
     def _ready(self, child: Child, message: dict[str, Any]) -> None:
+        seconds = round(time.monotonic() - child.started, 3)
+        structlog.get_logger().debug("process ready", child=child.role, seconds=seconds)
         child.ready = message
         for name, endpoint in message.get("endpoints", {}).items():  # a restart binds the same ports again
             endpoints = msgspec.structs.replace(self.config.endpoints, **{name: endpoint})
             self.config = msgspec.structs.replace(self.config, endpoints=endpoints)
+        if self.announced and child.role == "ingest":
+            self._reloaded(None)  # it has read everything afresh; a reload that it died in is over
         if not self.announced and all(child.ready for child in self.children.values()):
             self._announce()
 
@@ -232,6 +281,7 @@ class Supervisor:
         aside.write_text(json.dumps(known) + "\n")
         aside.replace(path)
         self.announced = True
+        self.manager.say("READY=1")
         structlog.get_logger().info("ready", state_dir=self.config.state_dir, **endpoints)
 
     def _tend(self) -> None:
@@ -263,11 +313,32 @@ class Supervisor:
         elif time.monotonic() >= child.restart_at:
             child.start(self.config, self.lock.fd)
 
+    # -- the service manager -------------------------------------------------------------------------------------
+
+    def _tell_manager(self) -> None:
+        """What we do, that we live, and, while the trainer finishes, that this takes longer."""
+        trainer = self.children["trainer"]
+        self.manager.status(self._status(trainer))
+        self.manager.feed(trainer.spoke)
+        if self.stopping is not None and trainer.alive:
+            self.manager.extend(EXTENSION_SECONDS)
+
+    def _status(self, trainer: Child) -> str:
+        if self.failure is not None:
+            return f"cannot go on: {self.failure}"
+        if self.stopping is not None:
+            return f"stopping: {self.activity if trainer.alive else 'closing'}"
+        missing = [child.role for child in self.children.values() if child.ready is None or not child.alive]
+        if missing:
+            return f"{'starting' if not self.announced else 'starting again'}: {', '.join(missing)}"
+        return self.activity if self.problem is None else f"{self.activity}; {self.problem}"
+
     # -- shutdown ------------------------------------------------------------------------------------------------
 
     def _stop(self, drain: bool, deadline: float) -> None:
         """Ask the trainer to finish; ingest takes nothing more in."""
         self.stopping, self.deadline = "drain" if drain else "now", deadline
+        self.manager.say("STOPPING=1")
         structlog.get_logger().info("stopping", drain=drain)
         self._tell("ingest", "closing")
         self._tell("trainer", "stop", drain=drain)

@@ -64,20 +64,23 @@ class Shown:
         Raises Refused ``bad_header`` for a query that is not a number.
         """
         seconds, now = _seconds(query), time.time()
-        empty: dict[str, Any] = {"now": now, "samples": {}, "penalties": [], "accuracies": [], "events": []}
+        empty = {"now": now, "since": now - seconds, "samples": {name: [] for name in ("time", "seconds", *SAMPLE)}}
         with contextlib.suppress(FileNotFoundError, sqlite3.DatabaseError), HistoryReader(self.history) as history:
             since = now - seconds if seconds else history.first_sample() or now
             rows = history.samples(since, now, POINTS)
             tasks = self._chosen(self.view.tasks())
+            penalties = history.newest("penalty", tasks, MOST_BOUNDARIES)
+            accuracies = history.newest("accuracy", tasks, MOST_BOUNDARIES)
             return {
                 "now": now,
                 "since": since,
                 "samples": {name: [row[name] for row in rows] for name in ("time", "seconds", *SAMPLE)},
-                "penalties": history.newest("penalty", tasks, MOST_BOUNDARIES),
-                "accuracies": history.newest("accuracy", tasks, MOST_BOUNDARIES),
+                "penalties": penalties,
+                "accuracies": accuracies,
+                "changes": history.changes(sorted({row["lsn"] for row in [*penalties, *accuracies]})),
                 "events": history.events(MOST_EVENTS),
             }
-        return empty
+        return {**empty, "penalties": [], "accuracies": [], "changes": [], "events": []}
 
 
 def _seconds(query: Query) -> float:

@@ -69,7 +69,10 @@ def bind_router(endpoint: str, gate: Gate | None = None) -> zmq.Socket[bytes]:
         socket.bind(endpoint.replace("tcp://*:", "tcp://0.0.0.0:"))
     except (zmq.ZMQError, OSError) as error:
         socket.close(0)
-        raise ConfigError(f"endpoint {endpoint}: cannot listen there: {error}; is another daemon running?") from None
+        raise ConfigError(
+            f"endpoint {endpoint}: cannot listen there: {error}; stop what listens there (another daemon?), or give this "
+            "socket another endpoint (--endpoints.stream, .predict, .admin; port 0 is any free one)"
+        ) from None
     finally:
         os.umask(mask)
     return socket

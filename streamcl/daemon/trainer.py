@@ -58,6 +58,12 @@ def run(config: Config, up: Channel, side: Channel) -> None:
     trainer.run()
 
 
+def _loggable(error: Unlearnable) -> str:
+    """The reason as the log may have it: what a model says about its data stays in the state directory."""
+    cause = error.__cause__
+    return str(error) if cause is None else f"{type(cause).__name__}; its message, which may hold data, is in `status`"
+
+
 class Trainer:
     """Applies the log to a learner and answers the ingest process."""
 
@@ -152,7 +158,7 @@ class Trainer:
         self._report(force=True)
         self._checkpoint_if_due()
         self._follow_on(FOLLOW_SECONDS)
-        wait([self.side, self.up], 0.0 if self._penalties else 1.0)
+        self._wait(0.0 if self._penalties else 1.0)
         self._look_up()
 
     def _learning(self) -> str:
@@ -204,7 +210,7 @@ class Trainer:
             "reason": str(error),
             "time": time.time(),
         }
-        self.log.error("rolled back: a record cannot be learned", **failure)
+        self.log.error("rolled back: a record cannot be learned", **{**failure, "reason": _loggable(error)})
         self._patiently(lambda: quarantine.save(self.state.path, [*self.quarantine, failure], self.disk))
         self.learner = Learner(self.config, self.factors)
         durable = self.durable
@@ -225,7 +231,7 @@ class Trainer:
                 self.full = str(error)
             self.log.error("the disk is full; waiting for room", reason=self.full)
             self._report(force=True)
-            wait([self.side, self.up], FULL_SECONDS)
+            self._wait(FULL_SECONDS)
             self._listen()
             if self.stopping == "now":
                 raise _Stopped
@@ -305,6 +311,8 @@ class Trainer:
             ids=self.wants_checkpoint,
         )
         self.wants_checkpoint = []
+        seconds = round(self._last_checkpoint - started, 3)
+        self.log.debug("checkpoint written and verified", next_lsn=self.learner.next_lsn, seconds=seconds)
 
     def _drop(self) -> None:
         """Unlink what the checkpoint has absorbed for good: records of closed tasks, factors that were replaced."""
@@ -391,13 +399,14 @@ class Trainer:
         if not force and now - self._last_report < REPORT_SECONDS:
             return
         self._last_report = now
-        self.up.alive()
         learner = self.learner
+        activity = "paused" if self.paused else self.activity
+        self.up.alive(activity=activity if learner.open_task is None else f"{activity}, task {learner.open_task.name}")
         if learner.drifted is not None and learner.open_task is not None:  # before ingest hears that there is room for more
             self.side.send("drift", task=learner.open_task.name, text=str(learner.drifted))
         self.side.send(
             "progress",
-            state="paused" if self.paused else self.activity,
+            state=activity,
             task=learner.open_task.name if learner.open_task else None,
             next_lsn=learner.next_lsn,
             samples=learner.samples,
@@ -438,8 +447,12 @@ class Trainer:
             self._report()  # not with every word of a busy ingest
             if self.wants_checkpoint and self.activity != "consolidating":  # between two records, or within a boundary
                 self._save_checkpoint()
-            wait([self.side, self.up], 1.0)
+            self._wait(1.0)
             self._listen()
+
+    def _wait(self, seconds: float) -> None:
+        """Until a message arrives."""
+        wait([self.side, self.up], seconds)
 
     def _listen(self) -> None:
         self.side.flush()

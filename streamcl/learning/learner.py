@@ -23,7 +23,7 @@ from streamcl.config import Config
 from streamcl.core.consolidation import completed_square, potential, task_precision
 from streamcl.core.fisher import DiagonalFisher
 from streamcl.core.gaussian import DiagonalGaussian
-from streamcl.errors import ConfigError, StreamclError
+from streamcl.errors import StreamclError
 from streamcl.learning.data import Block, TaskData
 from streamcl.learning.drift import Drift, Rise, errors
 from streamcl.learning.evaluation import Prequential
@@ -32,14 +32,12 @@ from streamcl.learning.optimisation import EpochResult, Optimisation
 from streamcl.learning.posterior import FactorSource, Posterior, from_arrays
 from streamcl.protocol.session import signature_of
 from streamcl.protocol.signature import LabelMap, Signature
+from streamcl.storage.bound import check_fingerprint, fingerprint
 from streamcl.storage.checkpoint import POSTERIOR, under
 from streamcl.storage.log import LogReader
 from streamcl.storage.records import Abandon, Batch, Boundary, Forget, Revisit
 
 FISHER_ROWS = 512  # between two looks at the channels, also where gradients are taken one by one
-FINGERPRINT = ("model", "posterior.mode", "posterior.curvature", "train.dtype")
-
-
 CALMER = 0.1  # the learning rate's factor at each new attempt at a boundary that failed
 ATTEMPTS = 3  # at a boundary's epochs; then the task is consolidated where its batches have brought it
 
@@ -499,7 +497,7 @@ class Learner:
         penalty = self._posterior.cavity(None if meta["damping"] is None else meta["name"])
         task = OpenTask(meta["name"], meta["first_lsn"], penalty, meta["damping"], before)
         for entry in log.read(task.first_lsn, self.next_lsn, verify=False):
-            if isinstance(entry.record, Batch):
+            if isinstance(entry.record, Batch) and not self._failures(entry.lsn, "batch"):
                 task.add(entry.lsn, entry.record)
         self.open_task = task
         self.optimisation = Optimisation(self._network, penalty, self.config.train)
@@ -539,28 +537,3 @@ def _existing(value: T | None) -> T:
     if value is None:
         raise RuntimeError("a boundary or step came before the first batch: the log is not one the daemon wrote")
     return value
-
-
-def fingerprint(config: Config) -> dict[str, Any]:
-    """The parts of a configuration that a state directory is bound to."""
-
-    tree = msgspec.to_builtins(config)
-    return {key: _lookup(tree, key) for key in FINGERPRINT}
-
-
-def _lookup(tree: Mapping[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        tree = tree[part]
-    return tree
-
-
-def check_fingerprint(saved: Mapping[str, Any], config: Config) -> None:
-    """Raise ConfigError naming the keys in which the configuration differs from the state directory's."""
-    now = fingerprint(config)
-    changed = [key for key in FINGERPRINT if saved[key] != now[key]]
-    if changed:
-        differences = "; ".join(f"{key} was {saved[key]!r}, is {now[key]!r}" for key in changed)
-        raise ConfigError(
-            f"configuration: {differences}. The state directory was made with the former: restore it, or choose a "
-            "new state_dir"
-        )

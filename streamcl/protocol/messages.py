@@ -43,6 +43,7 @@ Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Weight = Annotated[float, msgspec.Meta(ge=0.0, lt=1e300)]
 Damping = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
 Barrier = Annotated[dict[ProducerName, Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=1024)]
+Offset = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -96,19 +97,19 @@ class Status(Message, frozen=True, tag="status"):
 class Tasks(Message, frozen=True, tag="tasks"):
     """The tasks learned so far, from number `offset` on; a reply holds as many as fit in its header."""
 
-    offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    offset: Offset = 0
 
 
 class History(Message, frozen=True, tag="history"):
     """Each task's penalty after every boundary, from row `offset` on; a reply holds as many rows as fit in its header."""
 
-    offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    offset: Offset = 0
 
 
 class Producers(Message, frozen=True, tag="producers"):
     """The producers, those heard most recently first, from number `offset` on; as many as fit in a reply's header."""
 
-    offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    offset: Offset = 0
 
 
 class Metrics(Message, frozen=True, tag="metrics"):

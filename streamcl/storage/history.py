@@ -191,9 +191,21 @@ class HistoryReader:
         return next(fitting, TIERS[-1][0])
 
     def first_sample(self) -> float | None:
-        """When the time series begins, Unix seconds; None before the first sample."""
-        (first,) = self._database.execute("select min(time) from sample").fetchone()
+        """When the time series begins, Unix seconds; None before the first sample.
+
+        A row of a coarse tier stands at the start of its hours, so finer ones say better when it was, as far as they reach.
+        """
+        begins = dict(self._database.execute("select tier, min(time) from sample group by tier"))
+        first, width = None, 0
+        for tier in sorted(begins, reverse=True):
+            if first is None or begins[tier] < first + width:
+                first, width = begins[tier], tier
         return None if first is None else float(first)
+
+    def last_sample(self) -> float | None:
+        """When the time series ends, Unix seconds; None before the first sample."""
+        (last,) = self._database.execute("select max(time) from sample").fetchone()
+        return None if last is None else float(last)
 
     def events(self, count: int = 200) -> list[dict[str, Any]]:
         """The newest events, the newest first: id, time, kind, task, text, lsn."""
@@ -218,6 +230,14 @@ class HistoryReader:
             f"and task in ({', '.join('?' * len(tasks))}) order by lsn, task"
         )
         return _rows(self._database.execute(query, (*chosen, *tasks)), columns)
+
+    def changes(self, marks: Sequence[int]) -> list[dict[str, Any]]:
+        """What happened at the record before each of some LSNs, where it is known: lsn (the mark), time, kind, task."""
+        query = (
+            "select lsn + 1, time, kind, task from event where kind in ('boundary', 'revisit', 'forget') "
+            f"and lsn + 1 in ({', '.join('?' * len(marks))}) order by lsn"
+        )
+        return _rows(self._database.execute(query, tuple(marks)), ("lsn", "time", "kind", "task"))
 
     def _table(self, table: str, columns: Sequence[str]) -> list[dict[str, Any]]:
         return _rows(self._database.execute(f"select {', '.join(columns)} from {table} order by lsn, task"), columns)

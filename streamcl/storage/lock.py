@@ -33,7 +33,10 @@ class StateLock:
             if time.monotonic() > deadline or _holder_lives(fd):
                 holder = _holder(fd)
                 os.close(fd)
-                raise StateInUse(f"{directory}: in use by the daemon with pid {holder}; stop it, or use another state_dir")
+                raise StateInUse(
+                    f"{directory}: in use by the daemon with pid {holder}; stop it (`streamcl stop --state-dir "
+                    f"{directory}`), or name another state_dir"
+                )
             time.sleep(0.05)
         os.truncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)

@@ -133,6 +133,23 @@ class SimulatedDisk(Disk):
 
     def __init__(self, volume: Volume, plan: Plan, owner: str) -> None:
         self.volume, self.plan, self.owner = volume, plan, owner
+        self._held: set[int] = set()
+
+    def let_go(self) -> None:
+        """Close what a process that ended had open."""
+        while self._held:
+            super().close(self._held.pop())
+
+    def open(self, path: Path) -> int:
+        """An existing file."""
+        fd = super().open(path)
+        self._held.add(fd)
+        return fd
+
+    def close(self, fd: int) -> None:
+        """Close a file."""
+        self._held.discard(fd)
+        super().close(fd)
 
     def _meet(self, operation: str) -> None:
         fault = self.plan.meet(self.owner, operation)
@@ -143,6 +160,7 @@ class SimulatedDisk(Disk):
         """A new file; its name is certain only once its directory is synced."""
         self._meet("create")
         fd = super().create(path)
+        self._held.add(fd)
         inode = os.fstat(fd).st_ino
         self.volume.synced[inode] = b""
         self.volume.changed(path.parent, (path, inode))

@@ -112,6 +112,7 @@ class World:
         self.asked = self.answered = False
         self.volume = Volume(self.root)
         self.ends = Channel.pair()
+        self.open_disks = {owner: SimulatedDisk(self.volume, self.plan, owner) for owner in ("ingest", "trainer")}
         self.ingest: SimulatedIngest | None = None
         self.trainer: SimulatedTrainer | None = None
 
@@ -127,7 +128,9 @@ class World:
             raise Violation(f"no end after {TURNS} turns, in phase {self.phase} of {len(self.script)}")
 
     def close(self) -> None:
-        """Close the channels."""
+        """End the processes and close the channels."""
+        self._end("ingest")
+        self._end("trainer")
         for end in self.ends:
             end.close()
 
@@ -140,18 +143,27 @@ class World:
         except (OSError, StreamclError) as error:
             if not _is_expected(error):
                 raise Violation(f"{owner}: {type(error).__name__}: {error}") from error
-            setattr(self, owner, None)
+            self._end(owner)
         else:
             return True
         return False
 
+    def _end(self, owner: str) -> None:
+        """What the kernel closes of a process that ends."""
+        process = self.trainer if owner == "trainer" else self.ingest
+        setattr(self, owner, None)
+        self.open_disks[owner].let_go()
+        if process is not None:
+            process.side.close()
+        if isinstance(process, SimulatedIngest) and hasattr(process, "history"):
+            process.history.close()
+
     def _died(self, owner: str) -> None:
         """A kill, alone or of both processes, or a power cut."""
-        setattr(self, owner, None)
+        self._end(owner)
         if self.alone and not self.cut:
             self.plan.dead.clear()
             return
-        self.ingest = self.trainer = None
         self.plan.dead.clear()
         self.close()
         self.ends = Channel.pair()
@@ -166,7 +178,7 @@ class World:
         if self.lives > LIVES:
             raise Violation(f"{owner} keeps ending: {self.lives} starts")
         tree = config.from_tree({**self.tree, "state_dir": str(self.root)})
-        disk = faulty_disk(self.volume, self.plan, owner, self.variant)
+        disk = self.open_disks[owner] = faulty_disk(self.volume, self.plan, owner, self.variant)
         ours = Channel(self.ends[0 if owner == "ingest" else 1].dup())
         return (SimulatedIngest if owner == "ingest" else SimulatedTrainer)(self, tree, ours, disk)
 
@@ -380,7 +392,7 @@ class SilentChannel(Channel):
     def __init__(self) -> None:
         self.closed = False
 
-    def alive(self) -> None:
+    def alive(self, **fields: Any) -> None:
         """Nobody watches."""
 
     def send(self, kind: str, **fields: Any) -> None:

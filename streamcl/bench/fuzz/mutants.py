@@ -128,7 +128,8 @@ def _remove(rng: random.Random, header: dict[str, Any], payloads: Frames) -> Non
 
 
 def _grow(rng: random.Random, header: dict[str, Any], payloads: Frames) -> None:
-    header[f"extra{rng.random()}"] = "x" * rng.choice((10, 1000, 70_000))
+    """A long value: past a limit of its own, past the header's, or within the header's and past its reply's."""
+    header[rng.choice((f"extra{rng.random()}", "id"))] = "x" * rng.choice((10, 1000, 65_480, 70_000))
 
 
 def _retype(rng: random.Random, header: dict[str, Any], payloads: Frames) -> None:

@@ -1,0 +1,229 @@
+"""How `streamcl top` looks: one screen of any size, from 80 columns by 24 lines up; every line is cut, none is wrapped."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from streamcl.cli import words
+from streamcl.cli.watch import Seen, accuracy_of
+
+STATES = {
+    "idle": "green",
+    "training": "bold green",
+    "consolidating": "bold cyan",
+    "revisiting": "bold magenta",
+    "paused": "bold yellow",
+    "recovering": "bold red",
+    "no answer": "bold red",
+}
+BAD_EVENTS = {"failed", "refused", "disk_full", "warning"}
+LABEL = 14  # columns
+PROGRESS = 40  # columns that a consolidation's progress takes, beside its bar
+ALARM_LINES = 3
+ENOUGH = 20  # rows of each table where there is room for all
+
+Row = Sequence[str | Text]
+
+
+def draw(seen: Seen, width: int, height: int | None = None, where: str = "", keys: str = "") -> Group:
+    """The whole screen; without a height, as many lines as it takes."""
+    head = [_title(seen, width, where), *_alarms(seen, width), *_figures(seen, width)]
+    tables = [_producers(seen), _tasks(seen), _events(seen)]
+    foot = [Text(keys, style="dim", no_wrap=True)] if keys else []
+    room = None if height is None else height - len(head) - len(foot) - len(tables)
+    counts = _shares([table.rows for table in tables], room)
+    drawn = [table.draw(count) for table, count in zip(tables, counts, strict=True) if count > 0]
+    spaced = room is None or room - sum(counts) >= len(drawn)
+    body = [line for table in drawn for line in ([Text(""), table] if spaced else [table])]
+    return Group(*head, *body, *foot)
+
+
+def _shares(rows: Sequence[Sequence[Row]], room: int | None) -> list[int]:
+    """How many lines each table gets: what one does not need, the others have."""
+    wanted = [min(len(part), ENOUGH) if room is None else len(part) for part in rows]
+    if room is None:
+        return wanted
+    given = [0] * len(wanted)
+    for _ in range(max(room, 0)):
+        needy = [index for index, want in enumerate(wanted) if given[index] < want]
+        if not needy:
+            break
+        given[min(needy, key=given.__getitem__)] += 1
+    return given
+
+
+# -- the head ----------------------------------------------------------------------------------------------------------
+
+
+def _title(seen: Seen, width: int, where: str) -> RenderableType:
+    status = seen.status
+    left = Text.assemble(("streamcl ", "bold"), status.get("version", ""), "  ", (where, "dim"))
+    clock = time.strftime("%H:%M:%S", time.localtime(seen.time))
+    right = f"{status.get('mode', '')}  up {words.duration(status.get('uptime_seconds', 0.0))}  {clock}"
+    return _apart(left, Text(right), width)
+
+
+def _apart(left: Text, right: Text, width: int) -> Text:
+    left.truncate(max(width - len(right) - 1, 0), overflow="ellipsis", pad=True)
+    line = Text.assemble(left, " ", right, no_wrap=True, overflow="ellipsis")
+    line.truncate(width)
+    return line
+
+
+def _alarms(seen: Seen, width: int) -> Iterable[RenderableType]:
+    """What must not be missed."""
+    status, bad = seen.status, "bold white on red"
+    if seen.missing is not None:
+        since = words.duration(time.time() - seen.time)
+        yield from _wrapped(f"no answer for {since}; trying again. {seen.missing}", width, bad)
+    if status.get("problem"):
+        yield from _wrapped(f"problem: {status['problem']}", width, bad)
+    if status.get("warning"):
+        yield from _wrapped(f"warning: {status['warning']}", width, "bold yellow")
+    if status.get("quarantined"):
+        text = f"{status['quarantined']} batches are set aside; `streamcl status` says which and why"
+        yield from _wrapped(text, width, "yellow")
+
+
+def _wrapped(text: str, width: int, style: str) -> Iterable[Text]:
+    """A few lines of text; the rest is cut."""
+    return (Text(line, style=style) for line in textwrap.wrap(text, width, max_lines=ALARM_LINES, placeholder=" …"))
+
+
+def _figures(seen: Seen, width: int) -> list[RenderableType]:
+    status = seen.status
+    rate, credit, disk = (status.get(name) or {} for name in ("ingest_rate", "credit", "task_bytes"))
+    lag = status.get("lag_batches") or 0
+    size = f"{words.number(status.get('parameters'))} parameters on {status.get('device', '-')}"
+    samples = f"{words.number(status.get('samples_seen'))} seen  {words.number(status.get('steps'))} steps  {size}"
+    ingest = (
+        f"{words.number(rate.get('rows'))} rows/s  {words.number(rate.get('batches'))} batches/s  "
+        f"{words.size(rate.get('bytes'))}/s"
+    )
+    room = f"{lag:,} batches behind  credit {words.number(credit.get('messages'))} messages, "
+    room += words.size(credit.get("bytes"))
+    return [
+        _state(status if seen.missing is None else {**status, "state": "no answer", "consolidation": None}, width),
+        _labelled("samples", Text(samples)),
+        _labelled("loss", _curve(status.get("train_loss"), seen.loss, width)),
+        _labelled("accuracy", _curve(accuracy_of(status.get("prequential") or {}), seen.accuracy, width)),
+        _labelled("ingest", Text(ingest)),
+        _labelled("lag", Text(room, style="bold yellow" if credit.get("messages") == 0 else "")),
+        _labelled("spool", _spool(disk, status.get("spool_bytes"))),
+    ]
+
+
+def _state(status: dict[str, Any], width: int) -> RenderableType:
+    state, task, now = status.get("state", "-"), status.get("task"), status.get("consolidation") or {}
+    name = Text(str(now.get("task") or task or "no task is open"))
+    bar = 12 if width < 100 else 24
+    name.truncate(max(width - LABEL - (PROGRESS + bar if now else 1), 10), overflow="ellipsis")
+    doing = Text.assemble((f"{state:<{LABEL}}", STATES.get(state, "")), name, no_wrap=True)
+    if not now:
+        return doing
+    done = now.get("fraction") or 0.0
+    line = Table.grid(padding=(0, 1), expand=False)
+    left = now.get("seconds_left")
+    rest = f"{done:4.0%}  {words.consolidation(now)}" + ("" if left is None else f"  {words.duration(left)} left")
+    line.add_row(doing, ProgressBar(total=1.0, completed=done, width=bar), Text(rest, no_wrap=True))
+    return line
+
+
+def _labelled(label: str, text: RenderableType) -> RenderableType:
+    line = Table.grid()
+    line.add_column(width=LABEL, style="dim")
+    line.add_column(no_wrap=True, overflow="ellipsis")
+    line.add_row(label, text)
+    return line
+
+
+def _curve(value: float | None, past: Sequence[float | None], width: int) -> Text:
+    text = f"{words.number(value):<10}"
+    return Text.assemble(text, (words.sparkline(past, width - LABEL - len(text) - 1), "cyan"))
+
+
+def _spool(disk: dict[str, Any], spool: float | None) -> RenderableType:
+    used, budget = disk.get("used") or 0, disk.get("budget") or 0
+    share = used / budget if budget else 0.0
+    style = "red" if share > 0.9 else "yellow" if share > 0.7 else "green"
+    line = Table.grid(padding=(0, 1))
+    bar = ProgressBar(total=1.0, completed=min(share, 1.0), width=20, complete_style=style, finished_style=style)
+    line.add_row(
+        Text(f"{words.size(used)} of {words.size(budget)}"), bar, Text(f"{share:.0%}  {words.size(spool)} on disk")
+    )
+    return line
+
+
+# -- the tables --------------------------------------------------------------------------------------------------------
+
+
+class _Rows:
+    """A table whose first line is its heading."""
+
+    def __init__(self, title: str, columns: Sequence[str], rows: list[Row]) -> None:
+        self.title, self.columns, self.rows = title, columns, rows
+
+    def draw(self, count: int) -> RenderableType:
+        """So many of the rows, below the heading."""
+        rest = f", {count} shown" if count < len(self.rows) else ""
+        table = Table(box=None, expand=True, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
+        table.add_column(f"{self.title}{rest}", no_wrap=True, overflow="ellipsis", ratio=1, min_width=10)
+        for column in self.columns:
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in self.rows[:count]:
+            table.add_row(*row)
+        return table
+
+
+def _producers(seen: Seen) -> _Rows:
+    rows: list[Row] = [
+        (
+            Text(producer["producer"]),
+            words.number(producer.get("durable")),
+            words.number(producer.get("applied")),
+            words.number(producer.get("batches_per_second")),
+            words.ago(producer.get("age_seconds")),
+        )
+        for producer in seen.producers
+    ]
+    total = seen.status.get("producers_total", len(rows))
+    return _Rows(f"producers {total:,}", ("durable", "applied", "batches/s", "heard ago"), rows)
+
+
+def _tasks(seen: Seen) -> _Rows:
+    ordered = sorted(enumerate(seen.tasks), key=lambda pair: (-(pair[1].get("penalty_rise") or 0.0), -pair[0]))
+    measured = any(task.get("accuracy") is not None for task in seen.tasks)
+    cells: list[tuple[str, Callable[[dict[str, Any]], str | Text]]] = [
+        ("samples", lambda task: words.number(task.get("samples"))),
+        ("loss", lambda task: words.number(task.get("loss"))),
+        ("rise", lambda task: _rise(task.get("penalty_rise"))),
+        *([("accuracy", lambda task: words.number(task.get("accuracy")))] if measured else []),
+        ("revisits", lambda task: words.number(task.get("revisits"))),
+        ("learned ago", lambda task: words.ago(max(seen.time - (task.get("closed_at") or seen.time), 0.0))),
+    ]
+    rows: list[Row] = [(Text(task["task"]), *(cell(task) for _, cell in cells)) for _, task in ordered]
+    return _Rows(f"tasks {seen.status.get('tasks', 0):,}", [name for name, _ in cells], rows)
+
+
+def _rise(rise: float | None) -> str | Text:
+    if rise is None:
+        return "-"
+    return Text(f"{rise:+.3g}", style="red" if rise > 0.1 else "yellow" if rise > 0.01 else "")
+
+
+def _events(seen: Seen) -> _Rows:
+    rows: list[Row] = []
+    for event in seen.status.get("events") or []:
+        at = time.strftime("%H:%M:%S", time.localtime(event["time"]))
+        style = "red" if event["kind"] in BAD_EVENTS else ""
+        kind = f"{event['kind']} {event.get('task') or ''}".strip()
+        rows.append([Text.assemble((f"{at} ", "dim"), (f"{kind}: ", f"bold {style}"), (event["text"], style))])
+    return _Rows("events", (), rows)
