@@ -88,11 +88,17 @@ class Posterior(_Section, frozen=True):
 
 
 class Stream(_Section, frozen=True):
-    """What producers meet: when tasks close, how much they may send ahead and store."""
+    """What producers meet: when tasks close, how much they may send ahead and store.
+
+    drift_delta: ADWIN's significance. drift_rows: of a task before drift may close it, and at the most that the log may be
+    ahead of training then.
+    """
 
     boundary: Literal["explicit", "on-change", "drift"] = "explicit"
     task_bytes: Positive = 8589934592
     credit: Positive = 16
+    drift_delta: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.002
+    drift_rows: Positive = 500
     tasks: Positive = 100_000
     producers: Positive = 100_000
 
@@ -401,15 +407,15 @@ def _expected(error: str, hint: Any, value: Any) -> str:
 def _whole(config: Config) -> Iterator[Problem]:
     """What no single key's type can say; also options this version does not have yet."""
     train, posterior = config.train, config.posterior
-    for key, value, absent in (
-        ("stream.boundary", config.stream.boundary, "drift"),
-        ("posterior.curvature", posterior.curvature, "kronecker"),
-    ):
-        if value == absent:
-            yield Problem(key, f"{absent!r} is not available in this version of streamcl")
+    if posterior.curvature == "kronecker":
+        yield Problem("posterior.curvature", "'kronecker' is not available in this version of streamcl")
     if train.autocast != "off" and (train.dtype != "float32" or train.optimizer == "lbfgs"):
         text = f"{train.autocast} goes with train.dtype float32 and optimizers adam and sgd, got {train.dtype} and "
         yield Problem("train.autocast", text + train.optimizer, also=("train.dtype", "train.optimizer"))
+    if config.stream.boundary == "drift" and train.optimizer == "lbfgs":
+        text = "drift shows in the errors of a model that learns while data arrives; expected train.optimizer adam or sgd, "
+        text += "got lbfgs, which learns at boundaries only"
+        yield Problem("stream.boundary", text, also=("train.optimizer",))
     for key, number in _numbers(config):
         if not math.isfinite(number):
             yield Problem(key, f"expected a finite number, got {number}")

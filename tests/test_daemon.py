@@ -280,7 +280,6 @@ def test_no_daemon_is_said_in_words() -> None:
     ("tree", "said"),
     [
         ({"posterior": {"curvature": "kronecker"}}, "not available"),
-        ({"stream": {"boundary": "drift"}}, "not available"),
         ({"train": {"device": "cuda:99"}}, "train.device"),
         ({"model": {"factory": "nowhere:model"}}, "nowhere"),
     ],

@@ -118,6 +118,8 @@ class Ingest:
                 classes=config.model.classes,
                 mode=config.posterior.mode,
                 on_change=config.stream.boundary == "on-change",
+                drift=config.stream.boundary == "drift",
+                drift_rows=config.stream.drift_rows,
                 task_bytes=config.stream.task_bytes,
                 credit=config.stream.credit,
                 tasks=config.stream.tasks,
@@ -263,7 +265,8 @@ class Ingest:
 
     def _authorise(self, producer: str, peer: Peer, message: Any) -> None:
         self.guard.check(peer, message, producer)
-        self.guard.check_closing(peer, self.session.open_task, message)
+        another = None if self.session.is_open(message.task) else self.session.open_task
+        self.guard.check_closing(peer, another, message)
 
     def _welcome(self, peer: Peer, message: messages.Hello) -> None:
         self.guard.claim(peer, message.producer)
@@ -448,13 +451,9 @@ class Ingest:
             self._offer_credit()
 
     def _ack(self, producer: str) -> dict[str, Any]:
-        state = self.session.producers[producer]
-        return {
-            "type": "ack",
-            "durable": state.durable,
-            "applied": state.applied,
-            "credit": self.session.credit(),
-        }
+        state, credit = self.session.producers[producer], self.session.credit()
+        self._last_credit = min(self._last_credit, credit["messages"])  # whoever is told of less is told when there is more
+        return {"type": "ack", "durable": state.durable, "applied": state.applied, "credit": credit}
 
     def _refuse(self, peer: Peer, refused: Refused, seq: int | None, request: Any) -> None:
         self.metrics.batches_rejected.labels(refused.code).inc()
@@ -550,7 +549,10 @@ class Ingest:
         for message in self.side.receive():
             match message["type"]:
                 case "recovered":
+                    self.session.trained(message["next_lsn"])
                     self._greet_trainer()
+                case "drift":
+                    self._drifted(message)
                 case "progress":
                     self._progressed(message)
                 case "done":
@@ -572,6 +574,7 @@ class Ingest:
     def _progressed(self, message: dict[str, Any]) -> None:
         self.view.progressed(message)
         self.metrics.trained(message)
+        self.session.trained(message["next_lsn"])
         if message["full"] is not None:
             self.chronicle.note("disk_full", "the disk is full; training waits for room")
 
@@ -580,6 +583,18 @@ class Ingest:
         self.view.quarantine.append(failure)
         self.metrics.quarantined.inc()
         self.chronicle.note("failed", str(failure["reason"]), failure["task"])
+
+    def _drifted(self, message: dict[str, Any]) -> None:
+        """The stream of the open task has changed: close it, as an operator would. The trainer says so until it is closed."""
+        records = () if self.closing else self.session.admit_drift(message["task"])
+        for record in records:
+            try:
+                lsn = self.append(record)
+            except Refused:  # no room for it now
+                return
+            self.metrics.drift_detected.inc()
+            self.log.warning("drift: the task is closed", task=message["task"], reason=message["text"])
+            self.chronicle.note("drift", message["text"], message["task"], lsn)
 
     def _greet_trainer(self) -> None:
         """A trainer has (re)started: say how far the log goes and what it was asked before."""

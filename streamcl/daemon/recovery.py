@@ -69,5 +69,6 @@ def _replay(session: StreamSession, held: Iterable[tuple[int, Record, int]], app
         session.apply(lsn, record, nbytes)
         if lsn < applied and isinstance(record, Batch):
             session.stored_batches -= 1
+    session.trained(applied)
     if session.open_task in session.closed and not session.revisiting:
-        session.open_task = None  # consolidated, but its records were not unlinked before the end
+        session.open_task = session.open_tag = None  # consolidated, but its records were not unlinked before the end

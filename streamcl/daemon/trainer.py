@@ -181,7 +181,7 @@ class Trainer:
         except Unlearnable as error:
             self._set_aside(entry, error)
             return True
-        self._report()
+        self._report(force=self.learner.drifted is not None)
         self._publish()
         self._follow_on(0.0)
         self._checkpoint_if_due(force=lsn in self.learner.wary)  # so that another failure does not come back this far
@@ -402,6 +402,8 @@ class Trainer:
         learner = self.learner
         activity = "paused" if self.paused else self.activity
         self.up.alive(activity=activity if learner.open_task is None else f"{activity}, task {learner.open_task.name}")
+        if learner.drifted is not None and learner.open_task is not None:  # before ingest hears that there is room for more
+            self.side.send("drift", task=learner.open_task.name, text=str(learner.drifted))
         self.side.send(
             "progress",
             state=activity,

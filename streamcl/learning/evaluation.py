@@ -83,6 +83,16 @@ class Prequential:
         self.task.restore(state["task"])
 
 
+def right(likelihood: str, output: Tensor, target: Tensor) -> Tensor:
+    """The share of each row's targets that is predicted right, [n] float64: 0 or 1 where a row has one target.
+
+    likelihood: categorical or bernoulli; a real number is never right or wrong.
+    """
+    if likelihood == "categorical":
+        return (output.argmax(1) == target).double()
+    return ((output > 0) == (target > 0.5)).double().reshape(len(target), -1).mean(1)
+
+
 def _batch_means(likelihood: str, nll: Tensor, output: Tensor, target: Tensor) -> tuple[dict[str, float], float]:
     """A batch's mean scores and mean NLL, brought to the host in one copy. Logits score as their probabilities would."""
     loss = nll.double().mean()

@@ -25,6 +25,7 @@ from streamcl.core.fisher import DiagonalFisher
 from streamcl.core.gaussian import DiagonalGaussian
 from streamcl.errors import StreamclError
 from streamcl.learning.data import Block, TaskData
+from streamcl.learning.drift import Drift, Rise, errors
 from streamcl.learning.evaluation import Prequential
 from streamcl.learning.network import Network, choose_device
 from streamcl.learning.optimisation import EpochResult, Optimisation
@@ -131,6 +132,7 @@ class Learner:
         self.optimisation: Optimisation | None = None
         self.open_task: OpenTask | None = None
         self.prequential = Prequential(config.model.likelihood)
+        self.drift = self._watch(config)
         self.sequences: dict[str, tuple[int, int]] = {}
         self.next_lsn = 0
         self.steps = 0
@@ -140,6 +142,17 @@ class Learner:
         self.warning: str | None = None
         self.wary: dict[int, dict[str, int]] = {}
         self.train_loss = math.nan
+
+    @staticmethod
+    def _watch(config: Config) -> Drift | None:
+        stream = config.stream
+        return Drift(config.model.likelihood, stream.drift_delta, stream.drift_rows) if stream.boundary == "drift" else None
+
+    @property
+    def drifted(self) -> Rise | None:
+        """The rise of the error that shows that the open task's stream has changed; never of a revisit."""
+        learned_anew = self.open_task is not None and self.open_task.revisited is None
+        return self.drift.found if self.drift is not None and learned_anew else None
 
     # -- the model -----------------------------------------------------------------------------------------------
 
@@ -236,6 +249,8 @@ class Learner:
         self.open_task = task
         self.optimisation = Optimisation(self._network, task.penalty, self.config.train)
         self.prequential.open_task()
+        if self.drift is not None:
+            self.drift.open_task()
 
     def _reopen(self, lsn: int, revisit: Revisit) -> None:
         """A consolidated task is to be fed again: learned as if new, with the others as the penalty."""
@@ -263,7 +278,10 @@ class Learner:
 
     def _score(self, nll: torch.Tensor, output: torch.Tensor, y: torch.Tensor) -> float:
         """Score what rows had before they were learned from; returns their mean NLL."""
-        return self.prequential.score(nll, self._network.shaped(output), y)
+        output = self._network.shaped(output)
+        if self.drift is not None and self._open.revisited is None:
+            self.drift.add(errors(self.config.model.likelihood, output, y))
+        return self.prequential.score(nll, output, y)
 
     def _failures(self, lsn: int, stage: str) -> int:
         """How often this record has failed at this stage."""
@@ -422,6 +440,7 @@ class Learner:
                 "damping": self.open_task.damping,
             },
             "prequential": self.prequential.state(),
+            "drift": None if self.drift is None else self.drift.state(),
             "signature": self.snapshot_signature(),
         }
         return meta, self._tensors()
@@ -460,6 +479,8 @@ class Learner:
         self.labels.outputs = dict(meta["labels"])
         self.sequences = {name: (epoch, seq) for name, (epoch, seq) in meta["sequences"].items()}
         self.prequential.restore(meta["prequential"])
+        if self.drift is not None and meta.get("drift") is not None:
+            self.drift.restore(meta["drift"])
         if meta["signature"] is not None:
             self._restore_model(meta, tensors)
             self._posterior.tasks = dict(tasks)

@@ -7,11 +7,16 @@ Rules, stated once:
   * One sequence a producer, from 1, without gaps, over batches, boundaries and revisits.
   * One task is open at a time. Its first batch opens it, its boundary closes it. A revisit opens a closed task once
     more, until its boundary or until it is abandoned. A task that was withdrawn stays closed.
+  * With boundaries by drift, what producers name (the tag) is a stream of tasks, and the daemon names these: TAG, TAG.2,
+    TAG.3 and so on, a name once taken being passed over. Data under the tag goes to the open one of them, or opens the
+    next; a boundary may say the tag or the task's own name. Everything else (a revisit, say) takes a task's own name.
 Knows nothing of sockets, files or torch.
 """
 
 from __future__ import annotations
 
+import re
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -23,6 +28,7 @@ from streamcl.storage.log import RECORD_OVERHEAD
 from streamcl.storage.records import Abandon, Batch, Boundary, Forget, Lost, Record, Revisit, array_spec
 
 REVISITING = frozenset({"factors", "online"})  # modes in which a task may be fed again
+TASK_CHARACTERS = 128
 SPOOL_FACTOR = 2  # closed tasks awaiting consolidation may hold as much disk again as the open one
 
 
@@ -31,13 +37,16 @@ class Terms:
     """What the configuration fixes for a session.
 
     task_bytes: disk budget of the open task. credit: messages a producer may hold unacknowledged. tasks, producers: how
-    many names are kept at the most.
+    many names are kept at the most. drift: the daemon closes tasks when their stream changes. drift_rows: how many rows
+    may be stored that are not trained on yet, since all of them go to the task that closes.
     """
 
     likelihood: str = "categorical"
     classes: int = 10
     mode: str = "single"
     on_change: bool = False
+    drift: bool = False
+    drift_rows: int = 500
     task_bytes: int = 8 << 30
     credit: int = 16
     message_bytes: int = MESSAGE_BYTES
@@ -60,11 +69,16 @@ class ProducerState:
 
 @dataclass(slots=True)
 class StreamSession:
-    """The state that every producer's messages are judged by."""
+    """The state that every producer's messages are judged by.
+
+    open_tag: what producers call the open task; its name, but for drift. ahead: with drift, LSN and rows of each batch that
+    is not trained on yet, and ahead_rows their sum.
+    """
 
     terms: Terms
     producers: dict[str, ProducerState] = field(default_factory=dict)
     open_task: str | None = None
+    open_tag: str | None = None
     open_batches: int = 0
     revisit_lsn: int | None = None
     closed: set[str] = field(default_factory=set)
@@ -77,6 +91,10 @@ class StreamSession:
     stored_batches: int = 0
     applied_batches: int = 0
     full: bool = False
+    ahead: deque[tuple[int, int]] = field(default_factory=deque)
+    ahead_rows: int = 0
+    largest_rows: int = 0
+    _numbers: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.labels = LabelMap(self.terms.classes)
@@ -138,32 +156,35 @@ class StreamSession:
         nbytes: what it takes on disk. Raises Refused: ``task_mismatch task_closed bad_shape bad_array bad_label
         nonfinite no_credit``.
         """
-        self._check_task_takes_data(message.task)
+        task = self._named(message.task)
+        self._check_task_takes_data(task)
         x, y = arrays["x"], arrays["y"]
         fresh = self._check_data(x, y)
         self._check_room(nbytes)
+        self._check_ahead()
         batch = Batch(
             producer=producer,
             epoch=self.producers[producer].epoch,
             seq=message.seq,
-            task=message.task,
+            task=task,
+            tag=None if task == message.task else message.task,
             samples=len(x),
             arrays=tuple(array_spec(name, array) for name, array in arrays.by_name.items()),
             boundary=message.boundary,
             new_labels=fresh,
         )
-        return (*self._closing_before(message.task), batch)
+        return (*self._closing_before(task), batch)
 
     def admit_boundary(self, producer: str, message: messages.Boundary) -> tuple[Record, ...]:
         """The record of a boundary; raises Refused ``task_mismatch task_closed unknown_task``."""
-        self._check_open(message.task)
+        task = self._opened_as(message.task)
         epoch = self.producers[producer].epoch
         return (
             Boundary(
                 producer=producer,
                 epoch=epoch,
                 seq=message.seq,
-                task=message.task,
+                task=task,
                 weight=message.weight,
                 origin="stream",
             ),
@@ -171,8 +192,14 @@ class StreamSession:
 
     def admit_admin_boundary(self, task: str, weight: float | None) -> tuple[Record, ...]:
         """The record of an operator's boundary; raises Refused as `admit_boundary`."""
-        self._check_open(task)
-        return (Boundary(producer=None, epoch=0, seq=0, task=task, weight=weight, origin="admin"),)
+        own = self._opened_as(task)
+        return (Boundary(producer=None, epoch=0, seq=0, task=own, weight=weight, origin="admin"),)
+
+    def admit_drift(self, task: str) -> tuple[Record, ...]:
+        """The record that closes a task whose stream has changed; none where it is not that task's data that comes now."""
+        if not self.terms.drift or self.revisiting or task != self.open_task:
+            return ()
+        return (Boundary(producer=None, epoch=0, seq=0, task=task, weight=None, origin="drift"),)
 
     def admit_revisit(self, producer: str | None, seq: int, task: str, damping: float | None) -> tuple[Record, ...]:
         """The record that reopens a task, on the stream or (without a producer) for an operator.
@@ -235,6 +262,42 @@ class StreamSession:
         """Whether every producer of a barrier has its sequence number stored and synced."""
         return all(name in self.producers and self.producers[name].durable >= seq for name, seq in (barrier or {}).items())
 
+    def is_open(self, task: str) -> bool:
+        """Whether this is the open task, by its own name or its producers'."""
+        return self.open_task is not None and task in (self.open_task, self.open_tag)
+
+    def _opened_as(self, task: str) -> str:
+        """The open task's own name; raises Refused unless `task` means it."""
+        own = str(self.open_task) if self.is_open(task) else task
+        self._check_open(own)
+        return own
+
+    def _named(self, tag: str) -> str:
+        """The task that data under this tag belongs to: with drift, the open one of its stream, or the next."""
+        if self.is_open(tag):
+            return str(self.open_task)
+        name = _numbered(tag, self._next_number(tag)) if self.terms.drift else tag
+        if len(name) > TASK_CHARACTERS:
+            raise Refused(
+                "bad_header", f"task: expected room for the number that drift appends in {TASK_CHARACTERS} characters: {name}"
+            )
+        return name
+
+    def _next_number(self, tag: str) -> int:
+        number = self._numbers.get(tag, 1)
+        while _numbered(tag, number) in self.closed:
+            number += 1
+        return number
+
+    def _check_ahead(self) -> None:
+        if self.terms.drift and self.ahead_rows >= self.terms.drift_rows:
+            raise Refused(
+                "no_credit",
+                f"{self.ahead_rows} rows wait to be trained on, of {self.terms.drift_rows} at the most (stream.drift_rows): a "
+                "change is to be found before more is taken in; wait for credit",
+                retryable=True,
+            )
+
     def _check_task_takes_data(self, task: str) -> None:
         if task in self.closed and task != self.open_task:
             raise Refused(
@@ -296,7 +359,8 @@ class StreamSession:
                 raise Refused("not_ready", f"the revisit of {task!r} has no data yet: send it, or abandon", retryable=True)
             return
         if task in self.closed:
-            raise Refused("task_closed", f"task {task!r} is closed already")
+            since = "; with stream.boundary = 'drift', no data of its stream has come since" if self.terms.drift else ""
+            raise Refused("task_closed", f"task {task!r} is closed already{since}")
         if self.open_task is None:
             raise Refused("unknown_task", f"no task is open; the first batch of {task!r} would open it")
         raise Refused("unknown_task", f"task {task!r} has no data; the open task is {self.open_task!r}")
@@ -309,15 +373,17 @@ class StreamSession:
         self.total_spool += nbytes
         match record:
             case Batch():
-                self._apply_batch(record, nbytes)
+                self._apply_batch(lsn, record, nbytes)
             case Boundary() | Abandon():
                 self._close(record.task)
             case Revisit():
-                self.open_task, self.revisit_lsn = record.task, lsn
+                self.open_task = self.open_tag = record.task
+                self.revisit_lsn = lsn
             case Forget():
                 self.forgotten.add(record.task)
             case Lost():
                 self.open_task = record.task
+                self.open_tag = self.open_tag or (_stream_of(record.task) if self.terms.drift else record.task)
                 if record.task in self.closed:
                     self.revisit_lsn = lsn
 
@@ -328,21 +394,27 @@ class StreamSession:
         state.epoch = max(state.epoch, record.epoch)
         state.stored = max(state.stored, record.seq)
 
-    def _apply_batch(self, record: Batch, nbytes: int) -> None:
+    def _apply_batch(self, lsn: int, record: Batch, nbytes: int) -> None:
         self.stored_batches += 1
         self.largest_batch = max(self.largest_batch, nbytes)
         if self.signature is None:
             self.signature = signature_of(record)
         self.labels.add(record.new_labels)
-        self.open_task = record.task
+        self.open_task, self.open_tag = record.task, record.tag or record.task
         self.open_batches += 1
+        if self.terms.drift:
+            self.ahead.append((lsn, record.samples))
+            self.ahead_rows += record.samples
+            self.largest_rows = max(self.largest_rows, record.samples)
         self.task_spool += nbytes
         if record.boundary:
             self._close(record.task)
 
     def _close(self, task: str) -> None:
         self.closed.add(task)
-        self.open_task = self.revisit_lsn = None
+        if self.terms.drift and self.open_tag is not None:
+            self._numbers[self.open_tag] = self._next_number(self.open_tag)
+        self.open_task = self.open_tag = self.revisit_lsn = None
         self.task_spool = self.open_batches = 0
 
     def synced(self) -> None:
@@ -356,6 +428,11 @@ class StreamSession:
             self.producers.setdefault(name, ProducerState()).applied = seq
         self.applied_batches = batches
 
+    def trained(self, next_lsn: int) -> None:
+        """Everything below this record has been trained on."""
+        while self.ahead and self.ahead[0][0] < next_lsn:
+            self.ahead_rows -= self.ahead.popleft()[1]
+
     # -- credit --------------------------------------------------------------------------------------------------
 
     def room(self) -> int:
@@ -365,12 +442,18 @@ class StreamSession:
         return max(0, min(task, total))
 
     def credit(self) -> dict[str, int]:
-        """What each producer may hold unacknowledged: no messages once another batch might not fit on disk."""
+        """What each producer may hold unacknowledged: no messages once another batch might not fit on disk.
+
+        With drift, also only so many as keep the log close to training.
+        """
         room = 0 if self.full else self.room()
-        return {
-            "messages": self.terms.credit if room >= self.largest_batch + RECORD_OVERHEAD else 0,
-            "bytes": room,
-        }
+        messages = self.terms.credit if room >= self.largest_batch + RECORD_OVERHEAD else 0
+        return {"messages": min(messages, self._credit_ahead()) if self.terms.drift else messages, "bytes": room}
+
+    def _credit_ahead(self) -> int:
+        """As many batches, of the largest size so far, as may wait to be trained on; one if there are none."""
+        left = (self.terms.drift_rows - self.ahead_rows) // self.largest_rows if self.largest_rows else 1
+        return max(left, 0 if self.ahead else 1)
 
     def limits(self) -> dict[str, int]:
         """The bounds a producer must keep to, for its welcome."""
@@ -380,6 +463,15 @@ class StreamSession:
             "arrays": 8,
             "task_bytes": self.terms.task_bytes,
         }
+
+
+def _numbered(tag: str, number: int) -> str:
+    return tag if number == 1 else f"{tag}.{number}"
+
+
+def _stream_of(task: str) -> str:
+    """The tag that a task's name was made of, as far as the name tells."""
+    return re.sub(r"\.([2-9]|[1-9]\d+)\Z", "", task)
 
 
 def _abandoned(task: str) -> Abandon:

@@ -40,19 +40,23 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
 
 
 class Batch(_Record, frozen=True, tag="batch"):
-    """Rows of one task. new_labels: labels first seen here, in order of appearance."""
+    """Rows of one task. new_labels: labels first seen here, in order of appearance.
+
+    tag: what the producer called the task, where the daemon gave it another name (drift).
+    """
 
     samples: int
     arrays: tuple[ArraySpec, ...]
     boundary: bool = False
     new_labels: tuple[int, ...] = ()
+    tag: str | None = None
 
 
 class Boundary(_Record, frozen=True, tag="boundary"):
     """The end of a task. weight: lambda_t, None for scale * N_t."""
 
     weight: float | None = None
-    origin: Literal["stream", "admin", "on-change"] = "stream"
+    origin: Literal["stream", "admin", "on-change", "drift"] = "stream"
 
 
 class Revisit(_Record, frozen=True, tag="revisit"):
