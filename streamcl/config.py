@@ -95,12 +95,18 @@ class Stream(_Section, frozen=True):
     """
 
     boundary: Literal["explicit", "on-change", "drift"] = "explicit"
-    task_bytes: Positive = 8589934592
-    credit: Positive = 16
     drift_delta: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.002
     drift_rows: Positive = 500
+    task_bytes: Positive = 8589934592
+    credit: Positive = 16
     tasks: Positive = 100_000
     producers: Positive = 100_000
+
+
+class Evaluation(_Section, frozen=True):
+    """Rows that are only ever scored: a directory of files TASK.npz, TASK.parquet and TASK.csv; empty for none."""
+
+    directory: str = ""
 
 
 class Security(_Section, frozen=True):
@@ -137,6 +143,7 @@ class Config(_Section, frozen=True):
     train: Train = Train()
     posterior: Posterior = Posterior()
     stream: Stream = Stream()
+    evaluation: Evaluation = Evaluation()
     security: Security = Security()
     log: Log = Log()
 
@@ -412,6 +419,9 @@ def _whole(config: Config) -> Iterator[Problem]:
     if train.autocast != "off" and (train.dtype != "float32" or train.optimizer == "lbfgs"):
         text = f"{train.autocast} goes with train.dtype float32 and optimizers adam and sgd, got {train.dtype} and "
         yield Problem("train.autocast", text + train.optimizer, also=("train.dtype", "train.optimizer"))
+    if config.evaluation.directory and config.model.likelihood == "gaussian":
+        text = "an accuracy is a share of right answers; expected model.likelihood categorical or bernoulli, got gaussian"
+        yield Problem("evaluation.directory", text, also=("model.likelihood",))
     if config.stream.boundary == "drift" and train.optimizer == "lbfgs":
         text = "drift shows in the errors of a model that learns while data arrives; expected train.optimizer adam or sgd, "
         text += "got lbfgs, which learns at boundaries only"

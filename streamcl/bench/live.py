@@ -41,7 +41,7 @@ def keep(out: Path, tasks: int, epochs: int, announce: Callable[[LocalDaemon], N
         "model": {"args": {"hidden": [1000]}, "classes": 10},
         "train": {"epochs": epochs, "learning_rate": 1e-3, "batch_size": 64},
         "posterior": {"mode": "factors", "scale": SCALE, "prior_precision": 1.0},
-        # "evaluation": {"directory": str((out / "evaluation").resolve())},
+        "evaluation": {"directory": str((out / "evaluation").resolve())},
         "endpoints": _endpoints(),
     }
     with _until_told_to_stop(), LocalDaemon(tree, out / "state") as daemon:

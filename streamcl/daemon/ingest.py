@@ -160,6 +160,7 @@ class Ingest:
         self.chronicle = self.view.chronicle = Chronicle(self.session, self.history)
         self.view.recovered(entries)
         self._show_penalties(self.history.latest_penalties())
+        self._show_accuracies(self.history.latest_accuracies())
         self.view.quarantine = quarantine.load(self.state.path)
         self.model_accepted = self.session.signature
         self._tell_trainer()
@@ -561,6 +562,10 @@ class Ingest:
                     self._set_aside(message["failure"])
                 case "penalties":
                     self._take_penalties(message)
+                case "accuracies":
+                    self._take_accuracies(message)
+                case "noted":
+                    self.chronicle.note("warning", message["text"], message["task"])
                 case "checkpointed":
                     self._checkpointed(message)
                 case "dropped":
@@ -585,7 +590,7 @@ class Ingest:
         self.chronicle.note("failed", str(failure["reason"]), failure["task"])
 
     def _drifted(self, message: dict[str, Any]) -> None:
-        """The stream of the open task has changed: close it, as an operator would. The trainer says so until it is closed."""
+        """The open task's stream has changed: close it, as an operator would. The trainer says so until it is closed."""
         records = () if self.closing else self.session.admit_drift(message["task"])
         for record in records:
             try:
@@ -631,6 +636,14 @@ class Ingest:
     def _show_penalties(self, penalties: dict[str, tuple[float, float]]) -> None:
         self.view.penalties.update(penalties)
         self.metrics.followed(penalties)
+
+    def _take_accuracies(self, message: dict[str, Any]) -> None:
+        self.history.add_accuracies(message["lsn"], message["time"], message["rows"])
+        self._show_accuracies({task: accuracy for task, accuracy, _ in message["rows"]})
+
+    def _show_accuracies(self, accuracies: dict[str, float]) -> None:
+        self.view.accuracies.update(accuracies)
+        self.metrics.evaluated(accuracies)
 
     def _checkpointed(self, message: dict[str, Any]) -> None:
         self.session.applied(message["sequences"], message["batches"])

@@ -6,6 +6,7 @@ or tasks, a value counts under ``other``.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -120,13 +121,19 @@ class Metrics:
             self.task_penalty.labels(label).set(penalty)
             self.task_penalty_rise.labels(label).set(rise)
 
+    def evaluated(self, accuracies: Mapping[str, float]) -> None:
+        """Take over each task's accuracy on its evaluation set."""
+        for task, accuracy in accuracies.items():
+            self.task_accuracy.labels(self.label("task", task)).set(accuracy)
+
     def forget_task(self, task: str) -> None:
         """Drop a withdrawn task's values."""
         known = self._label_values.get("task", set())
         if task in known:
             known.remove(task)
-            self.task_penalty.remove(task)
-            self.task_penalty_rise.remove(task)
+            for values in (self.task_penalty, self.task_penalty_rise, self.task_accuracy):
+                with contextlib.suppress(KeyError):  # it never had any
+                    values.remove(task)
 
     def as_map(self) -> dict[str, float]:
         """Every sample of /metrics: ``name`` or ``name{label="value"}`` to value."""

@@ -20,6 +20,7 @@ import torch
 from streamcl import models
 from streamcl.config import Config
 from streamcl.daemon.channel import Channel, wait
+from streamcl.daemon.evaluator import Evaluated, Evaluator
 from streamcl.daemon.forecast import Forecast
 from streamcl.daemon.memory import Memory
 from streamcl.errors import ConfigError, ModelRefused
@@ -40,6 +41,7 @@ FOLLOWED_AT_ONCE = 16  # tasks, at a boundary; more of them for
 FOLLOW_SHARE = 0.02  # this share of the time that it took; the rest when there is nothing to learn,
 FOLLOW_SECONDS = 0.05  # so long between two looks at the channels
 FOLLOWED_TOGETHER = 500  # tasks in one message to ingest
+EVALUATE_SHARE = 0.05  # at most this share of the time goes into evaluation sets while there is something to learn
 PUBLISH_SHARE = 0.01  # at most this share of the time goes into publishing parameters
 
 T = TypeVar("T")
@@ -97,6 +99,11 @@ class Trainer:
         self._followed: dict[str, int] = {}
         self._followed_lsn, self._followed_time = 0, 0.0
         self._penalties: list[list[Any]] = []
+        say = self._say_of_evaluation
+        self.evaluator = Evaluator(config, self.learner.device, say) if config.evaluation.directory else None
+        self._to_evaluate: tuple[int, float, Mapping[str, Any]] | None = None  # LSN, time and parameters
+        self._evaluating: Iterator[None] | None = None
+        self._evaluation_began = self._evaluation_spent = 0.0
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -145,6 +152,7 @@ class Trainer:
             self._drop()
             self._publish(force=True)
             self._follow_tasks()
+            self._evaluate_soon()
         self.log.info("recovered", next_lsn=self.learner.next_lsn, ledger=entries)
 
     def turn(self) -> None:
@@ -158,7 +166,8 @@ class Trainer:
         self._report(force=True)
         self._checkpoint_if_due()
         self._follow_on(FOLLOW_SECONDS)
-        self._wait(0.0 if self._penalties else 1.0)
+        self._evaluate_on(FOLLOW_SECONDS)
+        self._wait(0.0 if self._penalties or self._evaluating is not None else 1.0)
         self._look_up()
 
     def _learning(self) -> str:
@@ -184,6 +193,7 @@ class Trainer:
         self._report(force=self.learner.drifted is not None)
         self._publish()
         self._follow_on(0.0)
+        self._evaluate_in_between()
         self._checkpoint_if_due(force=lsn in self.learner.wary)  # so that another failure does not come back this far
         return True
 
@@ -278,6 +288,8 @@ class Trainer:
         self._drop()
         self._publish(force=True)
         self._follow_tasks(FOLLOW_SHARE * entry["seconds"])
+        if entry["kind"] != "abandon":
+            self._evaluate_soon()
         self.side.send("done", entry=entry, warning=self.learner.warning)
         self.log.info(entry["kind"], **{name: entry.get(name) for name in ("task", "samples", "loss", "seconds")})
 
@@ -393,6 +405,56 @@ class Trainer:
         for start in range(0, len(rows), FOLLOWED_TOGETHER):
             part = rows[start : start + FOLLOWED_TOGETHER]
             self.side.send("penalties", lsn=self._followed_lsn, time=self._followed_time, rows=part)
+
+    # -- evaluation sets -----------------------------------------------------------------------------------------
+
+    def _evaluate_soon(self) -> None:
+        """Keep the parameters of this boundary, to be evaluated in quiet moments after those that are being evaluated."""
+        if self.evaluator is None or self.learner.network is None or self.learner.open_task is not None:
+            return
+        state = {name: np.array(array) for name, array in self.learner.served().items()}
+        self._to_evaluate = (self.learner.next_lsn, time.time(), state)
+
+    def _evaluate_in_between(self) -> None:
+        """A block, if there was little of that lately: data must not wait for evaluations."""
+        elapsed = time.monotonic() - self._evaluation_began
+        if self._evaluating is None or self._evaluation_spent < EVALUATE_SHARE * elapsed:
+            self._evaluate_on(0.0)
+
+    def _evaluate_on(self, seconds: float) -> None:
+        """Go on evaluating; a block at least, and no longer than that after it."""
+        started = time.monotonic()
+        if self._evaluating is None and self._to_evaluate is not None:
+            self._evaluating = self._evaluation(*self._to_evaluate)
+            self._to_evaluate = None
+            self._evaluation_began, self._evaluation_spent = started, 0.0
+        while self._evaluating is not None:
+            if next(self._evaluating, self) is self:
+                self._evaluating = None
+            if time.monotonic() - started >= seconds:
+                break
+        self._evaluation_spent += time.monotonic() - started
+
+    def _evaluation(self, lsn: int, when: float, state: Mapping[str, Any]) -> Iterator[None]:
+        learner = self.learner
+        assert self.evaluator is not None
+        assert learner.posterior is not None
+        assert learner.signature is not None
+        results: list[Evaluated] = []
+        for result in self.evaluator.evaluate(list(learner.posterior.tasks), learner.signature, learner.labels, state):
+            if result is not None:
+                results.append(result)
+            yield None
+        known = () if self.learner.posterior is None else self.learner.posterior.tasks  # some may be withdrawn by now
+        rows = [[each.task, each.accuracy, each.rows] for each in results if each.task in known]
+        for start in range(0, len(rows), FOLLOWED_TOGETHER):
+            self.side.send("accuracies", lsn=lsn, time=when, rows=rows[start : start + FOLLOWED_TOGETHER])
+
+    def _say_of_evaluation(self, task: str, text: str) -> None:
+        self.log.warning("evaluation", task=task or None, reason=text)
+        self.side.send("noted", text=text, task=task or None)
+
+    # -- progress ------------------------------------------------------------------------------------------------
 
     def _report(self, force: bool = False) -> None:
         now = time.monotonic()

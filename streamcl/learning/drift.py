@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from river.drift import ADWIN
 from torch import Tensor
 
 from streamcl.learning.evaluation import right
@@ -44,7 +43,7 @@ class Rise:
 
 
 def errors(likelihood: str, output: Tensor, target: Tensor) -> list[float]:
-    """What `Drift.add` takes, one number a row: the share of its targets that is wrong, or (gaussian) the mean squared error."""
+    """What `Drift.add` takes, a number a row: the share of its targets that is wrong; gaussian: the mean squared error."""
     if likelihood == "gaussian":
         wrong = (output - target).double().square().reshape(len(target), -1).mean(1)
     else:
@@ -69,13 +68,17 @@ class Drift:
     _scale: float | None = None  # gaussian
     _first: list[float] = field(default_factory=list)  # gaussian: errors that the scale will be made of
     _seen: bytearray = field(default_factory=bytearray)
-    _adwin: ADWIN = field(init=False, repr=False, compare=False)
+    _adwin: Any = field(init=False, repr=False, compare=False)  # River has no types
 
     def __post_init__(self) -> None:
         self._adwin = self._fresh()
 
-    def _fresh(self) -> ADWIN:
-        return ADWIN(delta=self.delta, grace_period=max(GRACE, self.least_rows - self._began))
+    def _fresh(self) -> Any:
+        from river.drift import ADWIN  # here, because it takes a second, which nobody without drift shall wait
+
+        return ADWIN(  # type: ignore[no-untyped-call]
+            delta=self.delta, grace_period=max(GRACE, self.least_rows - self._began)
+        )
 
     def open_task(self) -> None:
         """Another task: everything before it is forgotten."""

@@ -279,7 +279,8 @@ class StreamSession:
         name = _numbered(tag, self._next_number(tag)) if self.terms.drift else tag
         if len(name) > TASK_CHARACTERS:
             raise Refused(
-                "bad_header", f"task: expected room for the number that drift appends in {TASK_CHARACTERS} characters: {name}"
+                "bad_header",
+                f"task: expected room for the number that drift appends in {TASK_CHARACTERS} characters: {name}",
             )
         return name
 
@@ -293,8 +294,8 @@ class StreamSession:
         if self.terms.drift and self.ahead_rows >= self.terms.drift_rows:
             raise Refused(
                 "no_credit",
-                f"{self.ahead_rows} rows wait to be trained on, of {self.terms.drift_rows} at the most (stream.drift_rows): a "
-                "change is to be found before more is taken in; wait for credit",
+                f"{self.ahead_rows} rows wait to be trained on, of {self.terms.drift_rows} at most (stream.drift_rows): "
+                "a change is to be found before more is taken in; wait for credit",
                 retryable=True,
             )
 
