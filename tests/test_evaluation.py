@@ -106,20 +106,24 @@ def test_the_accuracy_is_that_of_the_predictions(start: Callable[..., LocalDaemo
     assert metrics(daemon)['streamcl_task_accuracy_ratio{task="a"}'] == pytest.approx((predicted == y).mean())
 
 
-def test_it_is_the_boundarys_own_parameters_that_are_scored_while_the_next_task_streams_in(
+def test_it_is_each_boundarys_own_parameters_that_are_scored_while_the_next_tasks_stream_in(
     start: Callable[..., LocalDaemon], tmp_path: Path
 ) -> None:
-    x, y = rows(9, 20_000)
+    x, y = rows(9, 100_000)
     save(tmp_path / "sets" / "a.npz", x, y)
-    daemon = start(tree(tmp_path / "sets"))
-    learn(daemon, "a")
-    with daemon.producer("other") as producer:
-        for seed in range(60):
-            other_x, other_y = rows(seed)
-            producer.send(other_x, (other_y + 1) % 4, "b")  # which unlearns a
+    save(tmp_path / "sets" / "b.npz", x, (y + 1) % 4)
+    daemon = start({**tree(tmp_path / "sets"), "posterior": {"scale": 0.0}})  # so that each task unlearns the one before
+    with daemon.producer() as producer:
+        for shift, task in enumerate("abc"):
+            own_x, own_y = rows(shift, 1000)
+            producer.send(own_x, (own_y + shift) % 4, task)
+            if task != "c":
+                producer.boundary(task, wait=False)
         producer.flush()
-        until(lambda: columns(daemon))
-    assert list(columns(daemon).values()) == [{"a": 1.0}]
+        until(lambda: len(columns(daemon)) == 2)
+    first, second = (columns(daemon)[lsn] for lsn in sorted(columns(daemon)))
+    assert first == {"a": 1.0}
+    assert second == {"a": 0.0, "b": 1.0}
 
 
 def test_a_restart_shows_what_was_known_and_a_withdrawn_task_is_shown_no_more(
