@@ -54,7 +54,11 @@ def feed(daemon: LocalDaemon) -> None:
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDaemon]:
-    with LocalDaemon(TREE, tmp_path_factory.mktemp("dashboard") / "state") as made:
+    place = tmp_path_factory.mktemp("dashboard")
+    for task in ("monday", "wednesday"):
+        x, y = rows(99, 400)
+        np.savez(place / f"{task}.npz", x=x, y=y)
+    with LocalDaemon({**TREE, "evaluation": {"directory": str(place)}}, place / "state") as made:
         feed(made)
         yield made
 
@@ -176,6 +180,20 @@ def test_every_chart_says_in_words_what_it_draws(page: Page) -> None:
     assert page.all("#loss line.event.boundary")
 
 
+def test_the_accuracy_of_each_task_after_each_boundary_is_a_heat_map(page: Page) -> None:
+    page.until(lambda: page["#matrix"].is_displayed() and len(page.texts("#cells thead th")) > 1)
+    heads, tasks = page.texts("#cells thead th"), page.texts("#cells tbody th")
+    assert tasks == ["monday", "wednesday"]
+    assert heads[0] == "task"
+    assert set(heads[1:]) <= {"monday", HOSTILE, "wednesday", "\u21bb monday"}
+    cells = "return [...document.querySelectorAll('#cells td:not(.blank)')].map((c) => "
+    shares = page.script(cells + "[c.innerText, c.style.getPropertyValue('--share')])")
+    assert shares
+    assert all(abs(float(text) - float(share)) < 0.01 for text, share in shares)
+    assert "rgba(0, 0, 0, 0)" not in page.script(cells + "getComputedStyle(c).backgroundColor)")
+    assert page.texts("#tasks thead th").count("accuracy") == 1
+
+
 def test_it_asks_nobody_but_the_daemon_and_the_console_stays_clean(page: Page, daemon: LocalDaemon) -> None:
     before = page.script("return performance.getEntriesByType('resource').length")
     page.until(lambda: page.script("return performance.getEntriesByType('resource').length") > before + 5)
@@ -222,6 +240,7 @@ def test_a_consolidation_shows_how_far_it_is_and_the_time_left(
 
 
 def test_the_keyboard_reaches_everything_and_reads_the_charts(page: Page) -> None:
+    page.until(lambda: page["#matrix"].is_displayed())
     page.press(Keys.TAB)
     assert page["a.skip"].is_displayed()
     page.press(Keys.ENTER)
@@ -237,6 +256,7 @@ def test_the_keyboard_reaches_everything_and_reads_the_charts(page: Page) -> Non
         "accuracy",
         "rate",
         "lag",
+        "matrix",
         "rise",
         "scroll",
         "scroll",

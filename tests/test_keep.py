@@ -58,6 +58,7 @@ def test_one_command_leaves_a_dashboard_with_live_data_and_the_next_goes_on_from
         with urllib.request.urlopen(where["dashboard"], timeout=PATIENCE) as page:
             assert b"<title>streamcl" in page.read()
         until(lambda: any(task["revisits"] for task in fetch(where, "overview")["tasks"]))
+        until(lambda: all(task.get("accuracy", 0.0) > 0.2 for task in fetch(where, "overview")["tasks"]))
         overview, history = fetch(where, "overview"), fetch(where, "history?seconds=0")
         assert {task["task"] for task in overview["tasks"]} == {"digits-1", "digits-2"}
         assert {producer["producer"] for producer in overview["producers"]} == {"camera-1", "camera-2"}
