@@ -15,25 +15,25 @@ import msgspec
 from streamcl.errors import Refused
 from streamcl.protocol.frames import legible_seq
 
-CODES = (
-    "bad_header",
-    "bad_array",
-    "bad_shape",
-    "bad_label",
-    "nonfinite",
-    "too_large",
-    "gap",
-    "stale_epoch",
-    "task_mismatch",
-    "task_closed",
-    "unknown_task",
-    "not_in_factor_mode",
-    "no_credit",
-    "no_space",
-    "not_allowed",
-    "not_ready",
-    "internal",
-)
+CODES = {  # every reason to refuse a message, and what it means
+    "bad_header": "the header, or a field of it, is not as the protocol says",
+    "bad_array": "an array is not described as the protocol says, or its bytes are not as described",
+    "bad_shape": "rows or targets have another shape than those of the first batch, or do not fit the model",
+    "bad_label": "a label that the model has no output for",
+    "nonfinite": "not a number, or infinite, among the data",
+    "too_large": "more bytes or rows than one message may have",
+    "gap": "a sequence number before this one is missing",
+    "stale_epoch": "a newer process has taken over this producer's name",
+    "task_mismatch": "another task is open",
+    "task_closed": "the task is consolidated already",
+    "unknown_task": "no such task, or it has no data",
+    "not_in_factor_mode": "the mode of this daemon keeps nothing that could be revisited or withdrawn",
+    "no_credit": "more than may be waiting: unacknowledged messages, requests, rows ahead of training",
+    "no_space": "the disk is full",
+    "not_allowed": "the key may not do this",
+    "not_ready": "not now: something else must be done first",
+    "internal": "a defect of the daemon",
+}
 RETRYABLE = frozenset({"no_credit", "no_space", "not_ready", "gap", "internal"})
 
 ProducerName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._-]{1,128}\Z")]

@@ -1,0 +1,1 @@
+"""The documentation; `streamcl.docs.reference` makes the part of it that the code says already."""
