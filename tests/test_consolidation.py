@@ -161,6 +161,12 @@ def test_the_penalty_of_a_factor_is_zero_at_its_centre_and_never_negative() -> N
     assert penalty(factor, torch.tensor([3.0, 99.0, -1.0])) == 1.0
 
 
+def test_parameters_that_a_task_hardly_determines_do_not_count_in_its_penalty() -> None:
+    factor = DiagonalGaussian(torch.tensor([2.0, 1e-20]), torch.tensor([4.0, 1e-2]))  # whose centre would be 1e18
+    assert penalty(factor, torch.tensor([3.0, 0.0])) > 1e10
+    assert penalty(factor, torch.tensor([3.0, 0.0]), least=1e-3) == 1.0
+
+
 def test_samples_have_the_posteriors_moments() -> None:
     g = DiagonalGaussian(torch.tensor([4.0, 0.25, 0.0], dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
     centre = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)

@@ -86,15 +86,15 @@ def product(prior: DiagonalGaussian, factors: Iterable[DiagonalGaussian]) -> Dia
     return DiagonalGaussian(precision, shift)
 
 
-def penalty(factor: DiagonalGaussian, theta: Tensor) -> float:
-    """``1/2 sum Lambda_t (theta - centre_t)^2``, in nats: follows task t without its data (the note, before its end)."""
-    return potential(factor, theta) + completed_square(factor)
+def penalty(factor: DiagonalGaussian, theta: Tensor, least: Tensor | float = 0.0) -> float:
+    """``1/2 sum Lambda_t (theta - centre_t)^2``, in nats: follows task t without its data (the note, before its end).
 
-
-def completed_square(factor: DiagonalGaussian) -> float:
-    """What `potential` leaves out of `penalty`, at every theta: ``1/2 sum eta_t^2 / Lambda_t`` where Lambda_t > 0."""
-    held = factor.precision > 0
-    return 0.5 * float(torch.where(held, factor.shift.square() / factor.precision, 0.0).sum())
+    least: only parameters with a Lambda_t above it are counted. Where Lambda_t is next to nothing, eta_t is what training
+    left unfinished, and the centre eta_t / Lambda_t lies anywhere.
+    """
+    held = factor.precision > least
+    away = factor.precision * theta - factor.shift
+    return 0.5 * float(torch.where(held, away.square() / factor.precision, 0.0).sum())
 
 
 def potential(factor: DiagonalGaussian, theta: Tensor) -> float:

@@ -42,8 +42,8 @@ def reference() -> str:
 def _keys() -> Iterator[str]:
     yield "## Configuration\n"
     yield (
-        f"Every key is also a flag (`--train.epochs 3`) and a variable (`{variable('train.epochs')}=3`). A flag goes before "
-        "a variable, that before the file, that before the default. Variables that begin with "
+        f"Every key is also a flag (`--train.epochs 3`) and a variable (`{variable('train.epochs')}=3`). A flag goes "
+        "before a variable, that before the file, that before the default. Variables that begin with "
         f"`{PREFIX}` and name no key are errors, like unknown keys. *Fixed*: belongs to the state directory.\n"
     )
     yield _row("key", "default", "", "")

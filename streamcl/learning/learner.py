@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from streamcl.config import Config
-from streamcl.core.consolidation import completed_square, potential, task_precision
+from streamcl.core.consolidation import potential, task_precision
 from streamcl.core.fisher import DiagonalFisher
 from streamcl.core.gaussian import DiagonalGaussian
 from streamcl.errors import StreamclError
@@ -311,7 +311,7 @@ class Learner:
         entry = self._entry(kind, lsn, record, started, samples=data.samples, weight=weight, loss=loss)
         if factor is not None:
             at = potential(factor, self._network.master())
-            entry |= {"factor": lsn, "potential": at, "completed_square": completed_square(factor)}
+            entry |= {"factor": lsn, "potential": at}
         self._register(entry)
         return Outcome(entry, factor)
 

@@ -24,6 +24,8 @@ from streamcl import config
 from streamcl.core import consolidation
 from streamcl.core.gaussian import DiagonalGaussian
 
+LEAST_SHARE = 1e-3  # of the prior's precision: parameters that a task's data determine less than that say nothing of it
+
 
 class FactorSource(Protocol):
     """Where the factors are kept."""
@@ -99,10 +101,9 @@ class Posterior:
             factor = None if entry is None else self._factor(task, verify=task not in followed)
             if entry is None or factor is None:
                 continue
-            now = consolidation.potential(factor, theta)
-            square = entry.get("completed_square")  # entries of earlier versions do not have it
-            penalty = now + (consolidation.completed_square(factor) if square is None else square)
-            yield task, penalty, (now - entry["potential"]) / entry["samples"]
+            penalty = consolidation.penalty(factor, theta, LEAST_SHARE * self.prior.precision)
+            rise = consolidation.potential(factor, theta) - entry["potential"]
+            yield task, penalty, rise / entry["samples"]
 
     def _factors(self, without: str) -> Iterator[DiagonalGaussian]:
         factors = (self._factor(task) for task in self.tasks if task != without)
