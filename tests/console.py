@@ -56,10 +56,7 @@ class Shell:
     def __init__(self, directory: Path) -> None:
         self.ports = {name: free_port() for name in ENDPOINTS}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        own = {
-            f"STREAMCL_ENDPOINTS__{name}": f"{'' if name == 'HTTP' else 'tcp://'}127.0.0.1:{port}"
-            for name, port in self.ports.items()
-        }
+        own = {variable(name): f"{'' if name == 'HTTP' else 'tcp://'}127.0.0.1:{port}" for name, port in self.ports.items()}
         environment = {**os.environ, **own, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "TERM": "dumb"}
         self.process = subprocess.Popen(
             ["bash", "--norc"],
@@ -78,6 +75,8 @@ class Shell:
         assert self.process.stdout is not None
         for name, port in self.ports.items():
             command = re.sub(rf"\b{ENDPOINTS[name]}\b", str(port), command)
+        if command.startswith("streamcl config"):  # which would tell of our variables
+            command = f"env {' '.join(f'-u {variable(name)}' for name in ENDPOINTS)} {command}"
         self.process.stdin.write(f"{command}\nended=$?; echo; echo {MARK} $ended\n")
         self.process.stdin.flush()
         lines = []
@@ -86,16 +85,18 @@ class Shell:
                 if lines and not lines[-1]:
                     lines.pop()
                 status = int(line.split()[-1])
-                return (self._wait_until_ready() or status if command.rstrip().endswith("&") else status), lines
+                return (self._wait_until_ready(command) if command.rstrip().endswith("&") else status), lines
             lines.append(line.rstrip())
         raise AssertionError(f"the shell ended at {command!r}")
 
-    def _wait_until_ready(self) -> int:
+    def _wait_until_ready(self, command: str) -> int:
+        named = re.search(r"--state-dir \S+", command)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            status, _ = self.run("streamcl health >/dev/null 2>&1")
+            status, _ = self.run(f"streamcl health {named[0] if named else ''} >/dev/null 2>&1")
             if status == 0:
                 return 0
+            time.sleep(0.2)
         return 1
 
     def close(self) -> None:
@@ -104,6 +105,10 @@ class Shell:
         self.run("kill $(jobs -p) 2>/dev/null; wait")
         self.process.kill()
         self.process.communicate()
+
+
+def variable(name: str) -> str:
+    return f"STREAMCL_ENDPOINTS__{name}"
 
 
 def free_port() -> int:
