@@ -75,6 +75,7 @@ class Shell:
         assert self.process.stdout is not None
         for name, port in self.ports.items():
             command = re.sub(rf"\b{ENDPOINTS[name]}\b", str(port), command)
+        command = command.replace("0.0.0.0", "127.0.0.1")  # a test binds to nothing else
         if command.startswith("streamcl config"):  # which would tell of our variables
             command = f"env {' '.join(f'-u {variable(name)}' for name in ENDPOINTS)} {command}"
         self.process.stdin.write(f"{command}\nended=$?; echo; echo {MARK} $ended\n")
@@ -121,6 +122,7 @@ def words(lines: list[str]) -> list[str]:
     """What two outputs of one command have in common: no figures, no bars, no widths."""
     text = "\n".join(line for line in lines if line.strip(" ─-"))
     text = re.sub(r"send-[0-9a-f]+(-\d+)?", "send-#", text)
+    text = re.sub(r"(?<=public: )\S+", "#", text)
     text = re.sub(r"[▁▂▃▄▅▆▇█]+", "~", text)
     text = re.sub(r"[+-]?\d[\d,.:]*(e[+-]?\d+)?", "#", text)
     text = re.sub(r"# ?(k|M|G|Ki|Mi|Gi)?B\b", "# B", text)
