@@ -30,16 +30,19 @@ class Forecast:
     fisher_epochs: float = FISHER_EPOCHS
     _done: float = 0.0
     _phase_began: float = 0.0
+    _seen: float = 0.0
     _epochs_seconds: float = 0.0
 
     def begin(self) -> None:
         """A consolidation begins."""
-        self.phase, self.epoch, self._done, self._phase_began = "epochs", 0, 0.0, self.clock()
+        self._seen = self.clock()
+        self.phase, self.epoch, self._done, self._phase_began = "epochs", 0, 0.0, self._seen
 
     def saw(self, progress: Progress) -> None:
-        """A step was taken."""
+        """A step was taken. A phase is heard of at the end of its first step: it began with the last one before."""
         if progress.phase != self.phase:
             self._enter(progress.phase)
+        self._seen = self.clock()
         self.epoch, self.epochs, self._done = progress.epoch, progress.epochs, progress.done
 
     def saving(self) -> None:
@@ -50,8 +53,8 @@ class Forecast:
 
     def _enter(self, phase: Literal["epochs", "fisher", "saving"]) -> None:
         if self.phase == "epochs":
-            self._epochs_seconds = self.clock() - self._phase_began
-        self.phase, self._done, self._phase_began = phase, 0.0, self.clock()
+            self._epochs_seconds = self._seen - self._phase_began
+        self.phase, self._done, self._phase_began = phase, 0.0, self._seen
 
     def fraction(self) -> float:
         """The share of the whole that is done, from 0 to 1, by time."""
