@@ -34,7 +34,11 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--label", "--y", help="the target's column or array (default: y, label, target or the last)")
     parser.add_argument("--x", help="the array of inputs in an NPZ file")
     parser.add_argument("--rows", type=int, default=256, help="rows a batch (default 256)")
-    parser.add_argument("--producer", help="name of the stream (default: made of the file's content and the task)")
+    parser.add_argument(
+        "--producer",
+        help="a name of your own for the stream; the file is then sent whole, every time (default: made of the file's "
+        "content and the task, so that a file sent again goes on where it was)",
+    )
     add_connection(parser, "stream", "admin")
     add_json(parser)
 

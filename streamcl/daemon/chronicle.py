@@ -96,7 +96,7 @@ class Chronicle:
         """Keep an event; the same one again within a minute is not news, nor what a record's number says was noted."""
         now = self.clock()
         self._noted = {seen: at for seen, at in self._noted.items() if now - at < ONCE_SECONDS}
-        noted = lsn is not None and any((event["kind"], event["lsn"]) == (kind, lsn) for event in self.events)
+        noted = lsn is not None and self.history.has_event(kind, lsn)
         if noted or (kind, text) in self._noted or len(self._noted) >= MOST_EVENTS:
             return
         self._noted[kind, text] = now

@@ -116,6 +116,11 @@ class History:
             cursor.execute("insert into event (time, kind, task, text, lsn) values (?, ?, ?, ?, ?)", row)
             cursor.execute("delete from event where id <= (select max(id) from event) - ?", (MAX_EVENTS,))
 
+    def has_event(self, kind: str, lsn: int) -> bool:
+        """Whether an event of this kind was noted of this record."""
+        found = self._database.execute("select 1 from event where kind = ? and lsn = ? limit 1", (kind, lsn))
+        return found.fetchone() is not None
+
     def latest_penalties(self) -> dict[str, tuple[float, float]]:
         """Each task's newest penalty and rise."""
         query = "select task, penalty, rise from penalty where lsn = (select max(lsn) from penalty)"
