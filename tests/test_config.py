@@ -45,6 +45,7 @@ OURS = {
     "train.watchdog_seconds": 300.0,
     "posterior.convention": "streamcl",
     "posterior.gamma": 0.95,
+    "evaluation.directory": "",
     "stream.drift_delta": 0.002,
     "stream.drift_rows": 500,
     "stream.tasks": 100_000,

@@ -166,13 +166,13 @@ def test_the_environment_is_checked_with_the_file(run: Run, monkeypatch: pytest.
 
 
 def test_what_cannot_be_found_from_here_is_a_warning_and_an_error_if_strict(run: Run) -> None:
-    path = written("[model]\nfactory = 'nowhere:net'\n[security]\nserver_key = 'no.key'\npolicy = 'no.toml'\n")
+    path = written("[model]\nfactory = 'not_yet_there:net'\n[security]\nserver_key = 'no.key'\npolicy = 'no.toml'\n")
     status, out, _ = run("config", "check", path)
     assert (status, out.count("warning: ")) == (0, 2)
     assert "no.key" in out
-    assert "no module nowhere" in out
+    assert "no module not_yet_there" in out
     assert run("config", "check", path, "--strict")[0] == 2
-    Path("nowhere.py").write_text("raise SystemExit('was run')\n")
+    Path("not_yet_there.py").write_text("raise SystemExit('was run')\n")
     assert "no module" not in run("config", "check", path)[1]
 
 

@@ -166,7 +166,11 @@ def test_a_reload_with_nothing_to_read_leaves_the_daemon_running(
 
 def test_without_a_service_manager_a_hang_up_ends_the_daemon(start: Callable[..., LocalDaemon]) -> None:
     """A terminal that is closed takes the daemon in it along."""
-    daemon = start(SMALL)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what the daemon inherits; under nohup it would be ignored
+    try:
+        daemon = start(SMALL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGHUP)
     assert daemon.process.wait(PATIENCE) == -signal.SIGHUP
