@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +13,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import PATIENCE, until
 
 from streamcl.bench.local import LocalDaemon
 from streamcl.client import Admin
 from streamcl.errors import Refused, StreamclError
 from streamcl.learning.drift import CALIBRATION, RECENT, Drift, errors
 
-PATIENCE = 60.0
 LEAST = 100
 
 
@@ -145,13 +144,6 @@ def stream(daemon: LocalDaemon, shifts: list[int], first: int = 0, tag: str = "a
 def tasks(daemon: LocalDaemon) -> list[str]:
     with daemon.admin() as admin:
         return [task["task"] for task in admin.tasks()]
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def learned(daemon: LocalDaemon, batches: int) -> None:

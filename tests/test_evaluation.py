@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import PATIENCE, until
 
 from streamcl.bench.local import LocalDaemon
 from streamcl.errors import StreamclError
-
-PATIENCE = 60.0
 
 
 def tree(directory: Path, mode: str = "factors", **train: Any) -> dict[str, Any]:
@@ -55,13 +53,6 @@ def metrics(daemon: LocalDaemon) -> dict[str, float]:
     with daemon.admin() as admin:
         known: dict[str, float] = admin.metrics()
     return {name: value for name, value in known.items() if name.startswith("streamcl_task_accuracy_ratio")}
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def columns(daemon: LocalDaemon) -> dict[int, dict[str, float]]:

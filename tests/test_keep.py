@@ -6,14 +6,13 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 90.0
+from waiting import PATIENCE, until
 
 
 @contextmanager
@@ -44,13 +43,6 @@ def kept(out: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
 def fetch(where: dict[str, str], path: str) -> Any:
     with urllib.request.urlopen(where["dashboard"] + path, timeout=PATIENCE) as answer:
         return json.loads(answer.read())
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_one_command_leaves_a_dashboard_with_live_data_and_the_next_goes_on_from_there(tmp_path: Path) -> None:

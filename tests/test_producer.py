@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from waiting import until
 
 from streamcl.bench.local import LocalDaemon
 from streamcl.client import GATHER_BYTES, Admin
@@ -19,13 +19,6 @@ X, Y = np.random.default_rng(0).normal(size=(600, 20)).astype("<f4"), np.arange(
 
 def durable(admin: Admin) -> int:
     return int(admin.status()["batches_durable"])
-
-
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_small_blocks_travel_as_one_message_and_all_their_rows_are_learned(start: Callable[..., LocalDaemon]) -> None:

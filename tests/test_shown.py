@@ -6,20 +6,18 @@ import json
 import os
 import shutil
 import subprocess
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
+from waiting import PATIENCE, until
 
 from streamcl.bench.local import LocalDaemon
 
-PATIENCE = 60.0
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 TASKS = ("a", "b", "c")
 
@@ -49,13 +47,6 @@ def get(daemon: LocalDaemon, path: str, accept: str = "*/*") -> tuple[int, str, 
             return answer.status, answer.headers["Content-Type"], answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.headers["Content-Type"], error.read().decode()
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_the_overview_has_tasks_and_producers(daemon: LocalDaemon) -> None:
