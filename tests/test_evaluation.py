@@ -25,6 +25,17 @@ def tree(directory: Path, mode: str = "factors", **train: Any) -> dict[str, Any]
     }
 
 
+GREEDY = """
+import traceback
+from torch import nn
+
+def model(input_shape, outputs):
+    if "evaluate" in {frame.name for frame in traceback.extract_stack()}:
+        raise MemoryError("no room for a second one")
+    return nn.Linear(input_shape[0], outputs)
+"""
+
+
 def rows(seed: int, n: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Four classes that a linear model tells apart without an error."""
     rng = np.random.default_rng(seed)
@@ -193,6 +204,19 @@ def test_an_accuracy_of_real_numbers_is_refused_at_the_start(start: Callable[...
     settings["model"] = {"factory": "streamcl.models:linear", "likelihood": "gaussian"}
     with pytest.raises(StreamclError, match=r"evaluation\.directory: an accuracy is a share of right answers"):
         start(settings)
+
+
+def test_a_model_that_cannot_be_had_twice_learns_on_without_being_scored(
+    start: Callable[..., LocalDaemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    save(tmp_path / "sets" / "a.npz", *rows(9))
+    daemon = start({**tree(tmp_path / "sets"), "model": {"factory": "greedy:model", "classes": 4}})
+    learn(daemon, "a", "b")
+    until(lambda: "no network beside" in json.dumps(fetch(daemon, "/history?seconds=0")["events"]))
+    assert metrics(daemon) == {}
+    learn(daemon, "c")
 
 
 def test_a_directory_that_is_not_there_is_said_and_nothing_else_happens(

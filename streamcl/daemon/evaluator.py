@@ -61,8 +61,12 @@ class Evaluator:
         found = self._find(tasks)
         if not found:
             return
-        network = Network(self.config, signature, labels, self.device, trained=False)
-        network.load(state)
+        try:
+            network = Network(self.config, signature, labels, self.device, trained=False)
+            network.load(state)
+        except Exception as error:  # no memory for a second network, most likely; learning goes on without
+            self._complain("", self.directory, f"evaluation: no network beside the one that learns: {type(error).__name__}")
+            return
         for task, path in found.items():
             try:
                 yield from self._score(task, path, network)

@@ -45,6 +45,7 @@ EVALUATE_SHARE = 0.05  # at most this share of the time goes into evaluation set
 PUBLISH_SHARE = 0.01  # at most this share of the time goes into publishing parameters
 
 T = TypeVar("T")
+_END = object()
 
 
 class _Stopped(Exception):
@@ -429,7 +430,7 @@ class Trainer:
             self._to_evaluate = None
             self._evaluation_began, self._evaluation_spent = started, 0.0
         while self._evaluating is not None:
-            if next(self._evaluating, self) is self:
+            if next(self._evaluating, _END) is _END:
                 self._evaluating = None
             if time.monotonic() - started >= seconds:
                 break
