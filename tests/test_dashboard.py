@@ -175,6 +175,8 @@ def test_every_chart_says_in_words_what_it_draws(page: Page) -> None:
         assert "nothing yet" not in str(svg.get_attribute("aria-label")), name
         assert svg.find_elements(By.CSS_SELECTOR, "path.line"), name
     assert "monday" in str(charts["rise"].get_attribute("aria-label"))
+    strokes = [line.get_attribute("stroke") for line in page.all("#rise path.line")]
+    assert len(set(strokes)) == len(strokes) == 3
     assert page.all("#rise .again"), "a revisit has its marker"
     assert page.all("#loss line.event.revisit")
     assert page.all("#loss line.event.boundary")

@@ -3,7 +3,7 @@
 
 const STATUS_MS = 1000, OVERVIEW_MS = 2000, HISTORY_MS = 5000, STALE_SECONDS = 60;
 const RANGES = [["15 min", 900], ["1 h", 3600], ["12 h", 43200], ["5 days", 432000], ["all", 0]];
-const COLOURS = 8, MOST_LINES = 8, DENSE = 16;
+const COLOURS = 8, MOST_LINES = COLOURS, DENSE = 16;
 const SVG = "http://www.w3.org/2000/svg";
 const MARKED = new Set(["boundary", "revisit", "drift", "failed", "crashed"]);
 
@@ -269,15 +269,26 @@ function showMatrix() {
     return cell;
   })));
   $("cells").className = marks.length > DENSE ? "dense" : "";
+  const box = $("cells").parentElement, begun = $("cells").childElementCount > 0;
   $("cells").replaceChildren(make("thead", {}, head), make("tbody", {}, ...body));
+  if (!begun) box.scrollLeft = box.scrollWidth;  // the newest; then it stays where it was put
+}
+
+const given = new Map();  // a task keeps its colour for as long as it is drawn
+function coloured(tasks) {
+  for (const task of given.keys()) if (!tasks.includes(task)) given.delete(task);
+  for (const task of tasks) {
+    if (!given.has(task)) given.set(task, [...Array(COLOURS).keys()].find((n) => ![...given.values()].includes(n)));
+  }
+  return given;
 }
 
 function showRises() {
   const rows = history.penalties.filter((r) => r.rise !== null), marks = [...new Set(rows.map((r) => r.lsn))];
   $("rises").hidden = !rows.length;
   if (!rows.length) return;
-  const last = new Map(rows.map((r) => [r.task, r.rise])), colour = new Map([...last.keys()].map((task, n) => [task, n]));
-  const tasks = [...last.keys()].sort((a, b) => last.get(b) - last.get(a)).slice(0, MOST_LINES);
+  const last = new Map(rows.map((r) => [r.task, r.rise]));
+  const tasks = [...last.keys()].sort((a, b) => last.get(b) - last.get(a)).slice(0, MOST_LINES), colour = coloured(tasks);
   const place = new Map(marks.map((m, n) => [m, n]));
   const lines = tasks.map((task) => {
     const own = rows.filter((r) => r.task === task), points = own.map((r) => [place.get(r.lsn), r.rise]);
