@@ -236,7 +236,7 @@ def test_a_state_directory_of_an_earlier_version_is_gone_on_with(tmp_path: Path)
             kinds = [event["kind"] for event in json.loads(answer.read())["events"]]
         found = admin.parameters()
     assert kinds == ["boundary", "boundary", "started"]  # the last of the former life is told again, since it is not noted
-    expected = np.load(tmp_path / "state" / "expected.npz")  # of that version, after the same boundary
+    expected = np.load(tmp_path / "state" / "expected.npz", allow_pickle=False)  # of that version, after the same boundary
     for name in ("theta", "precision", "shift"):
         np.testing.assert_array_equal(getattr(found, name), expected[name])
 
