@@ -220,7 +220,7 @@ def back_up_and_restore_elsewhere(desk: Desk) -> None:
 
 
 def test_a_state_directory_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
-    """Of 2026-11-24, before the history had time series: two tasks consolidated, one open, killed."""
+    """Of 744afb6 (2026-11-25), before the history had time series: two tasks consolidated, one open, killed."""
     with tarfile.open(Path(__file__).parent / "data" / "state-of-an-earlier-version.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     tree = {
