@@ -12,6 +12,7 @@ import zmq
 
 from streamcl.daemon import sockets
 from streamcl.daemon.sockets import Peer
+from streamcl.daemon.view import figures
 from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import HEADER_BYTES, Array, Buffer
@@ -221,8 +222,7 @@ class Admin:
         """A record took effect: answer whoever waits for it."""
         request = self.later.done.pop(entry["lsn"], None)
         if request is not None:
-            names = ("task", "kind", "samples", "loss", "seconds")
-            self._ok(request, {name: entry[name] for name in names if name in entry})
+            self._ok(request, figures(entry))
 
     def checkpointed(self, message: dict[str, Any]) -> None:
         """A checkpoint was written, for these requests or of itself."""

@@ -29,13 +29,13 @@ from streamcl.daemon.metrics import Metrics
 from streamcl.daemon.recovery import recover
 from streamcl.daemon.shown import Shown
 from streamcl.daemon.sockets import Peer
-from streamcl.daemon.view import View
+from streamcl.daemon.view import View, figures
 from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import Buffer, NamedArrays
 from streamcl.protocol.session import StreamSession, Terms
 from streamcl.protocol.signature import Signature
-from streamcl.storage import log, quarantine
+from streamcl.storage import ledger, log, quarantine
 from streamcl.storage.audit import Audit
 from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.history import History
@@ -119,7 +119,6 @@ class Ingest:
                 mode=config.posterior.mode,
                 on_change=config.stream.boundary == "on-change",
                 drift=config.stream.boundary == "drift",
-                drift_rows=config.stream.drift_rows,
                 task_bytes=config.stream.task_bytes,
                 credit=config.stream.credit,
                 tasks=config.stream.tasks,
@@ -486,8 +485,7 @@ class Ingest:
         """Tell the producer that closed a task; a REQ socket can take only the reply to its request."""
         peer = self.peers.get(entry["producer"] or "")
         if peer is not None and not peer.waits_for_one:
-            fields = {name: entry[name] for name in ("seq", "task", "kind", "samples", "loss", "seconds")}
-            self._reply(peer, {"type": "done", **fields})
+            self._reply(peer, {"type": "done", "seq": entry["seq"], **figures(entry)})
 
     def _offer_credit(self) -> None:
         """Tell every producer when there is credit again; that it has run out stands in the batches' own acks."""
@@ -552,8 +550,6 @@ class Ingest:
                 case "recovered":
                     self.session.trained(message["next_lsn"])
                     self._greet_trainer()
-                case "drift":
-                    self._drifted(message)
                 case "progress":
                     self._progressed(message)
                 case "done":
@@ -589,18 +585,6 @@ class Ingest:
         self.metrics.quarantined.inc()
         self.chronicle.note("failed", str(failure["reason"]), failure["task"])
 
-    def _drifted(self, message: dict[str, Any]) -> None:
-        """The open task's stream has changed: close it, as an operator would. The trainer says so until it is closed."""
-        records = () if self.closing else self.session.admit_drift(message["task"])
-        for record in records:
-            try:
-                lsn = self.append(record)
-            except Refused:  # no room for it now
-                return
-            self.metrics.drift_detected.inc()
-            self.log.warning("drift: the task is closed", task=message["task"], reason=message["text"])
-            self.chronicle.note("drift", message["text"], message["task"], lsn)
-
     def _greet_trainer(self) -> None:
         """A trainer has (re)started: say how far the log goes and what it was asked before."""
         self._tell_trainer()
@@ -617,17 +601,30 @@ class Ingest:
             return
         self._done_lsn = entry["lsn"]
         self.view.done(entry, warning)
-        self.chronicle.note(entry["kind"], _in_words(entry), entry["task"], entry["lsn"])
+        if ledger.by_drift(entry):
+            self._drifted(entry)
+        if entry["kind"] != "confirm":
+            self.chronicle.note(entry["kind"], _in_words(entry), entry["task"], entry["lsn"])
         if warning is not None:
             self.chronicle.note("warning", warning, entry["task"])
         match entry["kind"]:
             case "boundary" | "revisit":
+                self.session.consolidated(entry["task"], entry["lsn"], by_drift=ledger.by_drift(entry))
                 self.metrics.consolidated(entry)
+                self._send_done(entry)
+            case "confirm":
                 self._send_done(entry)
             case "forget":
                 self.history.forget(entry["task"])
                 self.metrics.forget_task(entry["task"])
         self.admin.done(entry)
+
+    def _drifted(self, entry: Mapping[str, Any]) -> None:
+        """The trainer has closed a task because its stream had changed."""
+        self.metrics.drift_detected.inc()
+        self.log.warning("drift: the task is closed", task=entry["task"], lsn=entry["lsn"], reason=entry["reason"])
+        self.chronicle.note("drift", entry["reason"], entry["task"], entry["lsn"])
+        self.writer.rotate()  # so that what is stored from now on does not keep the closed task's records on disk
 
     def _take_penalties(self, message: dict[str, Any]) -> None:
         self.history.add_penalties(message["lsn"], message["time"], message["rows"])

@@ -142,8 +142,8 @@ class Trainer:
             entries = saved.meta["ledger"]
             written = ledger.read(self.state.path, entries)
             self.last_entry = written[-1] if written else None
-            standing, _ = ledger.standing(written)
-            self.learner.restore(saved.meta, saved.tensors, self.reader, standing)
+            standing, withdrawn = ledger.standing(written)
+            self.learner.restore(saved.meta, saved.tensors, self.reader, standing, withdrawn)
             self.checkpointed_lsn = self.durable = self.learner.next_lsn
         if self.ledger is not None:
             self.ledger.close()
@@ -191,7 +191,7 @@ class Trainer:
         except Unlearnable as error:
             self._set_aside(entry, error)
             return True
-        self._report(force=self.learner.drifted is not None)
+        self._report()
         self._publish()
         self._follow_on(0.0)
         self._evaluate_in_between()
@@ -289,7 +289,7 @@ class Trainer:
         self._drop()
         self._publish(force=True)
         self._follow_tasks(FOLLOW_SHARE * entry["seconds"])
-        if entry["kind"] != "abandon":
+        if entry["kind"] not in ("abandon", "confirm"):
             self._evaluate_soon()
         self.side.send("done", entry=entry, warning=self.learner.warning)
         self.log.info(entry["kind"], **{name: entry.get(name) for name in ("task", "samples", "loss", "seconds")})
@@ -465,8 +465,6 @@ class Trainer:
         learner = self.learner
         activity = "paused" if self.paused else self.activity
         self.up.alive(activity=activity if learner.open_task is None else f"{activity}, task {learner.open_task.name}")
-        if learner.drifted is not None and learner.open_task is not None:  # before ingest hears that there is room for more
-            self.side.send("drift", task=learner.open_task.name, text=str(learner.drifted))
         self.side.send(
             "progress",
             state=activity,

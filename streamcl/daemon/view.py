@@ -58,6 +58,9 @@ class View:
             case "boundary" | "revisit":
                 self.entries[entry["task"]] = entry
                 self._warning = warning
+            case "confirm":
+                self.entries.get(entry["task"], {}).update(producer=entry["producer"], seq=entry["seq"])
+                self._warning = warning
             case "forget":
                 self.entries.pop(entry["task"], None)
                 self.penalties.pop(entry["task"], None)
@@ -170,6 +173,13 @@ class View:
         since = sum(other["lsn"] > entry["lsn"] for other in entries)
         reason = "nothing is estimated to be lost" if rank is None else _reason(rise or 0.0, since)
         return {**shown, "revisit_rank": rank, "revisit_reason": reason if rise is not None else None}
+
+
+def figures(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What whoever asked for a record is told of it; `origin` where it was drift that closed the task before."""
+    names = ("task", "kind", "samples", "loss", "seconds", "origin")
+    known = {name: entry[name] for name in names if name in entry}
+    return known | ({"kind": "boundary"} if known["kind"] == "confirm" else {})
 
 
 def _reason(rise: float, since: int) -> str:

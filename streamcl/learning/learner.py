@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -30,7 +30,7 @@ from streamcl.learning.evaluation import Prequential
 from streamcl.learning.network import Network, choose_device
 from streamcl.learning.optimisation import EpochResult, Optimisation
 from streamcl.learning.posterior import FactorSource, Posterior, from_arrays
-from streamcl.protocol.session import signature_of
+from streamcl.protocol.session import signature_of, stream_name
 from streamcl.protocol.signature import LabelMap, Signature
 from streamcl.storage.bound import check_fingerprint, fingerprint
 from streamcl.storage.checkpoint import POSTERIOR, under
@@ -39,6 +39,7 @@ from streamcl.storage.records import Abandon, Batch, Boundary, Forget, Revisit
 
 FISHER_ROWS = 512  # between two looks at the channels, also where gradients are taken one by one
 CALMER = 0.1  # the learning rate's factor at each new attempt at a boundary that failed
+CONFIRMED = ("task", "samples", "weight", "loss", "seconds", "closed_at")  # of a drift's entry, for its stream's boundary
 ATTEMPTS = 3  # at a boundary's epochs; then the task is consolidated where its batches have brought it
 
 
@@ -59,7 +60,7 @@ class OpenTask:
 
     first_lsn: of the record that opened it. penalty: what it is learned under. damping: of a revisit's new factor, None
     where the task is learned for the first time. before: what is served during a revisit, and comes back if it is
-    abandoned.
+    abandoned. tag: what its producers call it; its name, but for drift.
     """
 
     name: str
@@ -69,6 +70,7 @@ class OpenTask:
     before: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     lsns: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    tag: str | None = None
 
     @property
     def revisited(self) -> str | None:
@@ -106,7 +108,7 @@ class Progress:
 class Outcome:
     """What a record changed for good: an entry that says so, and the factor to keep beside it in factor mode.
 
-    entry["kind"] is boundary, revisit, forget or abandon.
+    entry["kind"] is boundary, revisit, forget, abandon or confirm: a boundary of a task that drift had closed by then.
     """
 
     entry: dict[str, Any]
@@ -115,6 +117,7 @@ class Outcome:
 
 Event = Progress | None
 T = TypeVar("T")
+R = TypeVar("R", Batch, Boundary)
 Steps = Generator[Event, None, Outcome | None]
 
 
@@ -133,6 +136,8 @@ class Learner:
         self.open_task: OpenTask | None = None
         self.prequential = Prequential(config.model.likelihood)
         self.drift = self._watch(config)
+        self.drifted: dict[str, Any] | None = None  # the task that drift closed, while no row of its stream has come since
+        self.withdrawn: set[str] = set()
         self.sequences: dict[str, tuple[int, int]] = {}
         self.next_lsn = 0
         self.steps = 0
@@ -148,11 +153,13 @@ class Learner:
         stream = config.stream
         return Drift(config.model.likelihood, stream.drift_delta, stream.drift_rows) if stream.boundary == "drift" else None
 
-    @property
-    def drifted(self) -> Rise | None:
-        """The rise of the error that shows that the open task's stream has changed; never of a revisit."""
+    def _risen(self, record: Batch) -> Rise | None:
+        """The rise of the error that shows that the open task's stream has changed; never of a revisit.
+
+        A record of a log in which ingest set the boundaries (it names no stream of tasks) waits for one of these.
+        """
         learned_anew = self.open_task is not None and self.open_task.revisited is None
-        return self.drift.found if self.drift is not None and learned_anew else None
+        return self.drift.found if self.drift is not None and learned_anew and record.of_stream else None
 
     # -- the model -----------------------------------------------------------------------------------------------
 
@@ -186,9 +193,13 @@ class Learner:
                 with _blaming("batch", record.task):
                     yield from self._learn(lsn, record, arrays)
                 if record.boundary:
-                    outcome = yield from self._close(lsn, record, None, log)
+                    outcome = yield from self._close(lsn, self._by_name(record), None, log)
+                elif (rise := self._risen(record)) is not None and self._has_name_left(record.task):
+                    outcome = yield from self._close_drifted(lsn, rise, log)
+            case Boundary() if self.open_task is None and self.drifted is not None:
+                outcome = self._confirm(lsn, record, self.drifted)
             case Boundary():
-                outcome = yield from self._close(lsn, record, record.weight, log)
+                outcome = yield from self._close(lsn, self._by_name(record), record.weight, log)
             case Revisit():
                 self._reopen(lsn, record)
             case Abandon():
@@ -210,7 +221,7 @@ class Learner:
             self._build(signature_of(batch))
         network = self._network
         self.labels.add(batch.new_labels)
-        task = self._opened(lsn, batch.task)
+        task = self._opened(lsn, batch)
         self.batches += 1
         if self._failures(lsn, "batch"):
             return
@@ -240,13 +251,14 @@ class Learner:
         nlls, outputs = zip(*parts, strict=True)
         return torch.cat(nlls), torch.cat(outputs)
 
-    def _opened(self, lsn: int, name: str) -> OpenTask:
+    def _opened(self, lsn: int, batch: Batch) -> OpenTask:
         if self.open_task is None:
-            self._open_task(OpenTask(name, lsn, self._posterior.cavity(None)))
+            name = stream_name(batch.task, self._is_taken) if batch.of_stream else batch.task
+            self._open_task(OpenTask(name, lsn, self._posterior.cavity(None), tag=batch.tag))
         return self._open
 
     def _open_task(self, task: OpenTask) -> None:
-        self.open_task = task
+        self.open_task, self.drifted = task, None
         self.optimisation = Optimisation(self._network, task.penalty, self.config.train)
         self.prequential.open_task()
         if self.drift is not None:
@@ -270,6 +282,7 @@ class Learner:
         """Withdraw a task: the totals without its factor. The parameters keep what they learned until trained again."""
         started = time.monotonic()
         self._posterior.forget(record.task)
+        self.withdrawn.add(record.task)
         self.consolidations += 1
         if self.open_task is not None:
             self.open_task.penalty = self._posterior.cavity(self.open_task.revisited)
@@ -314,6 +327,43 @@ class Learner:
             entry |= {"factor": lsn, "potential": at}
         self._register(entry)
         return Outcome(entry, factor)
+
+    # -- drift -------------------------------------------------------------------------------------------------------
+
+    def _is_taken(self, name: str) -> bool:
+        """Whether a task of this name has ever been."""
+        return name in self._posterior.tasks or name in self.withdrawn
+
+    def _has_name_left(self, tag: str) -> bool:
+        """Whether as many tasks as are kept are not yet known: with the next one's number, names stay short enough."""
+        return len(self._posterior.tasks) + len(self.withdrawn) + 1 < self.config.stream.tasks
+
+    def _by_name(self, record: R) -> R:
+        """The record about the open task's own name, where producers call it otherwise."""
+        return record if self.open_task is None else msgspec.structs.replace(record, task=self.open_task.name)
+
+    def _close_drifted(self, lsn: int, rise: Rise, log: LogReader) -> Steps:
+        """The boundary that the change of the stream is, behind the batch that showed it: a function of the log alone."""
+        task = self._open
+        boundary = Boundary(producer=None, epoch=0, seq=0, task=task.name, origin="drift")
+        outcome = yield from self._close(lsn, boundary, None, log)
+        if outcome is not None and outcome.entry["kind"] == "boundary":
+            outcome.entry.update(origin="drift", reason=str(rise))
+            self.drifted = {"tag": task.tag, **{name: outcome.entry[name] for name in CONFIRMED}}
+        return outcome
+
+    def _confirm(self, lsn: int, record: Boundary, drifted: Mapping[str, Any]) -> Outcome:
+        """A boundary of a stream whose last task drift has closed, no row having come since: it is the answer to both."""
+        self.drifted = self.warning = None
+        if record.weight is not None:
+            self.warning = (
+                f"task {drifted['task']!r}: drift had closed it before its boundary came, with the weight "
+                f"{drifted['weight']:g}; the boundary's own, {record.weight:g}, is not used"
+            )
+        figures = {name: drifted[name] for name in CONFIRMED}
+        asked = {"producer": record.producer, "seq": record.seq}
+        self._posterior.tasks.get(figures["task"], {}).update(asked)
+        return Outcome({**figures, **asked, "kind": "confirm", "origin": "drift", "lsn": lsn})
 
     def _close_empty(self, lsn: int, record: Batch | Boundary) -> Outcome:
         entry = self._entry("boundary", lsn, record, time.monotonic(), samples=0, weight=0.0, loss=0.0)
@@ -438,9 +488,11 @@ class Learner:
                 "name": self.open_task.name,
                 "first_lsn": self.open_task.first_lsn,
                 "damping": self.open_task.damping,
+                "tag": self.open_task.tag,
             },
             "prequential": self.prequential.state(),
             "drift": None if self.drift is None else self.drift.state(),
+            "drifted": self.drifted,
             "signature": self.snapshot_signature(),
         }
         return meta, self._tensors()
@@ -468,8 +520,9 @@ class Learner:
         tensors: Mapping[str, npt.NDArray[Any]],
         log: LogReader,
         tasks: Mapping[str, dict[str, Any]],
+        withdrawn: Iterable[str] = (),
     ) -> None:
-        """Take over what `snapshot` gave, and the ledger's standing entries.
+        """Take over what `snapshot` gave, and the ledger's standing entries and withdrawn tasks.
 
         Raises ConfigError where the configuration is another model's.
         """
@@ -481,6 +534,7 @@ class Learner:
         self.prequential.restore(meta["prequential"])
         if self.drift is not None and meta.get("drift") is not None:
             self.drift.restore(meta["drift"])
+        self.drifted, self.withdrawn = meta.get("drifted"), set(withdrawn)
         if meta["signature"] is not None:
             self._restore_model(meta, tensors)
             self._posterior.tasks = dict(tasks)
@@ -495,7 +549,7 @@ class Learner:
     def _restore_open_task(self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], log: LogReader) -> None:
         before = {name: array.copy() for name, array in under("before.", tensors).items()}
         penalty = self._posterior.cavity(None if meta["damping"] is None else meta["name"])
-        task = OpenTask(meta["name"], meta["first_lsn"], penalty, meta["damping"], before)
+        task = OpenTask(meta["name"], meta["first_lsn"], penalty, meta["damping"], before, tag=meta.get("tag"))
         for entry in log.read(task.first_lsn, self.next_lsn, verify=False):
             if isinstance(entry.record, Batch) and not self._failures(entry.lsn, "batch"):
                 task.add(entry.lsn, entry.record)

@@ -7,9 +7,11 @@ Rules, stated once:
   * One sequence a producer, from 1, without gaps, over batches, boundaries and revisits.
   * One task is open at a time. Its first batch opens it, its boundary closes it. A revisit opens a closed task once
     more, until its boundary or until it is abandoned. A task that was withdrawn stays closed.
-  * With boundaries by drift, what producers name (the tag) is a stream of tasks, and the daemon names these: TAG, TAG.2,
-    TAG.3 and so on, a name once taken being passed over. Data under the tag goes to the open one of them, or opens the
-    next; a boundary may say the tag or the task's own name. Everything else (a revisit, say) takes a task's own name.
+  * With boundaries by drift, what producers name (the tag) is a stream of tasks: TAG, TAG.2, TAG.3 and so on, a name once
+    taken being passed over. Where one ends and the next begins follows from the log, and the trainer is the first to
+    know; so nothing here depends on it. The tag is open from its first batch to its boundary, which may say the tag or
+    the open task's own name, and closes whichever of its tasks is open by then. Everything else (a revisit, say) takes a
+    task's own name. `open_task` is the name as far as the trainer has told, for people to read.
 Knows nothing of sockets, files or torch.
 """
 
@@ -17,8 +19,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 
 from streamcl.errors import Refused
 from streamcl.protocol import messages
@@ -37,8 +40,7 @@ class Terms:
     """What the configuration fixes for a session.
 
     task_bytes: disk budget of the open task. credit: messages a producer may hold unacknowledged. tasks, producers: how
-    many names are kept at the most. drift: the daemon closes tasks when their stream changes. drift_rows: how many rows
-    may be stored that are not trained on yet, since all of them go to the task that closes.
+    many names are kept at the most. drift: the daemon closes tasks when their stream changes.
     """
 
     likelihood: str = "categorical"
@@ -46,7 +48,6 @@ class Terms:
     mode: str = "single"
     on_change: bool = False
     drift: bool = False
-    drift_rows: int = 500
     task_bytes: int = 8 << 30
     credit: int = 16
     message_bytes: int = MESSAGE_BYTES
@@ -71,8 +72,8 @@ class ProducerState:
 class StreamSession:
     """The state that every producer's messages are judged by.
 
-    open_tag: what producers call the open task; its name, but for drift. ahead: with drift, LSN and rows of each batch that
-    is not trained on yet, and ahead_rows their sum.
+    open_tag: what producers call the open task; its name, but for drift. next_lsn: of the record to come. With drift:
+    opened_lsn, of the record that opened the tag; ahead, LSN and bytes on disk of each batch that is not trained on yet.
     """
 
     terms: Terms
@@ -91,10 +92,9 @@ class StreamSession:
     stored_batches: int = 0
     applied_batches: int = 0
     full: bool = False
+    next_lsn: int = 0
+    opened_lsn: int = 0
     ahead: deque[tuple[int, int]] = field(default_factory=deque)
-    ahead_rows: int = 0
-    largest_rows: int = 0
-    _numbers: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.labels = LabelMap(self.terms.classes)
@@ -156,18 +156,17 @@ class StreamSession:
         nbytes: what it takes on disk. Raises Refused: ``task_mismatch task_closed bad_shape bad_array bad_label
         nonfinite no_credit``.
         """
-        task = self._named(message.task)
+        task = message.task
         self._check_task_takes_data(task)
         x, y = arrays["x"], arrays["y"]
         fresh = self._check_data(x, y)
         self._check_room(nbytes)
-        self._check_ahead()
         batch = Batch(
             producer=producer,
             epoch=self.producers[producer].epoch,
             seq=message.seq,
             task=task,
-            tag=None if task == message.task else message.task,
+            tag=task if self.of_stream else None,
             samples=len(x),
             arrays=tuple(array_spec(name, array) for name, array in arrays.by_name.items()),
             boundary=message.boundary,
@@ -195,12 +194,6 @@ class StreamSession:
         own = self._opened_as(task)
         return (Boundary(producer=None, epoch=0, seq=0, task=own, weight=weight, origin="admin"),)
 
-    def admit_drift(self, task: str) -> tuple[Record, ...]:
-        """The record that closes a task whose stream has changed; none where it is not that task's data that comes now."""
-        if not self.terms.drift or self.revisiting or task != self.open_task:
-            return ()
-        return (Boundary(producer=None, epoch=0, seq=0, task=task, weight=None, origin="drift"),)
-
     def admit_revisit(self, producer: str | None, seq: int, task: str, damping: float | None) -> tuple[Record, ...]:
         """The record that reopens a task, on the stream or (without a producer) for an operator.
 
@@ -209,8 +202,8 @@ class StreamSession:
         self._check_revisitable(task)
         if damping is not None and self.terms.mode != "factors":
             raise Refused("bad_header", f"revisit.damping: expected posterior.mode = 'factors', got {self.terms.mode!r}")
-        if self.open_task is not None and (self.open_task == task or not self.terms.on_change):
-            raise Refused("task_mismatch", f"task {self.open_task!r} is open; expected its boundary before a revisit")
+        if self.open_tag is not None and (self.open_tag == task or not self.terms.on_change):
+            raise Refused("task_mismatch", f"task {self.open_tag!r} is open; expected its boundary before a revisit")
         epoch = 0 if producer is None else self.producers[producer].epoch
         revisit = Revisit(producer=producer, epoch=epoch, seq=seq, task=task, damping=damping)
         return (*self._closing_before(task), revisit)
@@ -227,6 +220,13 @@ class StreamSession:
     def _check_known(self, task: str) -> None:
         if task in self.forgotten:
             raise Refused("task_closed", f"task {task!r} was withdrawn (forget); its name is not used again")
+        if task not in self.closed and self.terms.drift and self.ahead:
+            raise Refused(
+                "not_ready",
+                f"task {task!r}: expected a consolidated task; the trainer has yet to come to what is stored, and may find "
+                "it there: ask again",
+                retryable=True,
+            )
         if task not in self.closed:
             raise Refused("unknown_task", f"task {task!r}: expected a consolidated task")
 
@@ -258,64 +258,48 @@ class StreamSession:
         """Whether the open task is a revisit."""
         return self.revisit_lsn is not None
 
+    @property
+    def of_stream(self) -> bool:
+        """Whether data goes to a stream of tasks, which drift tells apart."""
+        return self.terms.drift and not self.revisiting
+
     def barrier_holds(self, barrier: Mapping[str, int] | None) -> bool:
         """Whether every producer of a barrier has its sequence number stored and synced."""
         return all(name in self.producers and self.producers[name].durable >= seq for name, seq in (barrier or {}).items())
 
     def is_open(self, task: str) -> bool:
         """Whether this is the open task, by its own name or its producers'."""
-        return self.open_task is not None and task in (self.open_task, self.open_tag)
+        return self.open_tag is not None and task in (self.open_task, self.open_tag)
 
     def _opened_as(self, task: str) -> str:
-        """The open task's own name; raises Refused unless `task` means it."""
-        own = str(self.open_task) if self.is_open(task) else task
-        self._check_open(own)
-        return own
-
-    def _named(self, tag: str) -> str:
-        """The task that data under this tag belongs to: with drift, the open one of its stream, or the next."""
-        if self.is_open(tag):
-            return str(self.open_task)
-        name = _numbered(tag, self._next_number(tag)) if self.terms.drift else tag
-        if len(name) > TASK_CHARACTERS:
-            raise Refused(
-                "bad_header",
-                f"task: expected room for the number that drift appends in {TASK_CHARACTERS} characters: {name}",
-            )
-        return name
-
-    def _next_number(self, tag: str) -> int:
-        number = self._numbers.get(tag, 1)
-        while _numbered(tag, number) in self.closed:
-            number += 1
-        return number
-
-    def _check_ahead(self) -> None:
-        if self.terms.drift and self.ahead_rows >= self.terms.drift_rows:
-            raise Refused(
-                "no_credit",
-                f"{self.ahead_rows} rows wait to be trained on, of {self.terms.drift_rows} at most (stream.drift_rows): "
-                "a change is to be found before more is taken in; wait for credit",
-                retryable=True,
-            )
+        """What the open task is called in the log; raises Refused unless `task` means it."""
+        said = str(self.open_tag) if self.is_open(task) else task
+        self._check_open(said)
+        return said
 
     def _check_task_takes_data(self, task: str) -> None:
-        if task in self.closed and task != self.open_task:
+        if task in self.closed and task != self.open_tag and not self.terms.drift:
             raise Refused(
                 "task_closed",
                 f"task {task!r} is closed; expected data of an open or a new task, or a `revisit` first (factor mode)",
             )
-        if self.open_task not in (None, task) and not self.terms.on_change:
+        if self.open_tag not in (None, task) and not self.terms.on_change:
             raise Refused(
                 "task_mismatch",
-                f"expected data of the open task {self.open_task!r}, got {task!r}; close it first",
+                f"expected data of the open task {self.open_tag!r}, got {task!r}; close it first",
             )
-        if task not in self.closed and task != self.open_task and len(self.closed) >= self.terms.tasks:
+        if task != self.open_tag and len(self.closed) >= self.terms.tasks:
             raise Refused("too_large", f"task {task!r}: {self.terms.tasks} tasks are known already (stream.tasks)")
+        longest = TASK_CHARACTERS - len(_numbered("", self.terms.tasks))
+        if self.of_stream and len(task) > longest:
+            raise Refused(
+                "bad_header",
+                f"task: expected at most {longest} characters, since drift appends a number to them, got {len(task)}",
+            )
 
     def _closing_before(self, task: str) -> tuple[Record, ...]:
         """With boundaries on change, the record that closes the open task before another one's first batch."""
-        if self.open_task in (None, task):
+        if self.open_tag in (None, task):
             return ()
         if self.open_batches == 0:
             return (_abandoned(str(self.open_task)),)
@@ -355,22 +339,22 @@ class StreamSession:
             )
 
     def _check_open(self, task: str) -> None:
-        if task == self.open_task:
-            if self.open_batches == 0:
+        if task == self.open_tag:
+            if self.revisiting and self.open_batches == 0:
                 raise Refused("not_ready", f"the revisit of {task!r} has no data yet: send it, or abandon", retryable=True)
             return
         if task in self.closed:
-            since = "; with stream.boundary = 'drift', no data of its stream has come since" if self.terms.drift else ""
-            raise Refused("task_closed", f"task {task!r} is closed already{since}")
-        if self.open_task is None:
+            raise Refused("task_closed", f"task {task!r} is closed already")
+        if self.open_tag is None:
             raise Refused("unknown_task", f"no task is open; the first batch of {task!r} would open it")
-        raise Refused("unknown_task", f"task {task!r} has no data; the open task is {self.open_task!r}")
+        raise Refused("unknown_task", f"task {task!r} has no data; the open task is {self.open_tag!r}")
 
     # -- what was stored -----------------------------------------------------------------------------------------
 
     def apply(self, lsn: int, record: Record, nbytes: int) -> None:
         """Take over record `lsn`, stored with `nbytes` on disk; the same call live and in recovery."""
         self._advance(record)
+        self.next_lsn = lsn + 1
         self.total_spool += nbytes
         match record:
             case Batch():
@@ -384,7 +368,8 @@ class StreamSession:
                 self.forgotten.add(record.task)
             case Lost():
                 self.open_task = record.task
-                self.open_tag = self.open_tag or (_stream_of(record.task) if self.terms.drift else record.task)
+                named = record.tag or (_stream_of(record.task) if self.terms.drift else record.task)
+                self.open_tag = self.open_tag or named
                 if record.task in self.closed:
                     self.revisit_lsn = lsn
 
@@ -401,22 +386,41 @@ class StreamSession:
         if self.signature is None:
             self.signature = signature_of(record)
         self.labels.add(record.new_labels)
-        self.open_task, self.open_tag = record.task, record.tag or record.task
+        if self.open_tag is None:
+            self.opened_lsn = lsn
+        self.open_tag = record.tag or record.task
+        if not record.of_stream:
+            self.open_task = record.task
+        elif self.open_task is None:
+            self.open_task = stream_name(record.task, self.closed.__contains__)
         self.open_batches += 1
         if self.terms.drift:
-            self.ahead.append((lsn, record.samples))
-            self.ahead_rows += record.samples
-            self.largest_rows = max(self.largest_rows, record.samples)
+            self.ahead.append((lsn, nbytes))
         self.task_spool += nbytes
         if record.boundary:
             self._close(record.task)
 
     def _close(self, task: str) -> None:
         self.closed.add(task)
-        if self.terms.drift and self.open_tag is not None:
-            self._numbers[self.open_tag] = self._next_number(self.open_tag)
         self.open_task = self.open_tag = self.revisit_lsn = None
         self.task_spool = self.open_batches = 0
+
+    def consolidated(self, task: str, lsn: int, by_drift: bool) -> None:
+        """The trainer has closed a task of this name at record `lsn`, because of drift or of a boundary."""
+        self.closed.add(task)
+        if self.open_tag is None or not self.of_stream:
+            return
+        since = [nbytes for batch, nbytes in self.ahead if batch > lsn]
+        if by_drift and lsn >= self.opened_lsn:
+            self.task_spool, self.open_batches, self.open_task = sum(since), len(since), None
+        if self.open_batches and (self.open_task is None or self.open_task in self.closed):
+            self.open_task = stream_name(self.open_tag, self.closed.__contains__)
+
+    def drifted(self, tag: str) -> None:
+        """As a checkpoint has it: drift has closed a task of this tag, which is open, and no row of it has come since."""
+        if self.terms.drift:
+            self.open_tag, self.opened_lsn, self.open_task, self.revisit_lsn = tag, self.next_lsn, None, None
+            self.task_spool = self.open_batches = 0
 
     def synced(self) -> None:
         """Everything stored so far has reached the disk."""
@@ -430,9 +434,9 @@ class StreamSession:
         self.applied_batches = batches
 
     def trained(self, next_lsn: int) -> None:
-        """Everything below this record has been trained on."""
+        """Everything below this record has been trained on, and what that closed has been told."""
         while self.ahead and self.ahead[0][0] < next_lsn:
-            self.ahead_rows -= self.ahead.popleft()[1]
+            self.ahead.popleft()
 
     # -- credit --------------------------------------------------------------------------------------------------
 
@@ -443,18 +447,9 @@ class StreamSession:
         return max(0, min(task, total))
 
     def credit(self) -> dict[str, int]:
-        """What each producer may hold unacknowledged: no messages once another batch might not fit on disk.
-
-        With drift, also only so many as keep the log close to training.
-        """
+        """What each producer may hold unacknowledged: no messages once another batch might not fit on disk."""
         room = 0 if self.full else self.room()
-        messages = self.terms.credit if room >= self.largest_batch + RECORD_OVERHEAD else 0
-        return {"messages": min(messages, self._credit_ahead()) if self.terms.drift else messages, "bytes": room}
-
-    def _credit_ahead(self) -> int:
-        """As many batches, of the largest size so far, as may wait to be trained on; one if there are none."""
-        left = (self.terms.drift_rows - self.ahead_rows) // self.largest_rows if self.largest_rows else 1
-        return max(left, 0 if self.ahead else 1)
+        return {"messages": self.terms.credit if room >= self.largest_batch + RECORD_OVERHEAD else 0, "bytes": room}
 
     def limits(self) -> dict[str, int]:
         """The bounds a producer must keep to, for its welcome."""
@@ -468,6 +463,11 @@ class StreamSession:
 
 def _numbered(tag: str, number: int) -> str:
     return tag if number == 1 else f"{tag}.{number}"
+
+
+def stream_name(tag: str, taken: Callable[[str], bool]) -> str:
+    """The name of the next task of a stream: the tag with the first number that gives a name that is not taken."""
+    return next(name for number in count(1) if not taken(name := _numbered(tag, number)))
 
 
 def _stream_of(task: str) -> str:

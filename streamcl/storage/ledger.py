@@ -1,4 +1,5 @@
-"""The ledger: an entry for each boundary, revisit, abandoned revisit and withdrawal of a task.
+"""The ledger: an entry for each boundary, revisit, abandoned revisit and withdrawal of a task, and for each boundary whose
+task drift had closed by then (`confirm`).
 
 Appended and synced before the checkpoint that counts it.
 
@@ -71,9 +72,16 @@ def standing(entries: Iterable[Mapping[str, Any]]) -> tuple[dict[str, dict[str, 
         if entry["kind"] == "forget":
             tasks.pop(entry["task"], None)
             forgotten.add(entry["task"])
+        elif entry["kind"] == "confirm":  # who asked for a boundary that stands already
+            tasks.get(entry["task"], {}).update(producer=entry["producer"], seq=entry["seq"])
         elif entry["kind"] != "abandon":
             tasks[entry["task"]] = dict(entry)
     return tasks, forgotten
+
+
+def by_drift(entry: Mapping[str, Any]) -> bool:
+    """Whether this is a boundary that a change of the stream has set: `lsn` is the batch that showed it."""
+    return entry["kind"] == "boundary" and entry.get("origin") == "drift"
 
 
 def _offset_behind(path: Path, count: int) -> int:
