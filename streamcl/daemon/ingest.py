@@ -600,6 +600,7 @@ class Ingest:
         if entry["lsn"] <= self._done_lsn:  # a restarted trainer says its last word again, in case we have not had it
             return
         self._done_lsn = entry["lsn"]
+        self.session.heard(entry["lsn"])
         self.view.done(entry, warning)
         if ledger.by_drift(entry):
             self._drifted(entry)

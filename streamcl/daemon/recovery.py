@@ -86,5 +86,6 @@ def _replay(
         if lsn >= applied:
             session.apply(lsn, record, nbytes)
     session.trained(applied)
+    session.heard(applied - 1)
     if session.open_task in session.closed and not session.revisiting:
         session.open_task = session.open_tag = None  # consolidated, but its records were not unlinked before the end

@@ -73,7 +73,8 @@ class StreamSession:
     """The state that every producer's messages are judged by.
 
     open_tag: what producers call the open task; its name, but for drift. next_lsn: of the record to come. With drift:
-    opened_lsn, of the record that opened the tag; ahead, LSN and bytes on disk of each batch that is not trained on yet.
+    opened_lsn, of the record that opened the tag; ahead, LSN and bytes on disk of each batch that is not trained on yet;
+    closing_lsn and heard_lsn, of the last record that closed a task, and of the last that the trainer has spoken of.
     """
 
     terms: Terms
@@ -95,6 +96,8 @@ class StreamSession:
     next_lsn: int = 0
     opened_lsn: int = 0
     ahead: deque[tuple[int, int]] = field(default_factory=deque)
+    closing_lsn: int = -1
+    heard_lsn: int = -1
 
     def __post_init__(self) -> None:
         self.labels = LabelMap(self.terms.classes)
@@ -220,7 +223,7 @@ class StreamSession:
     def _check_known(self, task: str) -> None:
         if task in self.forgotten:
             raise Refused("task_closed", f"task {task!r} was withdrawn (forget); its name is not used again")
-        if task not in self.closed and self.terms.drift and self.ahead:
+        if task not in self.closed and self.terms.drift and (self.ahead or self.closing_lsn > self.heard_lsn):
             raise Refused(
                 "not_ready",
                 f"task {task!r}: expected a consolidated task; the trainer has yet to come to what is stored, and may find "
@@ -360,7 +363,7 @@ class StreamSession:
             case Batch():
                 self._apply_batch(lsn, record, nbytes)
             case Boundary() | Abandon():
-                self._close(record.task)
+                self._close(lsn, record.task)
             case Revisit():
                 self.open_task = self.open_tag = record.task
                 self.revisit_lsn = lsn
@@ -398,12 +401,17 @@ class StreamSession:
             self.ahead.append((lsn, nbytes))
         self.task_spool += nbytes
         if record.boundary:
-            self._close(record.task)
+            self._close(lsn, record.task)
 
-    def _close(self, task: str) -> None:
+    def _close(self, lsn: int, task: str) -> None:
         self.closed.add(task)
+        self.closing_lsn = lsn
         self.open_task = self.open_tag = self.revisit_lsn = None
         self.task_spool = self.open_batches = 0
+
+    def heard(self, lsn: int) -> None:
+        """The trainer has said what became of this record, and of all before it."""
+        self.heard_lsn = max(self.heard_lsn, lsn)
 
     def consolidated(self, task: str, lsn: int, by_drift: bool) -> None:
         """The trainer has closed a task of this name at record `lsn`, because of drift or of a boundary."""
