@@ -135,7 +135,7 @@ def two_producers(rng: random.Random) -> list[Phase]:
 
 
 def drifting(rng: random.Random) -> list[Phase]:
-    """Streams of two producers that change where nobody says so; boundaries, some right behind the change, and a revisit."""
+    """Streams of two producers that change where nobody says so; boundaries, and a revisit."""
     p = Producers()
     script: list[Phase] = []
     for tag in ("a", "b"):
