@@ -90,8 +90,7 @@ class Posterior(_Section, frozen=True):
 class Stream(_Section, frozen=True):
     """What producers meet: when tasks close, how much they may send ahead and store.
 
-    drift_delta: ADWIN's significance. drift_rows: of a task before drift may close it, and at the most that the log may be
-    ahead of training then.
+    drift_delta: ADWIN's significance. drift_rows: of a task before drift may close it.
     """
 
     boundary: Literal["explicit", "on-change", "drift"] = "explicit"
