@@ -111,7 +111,7 @@ class Admin:
             self.later.check_room()
         match message:
             case messages.Status():
-                self._ok(request, ingest.view.status())
+                self._ok(request, ingest.view.status() | self._what_waits(request.peer))
             case messages.Tasks():
                 tasks = ingest.view.tasks()
                 self._ok(request, {**self._page("tasks", tasks[message.offset :]), "total": len(tasks)})
@@ -140,6 +140,13 @@ class Admin:
             case messages.Stop():
                 ingest.up.send("stop", drain=message.drain)
                 self._ok(request, {"drain": message.drain})
+
+    def _what_waits(self, peer: Peer) -> dict[str, Any]:
+        """To who asks while a boundary of its own waits behind a barrier: for whom."""
+        for request, message in self.later.barriers:
+            if request.peer.routing_id == peer.routing_id and self.ingest.view.problem() is None:
+                return {"working": False, "waiting": self.ingest.session.unmet(message.task, message.barrier)}
+        return {}
 
     def _pause(self, paused: bool) -> None:
         """Training stops at the end of its batch, or goes on."""

@@ -286,9 +286,19 @@ class Ingest:
                 "limits": self.session.limits(),
                 "task": self.session.open_task,
                 "revisit": self.session.revisit_lsn,
+                **self._what_waits(message.producer),
             },
             message.id,
         )
+
+    def _what_waits(self, producer: str) -> dict[str, Any]:
+        """Whether the daemon is at work on what a producer waits for; if not, why."""
+        pending = next(iter(self.waiting.get(producer, {}).values()), None)
+        if pending is None or self.view.problem() is not None:
+            return {"working": self.view.working(), "waiting": self.view.waiting()}
+        if isinstance(pending.message, messages.Boundary):
+            return {"working": False, "waiting": self.session.unmet(pending.message.task, pending.message.barrier)}
+        return {"working": True, "waiting": "the first batch waits until the trainer has tried the model on it"}
 
     def _forget_the_oldest(self) -> None:
         """Bound what is kept of connections and producers; the session has forgotten those that stored nothing."""

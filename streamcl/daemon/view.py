@@ -16,6 +16,7 @@ from streamcl.protocol.session import StreamSession
 from streamcl.storage import ledger
 
 SILENCE_SECONDS = 30.0
+PAUSED = "training is paused (`streamcl resume` lets it go on)"
 SHOWN = ("task", "samples", "weight", "loss", "revisits", "penalty", "penalty_rise", "closed_at")
 
 
@@ -71,6 +72,38 @@ class View:
         self._problem = f"{role}: {message}"
         self._heard = 0.0 if role == "trainer" else self._heard
 
+    # -- what waits ----------------------------------------------------------------------------------------------
+
+    def working(self) -> bool:
+        """Whether the daemon goes on with what it has by itself, so that whoever waits for it may go on waiting.
+
+        Also while the trainer is silent: the supervisor ends one that makes no progress, and counts how often.
+        """
+        return self.problem() is None and not self.paused and self._behind()
+
+    def waiting(self) -> str | None:
+        """Why what is stored is not learned now, or nothing more is taken in, and the remedy; None where nothing waits.
+
+        The same words as long as it is the same reason.
+        """
+        if self.problem() is not None:
+            return self.problem()
+        if self.paused and self._behind():
+            return PAUSED
+        budget = self.session.terms.task_bytes
+        if self.session.credit()["messages"] == 0 and not self._behind():
+            task = self.session.open_task
+            return (
+                f"the disk budget of the open task {task!r} is used up ({budget} bytes, stream.task_bytes): close it "
+                f"(`streamcl boundary {task}`), or raise the budget and restart"
+            )
+        return None
+
+    def _behind(self) -> bool:
+        """Whether the trainer has yet to learn, or to consolidate, what is stored."""
+        progress = self.progress
+        return progress.get("next_lsn", 0) < self.session.next_lsn or progress.get("consolidation") is not None
+
     # -- what is shown -------------------------------------------------------------------------------------------
 
     def closed_by(self, producer: str, seq: int) -> dict[str, Any] | None:
@@ -88,7 +121,11 @@ class View:
         if self.session.full:
             return f"the disk of {self.config.state_dir} is full; nothing more is taken in until there is room"
         full = self.progress.get("full")
-        return None if full is None else f"the disk of {self.config.state_dir} is full: {full}; training waits for room"
+        if full is not None:
+            return f"the disk of {self.config.state_dir} is full: {full}; training waits for room"
+        if self.paused and self.session.credit()["messages"] == 0:
+            return f"{PAUSED}; the disk budget (stream.task_bytes) is used up, so producers wait"
+        return None
 
     def not_ready(self) -> str | None:
         """Why the daemon is not ready, or None."""
@@ -118,6 +155,8 @@ class View:
             **self._ingest(),
             "steps": progress.get("steps", 0),
             "problem": self.problem(),
+            "working": self.working(),
+            "waiting": self.waiting(),
             "warning": self._warning,
             "torn_bytes": self.torn_bytes,
             "quarantined": len(self.quarantine),
