@@ -355,6 +355,7 @@ class Producer:
         """What every call begins with: it is this process's producer, nobody else uses it, and patience begins anew."""
         self._connection.check_process("Producer")  # before the lock, which a fork may have left taken for ever
         with self._lock:
+            self._patience.seconds = self.timeout
             self._patience.moved()
             yield
 
@@ -440,8 +441,8 @@ class Producer:
 
     def _pump(self, wait: bool = True) -> None:
         """Take in what the daemon said; when it owes a word and stays silent, connect again and send again."""
-        patience = min(SILENCE_MS, max(self._patience.left(), 0.001) * 1000)
-        received = self._connection.receive(patience if wait else 0)
+        silence = min(SILENCE_MS, 250 * self.timeout, 1000 * max(self._patience.left(), 0.001))
+        received = self._connection.receive(silence if wait else 0)
         if received is None and wait:
             self._reconnect()
         while received is not None:
@@ -554,6 +555,8 @@ class Producer:
             if self._welcomed():
                 return
             if self._patience.left() <= 0:
+                if self._patience.heard:
+                    self._check_patience()
                 refusal, first = self._patience.refusal, self._first_unsafe()
                 said = "" if refusal is None else f"; it was last refused: {refusal}"
                 kept = "" if first is None else f"; {self._what_is_stored(first)}"

@@ -514,6 +514,7 @@ class Ingest:
             match message["type"]:
                 case "closing":
                     self.closing = True
+                    self.view.paused = False  # what is stored is learned before the end, paused or not
                 case "stop":
                     self.finished = True
                 case "failed":
