@@ -266,7 +266,7 @@ def stop(options: argparse.Namespace) -> None:
 
 
 def _wait_for_end(pid: int, daemon: Admin) -> None:
-    """Until the daemon has ended; raises Unreachable with its reason where it does not get on with what it has to finish."""
+    """Until the daemon has ended; raises Unreachable with its reason where it does not get on with finishing."""
     since = asked = time.monotonic()
     reason = "it does not answer"
     while _lives(pid):
@@ -280,8 +280,8 @@ def _wait_for_end(pid: int, daemon: Admin) -> None:
                 since = time.monotonic() if said["working"] else since
         if now - since > END_SECONDS:
             raise Unreachable(
-                f"the daemon (pid {pid}) has not ended, and nothing has moved for {END_SECONDS:g} s: {reason}; `streamcl stop "
-                "--no-drain` ends it now, and what is stored is learned after the next start"
+                f"the daemon (pid {pid}) has not ended, and nothing has moved for {END_SECONDS:g} s: {reason}; "
+                "`streamcl stop --no-drain` ends it now, and what is stored is learned after the next start"
             )
 
 

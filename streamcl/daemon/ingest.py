@@ -520,6 +520,8 @@ class Ingest:
                 case "failed":
                     self.view.failed(message["role"], message["message"])
                     self.chronicle.note("crashed", f"{message['role']}: {message['message']}")
+                case "trouble":
+                    self._in_trouble(message["process"], message["message"])
                 case "reload":
                     self._reload()
                 case "refused":
@@ -527,6 +529,14 @@ class Ingest:
                         self.metrics.batches_rejected.labels(code).inc(number)
                     self._note_turned_away(message["notes"])
         self.finished = self.finished or self.up.closed
+
+    def _in_trouble(self, role: str, text: str | None) -> None:
+        """A process dies again and again, or lives again."""
+        if text is None and self.view.troubles.pop(role, None) is not None:
+            self.chronicle.note("recovered", f"the {role} lives again")
+        elif text is not None:
+            self.view.troubles[role] = text
+            self.chronicle.note("crashed", text)
 
     def _reload(self) -> None:
         """Take the policy, token and certificate as they are now; what is wrong leaves everything as it was."""

@@ -33,6 +33,7 @@ class View:
         self.penalties: dict[str, tuple[float, float]] = {}
         self.accuracies: dict[str, float] = {}
         self.quarantine: list[dict[str, Any]] = []
+        self.troubles: dict[str, str] = {}  # of processes that die again and again, by role
         self.torn_bytes = 0
         self._warning: str | None = None
         self.progress: Mapping[str, Any] = {}
@@ -116,6 +117,8 @@ class View:
 
     def problem(self) -> str | None:
         """What an operator must see to now, or None."""
+        for trouble in list(self.troubles.values()):
+            return trouble
         if self._problem is not None:
             return self._problem
         if self.session.full:
