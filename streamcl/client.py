@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 
+from streamcl.config import is_ipv6
 from streamcl.errors import Refused, StreamclError, Unreachable
 from streamcl.handshake import Handshake, KeysGiven, ServerGiven, client_keys
 from streamcl.keys import Keys
@@ -132,7 +133,7 @@ class _Connection:
         self.close()
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.IPV6, int("[" in self.endpoint))
+        self._socket.setsockopt(zmq.IPV6, int(is_ipv6(self.endpoint)))
         self._socket.setsockopt(zmq.SNDTIMEO, max(1, int(1000 * self.timeout)))
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)

@@ -183,13 +183,15 @@ def test_starting_is_progress_as_long_as_it_takes_processor_time(
 def test_a_process_that_stands_still_while_it_starts_is_ended(
     child: Callable[[str], Child], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    until(lambda look=watched(child(STILL), 0.5, monkeypatch): not look())
+    look = watched(child(STILL), 0.5, monkeypatch)
+    until(lambda: not look())
 
 
 def test_once_ready_processor_time_is_no_progress(child: Callable[[str], Child], monkeypatch: pytest.MonkeyPatch) -> None:
     busy = child(BUSY)
     busy.ready = {}
-    until(lambda look=watched(busy, 0.5, monkeypatch): not look())
+    look = watched(busy, 0.5, monkeypatch)
+    until(lambda: not look())
 
 
 def test_what_a_process_died_of_is_said_in_words() -> None:
