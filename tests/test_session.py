@@ -240,6 +240,65 @@ def test_an_output_once_given_never_moves(batches: list[list[int]]) -> None:
     assert len(set(given_outputs.values())) == len(given_outputs)
 
 
+FAMILIES = {
+    2: ([0, 1], [1, 2], [-1, 1], [-1, 7]),
+    3: ([0, 1, 2], [1, 2, 3], [-1, 0, 1], [100, 1, -5]),
+    7: ([1, 2, 3, 4, 5, 6, 7], [-3, -2, -1, 0, 1, 2, 3], [3, 4, 5, 6, 7, 8, 9], [2, 5]),
+}
+STRANGERS = {2: [(0, -1), (0, 2)], 3: [(0, 5), (-1, 0, 2), (0, 3)], 7: [(0, 7), (-1, 0, 4), (0, -4)]}
+
+
+@given(st.data())
+def test_labels_are_taken_whatever_their_order_and_however_they_are_cut(data: st.DataObject) -> None:
+    classes = data.draw(st.sampled_from(sorted(FAMILIES)))
+    values = data.draw(st.permutations(data.draw(st.sampled_from(FAMILIES[classes]))))
+    labels, rest = LabelMap(classes), list(values)
+    while rest:
+        size = data.draw(st.integers(1, len(rest)))
+        y, rest = np.array(rest[:size], "<i8"), rest[size:]
+        labels.add(labels.new_labels(y))
+    assert sorted(labels.outputs) == sorted(values)
+    assert len(set(labels.outputs.values())) == len(values)
+    assert all(
+        labels.outputs[label] == label
+        for label in values
+        if 0 <= label < classes and min(values) >= 0 and max(values) <= classes
+    )
+
+
+@given(st.data())
+def test_labels_that_do_not_go_together_are_refused_whatever_their_order(data: st.DataObject) -> None:
+    classes = data.draw(st.sampled_from(sorted(STRANGERS)))
+    values = data.draw(st.permutations(data.draw(st.sampled_from(STRANGERS[classes]))))
+    labels = LabelMap(classes)
+    with pytest.raises(Refused, match=r"number the labels from 0"):
+        for value in values:
+            labels.add(labels.new_labels(np.array([value], "<i8")))
+
+
+def test_a_log_of_an_earlier_version_gives_the_same_outputs() -> None:
+    """The first batch decided; later ones went on from there. Such a map goes on, whatever is in it."""
+    labels = LabelMap(4)
+    labels.add_as_before((0, 9))
+    labels.add_as_before((1,))
+    assert labels.outputs == {0: 0, 9: 1, 1: 2}
+    fresh = labels.new_labels(np.array([5, 9], "<i8"))
+    labels.add(fresh, labels.places(fresh))
+    assert labels.outputs[5] == 3
+    counted = LabelMap(4)
+    counted.add_as_before((2, 1))
+    assert counted.outputs == {2: 2, 1: 1}
+
+
+@pytest.mark.parametrize(
+    ("y", "words"), [([0.0, 1.0], "send them as integers"), ([0.0, 1.5], "such as 1.5; to learn real")]
+)
+def test_real_targets_are_told_of_the_likelihood(y: list[float], words: str) -> None:
+    with pytest.raises(Refused, match=words) as refused:
+        LabelMap(3).new_labels(np.array(y, "<f4"))
+    assert "model.likelihood = 'gaussian'" in str(refused.value)
+
+
 def test_more_names_than_outputs_are_refused() -> None:
     labels = LabelMap(3)
     labels.add(labels.new_labels(np.array([100, 200], "<i8")))

@@ -7,7 +7,7 @@ REMEDIES = {
     "bad_array": "send numbers of one of the dtypes <f4 <f8 <f2 <i8 <i4 |u1; streamcl's own clients convert others",
     "bad_shape": "every row must have the shape of the first batch ever sent; check --label and --x, or start another "
     "daemon with a --state-dir of its own for data of another shape",
-    "bad_label": "check --label, and model.classes of the daemon (`streamcl config show`)",
+    "bad_label": "check --label, and model.classes and model.likelihood of the daemon (`streamcl config show`)",
     "nonfinite": "find and fix the values that are not finite, or leave these rows out",
     "too_large": "send fewer rows a batch (--rows)",
     "gap": "two processes send under one producer's name; give each its own (--producer)",

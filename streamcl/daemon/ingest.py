@@ -371,12 +371,23 @@ class Ingest:
         if isinstance(message, messages.Batch):
             self.metrics.batches_received.labels(self.metrics.label("producer", producer)).inc()
             self.chronicle.stored(producer, len(pending.arrays["y"]), pending.nbytes)
+            self._tell_labels(records[-1])
         if not isinstance(message, messages.Batch) or message.boundary:
             kind = "revisit" if isinstance(message, messages.Revisit) else "boundary"
             who = self.guard.called(pending.peer)
             self.audit.write(kind, who=who, producer=producer, seq=message.seq, task=message.task)
         self._arrivals.append(time.monotonic())
         self.acks.add(pending.peer, producer, message)
+
+    def _tell_labels(self, batch: Any) -> None:
+        """Say which output a label was given that is not its own number."""
+        moved = [
+            f"label {label} is output {out}"
+            for label, out in zip(batch.new_labels, batch.outputs, strict=True)
+            if label != out
+        ]
+        if moved:
+            self.chronicle.note("labels", ", ".join(moved[:10]) + (", ..." if moved[10:] else ""), batch.task)
 
     def append(self, record: Record, payloads: Sequence[Buffer] = ()) -> int:
         """Put a record into the log, then into the session, and return its LSN.

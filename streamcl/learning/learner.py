@@ -30,7 +30,7 @@ from streamcl.learning.evaluation import Prequential
 from streamcl.learning.network import Network, choose_device
 from streamcl.learning.optimisation import EpochResult, Optimisation
 from streamcl.learning.posterior import FactorSource, Posterior, from_arrays
-from streamcl.protocol.session import signature_of, stream_name
+from streamcl.protocol.session import signature_of, stream_name, take_labels
 from streamcl.protocol.signature import LabelMap, Signature
 from streamcl.storage.bound import check_fingerprint, fingerprint
 from streamcl.storage.checkpoint import POSTERIOR, under
@@ -220,7 +220,7 @@ class Learner:
         if self.network is None:
             self._build(signature_of(batch))
         network = self._network
-        self.labels.add(batch.new_labels)
+        take_labels(self.labels, batch)
         task = self._opened(lsn, batch)
         self.batches += 1
         if self._failures(lsn, "batch"):

@@ -174,6 +174,7 @@ class StreamSession:
             arrays=tuple(array_spec(name, array) for name, array in arrays.by_name.items()),
             boundary=message.boundary,
             new_labels=fresh,
+            outputs=self.labels.places(fresh),
         )
         return (*self._closing_before(task), batch)
 
@@ -395,7 +396,7 @@ class StreamSession:
         self.largest_batch = max(self.largest_batch, nbytes)
         if self.signature is None:
             self.signature = signature_of(record)
-        self.labels.add(record.new_labels)
+        take_labels(self.labels, record)
         if self.open_tag is None:
             self.opened_lsn = lsn
         self.open_tag = record.tag or record.task
@@ -492,6 +493,14 @@ def _stream_of(task: str) -> str:
 
 def _abandoned(task: str) -> Abandon:
     return Abandon(producer=None, epoch=0, seq=0, task=task)
+
+
+def take_labels(labels: LabelMap, batch: Batch) -> None:
+    """Add the labels that a stored batch was the first to have, as it has them."""
+    if batch.new_labels and not batch.outputs:
+        labels.add_as_before(batch.new_labels)
+    else:
+        labels.add(batch.new_labels, batch.outputs)
 
 
 def signature_of(batch: Batch) -> Signature:

@@ -17,6 +17,8 @@ from streamcl.errors import Refused
 
 Array = npt.NDArray[Any]
 
+GAUSSIAN = "model.likelihood = 'gaussian' (in a new state directory)"
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:
@@ -74,9 +76,14 @@ def check_rows(x: Array, y: Array) -> None:
 class LabelMap:
     """The append-only map from the labels that producers send to the model's outputs.
 
-    The first batch decides how labels are read. If all of its labels lie in 0..classes-1, label k is output k, and a
-    label outside that range is refused from then on. Otherwise labels are names, given outputs in order of first
-    appearance until there are no more. An output once given never moves.
+    Which labels go together does not depend on the order in which they come, nor on how rows are cut into batches:
+
+      * with a label 0, all are from 0 to classes-1 or, where `classes` is odd, from -(classes-1)/2 to (classes-1)/2;
+      * without one, they are any numbers, at most `classes` of them: 1 to classes, say, or -1 and 1, or 100, 200 and 300.
+
+    Label k is output k where there is such an output and no other label has it, `classes` is output 0, and a negative label
+    counts from the last output down, on the same condition; any other takes the first output that is left. An output once
+    given never moves; what a batch's new labels were given stands in its record.
     """
 
     classes: int
@@ -93,36 +100,66 @@ class LabelMap:
     def new_labels(self, y: Array) -> tuple[int, ...]:
         """The labels of y not yet in the map, in order of appearance; raises Refused ``bad_label``, changes nothing."""
         if y.dtype.kind not in "iu":
-            raise Refused("bad_label", f"batch.y: expected integer labels (<i8, <i4 or |u1), got {y.dtype.str}")
+            raise Refused("bad_label", _no_integers(y))
         if y.ndim != 1:
             raise Refused("bad_shape", f"batch.y: expected one label a row, [n], got {list(y.shape)}")
         if self._knows_all(y):
             return ()
-        values, first = np.unique(y, return_index=True)
+        first = np.unique(y, return_index=True)[1]
         fresh = tuple(int(y[i]) for i in np.sort(first) if int(y[i]) not in self.outputs)
-        self._check(fresh, values)
+        self._check(fresh)
         return fresh
 
     def _knows_all(self, y: Array) -> bool:
         """Whether every label of y has an output already: the common case, found in two passes over y."""
-        if not self.outputs or y.min() < 0 or y.max() >= self.classes:
+        if not self.outputs or y.min() < 0 or y.max() > self.classes:
             return False
         return all(label in self.outputs for label in np.flatnonzero(np.bincount(y)).tolist())
 
-    def _check(self, fresh: tuple[int, ...], values: Array) -> None:
-        direct = self.direct if self.outputs else self._in_range(fresh)
-        if direct and not self._in_range(fresh):
-            wrong = next(label for label in fresh if not 0 <= label < self.classes)
-            raise Refused("bad_label", f"batch.y: expected labels 0 to {self.classes - 1}, got {wrong}")
-        if len(self.outputs) + len(fresh) > self.classes:
+    def _check(self, fresh: tuple[int, ...]) -> None:
+        together = {*self.outputs, *fresh}
+        if len(together) > self.classes:
             raise Refused(
                 "bad_label",
                 f"batch.y: {self.classes} outputs, {len(self.outputs)} of them taken, cannot hold {len(fresh)} new "
                 f"labels such as {fresh[-1]}; set model.classes to the number of labels there will be",
             )
+        if not self._go_together(together) and self._go_together(
+            self.outputs
+        ):  # else they did by an earlier version's rule
+            zero = "label 0 has come before" if 0 in self.outputs else "label 0 comes too"
+            wrong = next(label for label in (*fresh, *self.outputs) if not 0 <= label < self.classes)
+            raise Refused(
+                "bad_label",
+                f"batch.y: expected labels 0 to {self.classes - 1} (model.classes = {self.classes}), since {zero}, got "
+                f"{wrong}; number the labels from 0, or set model.classes to one more than the largest",
+            )
 
-    def add(self, fresh: Iterable[int]) -> None:
-        """Give outputs to labels that `new_labels` has found."""
+    def _go_together(self, labels: Iterable[int]) -> bool:
+        reach = (self.classes - 1) // 2 if self.classes % 2 else -1
+        return 0 not in labels or self._in_range(labels) or all(abs(label) <= reach for label in labels)
+
+    def places(self, fresh: Iterable[int]) -> tuple[int, ...]:
+        """The outputs that labels found by `new_labels` get; changes nothing."""
+        taken, places = set(self.outputs.values()), []
+        for label in fresh:
+            wanted = label if label >= 0 else label + self.classes
+            wanted = 0 if wanted == self.classes else wanted
+            free = 0 <= wanted < self.classes and wanted not in taken
+            places.append(wanted if free else next(output for output in range(self.classes) if output not in taken))
+            taken.add(places[-1])
+        return tuple(places)
+
+    def add(self, fresh: Iterable[int], places: Iterable[int] | None = None) -> None:
+        """Give outputs to labels that `new_labels` has found: those given, else those of `places`."""
+        fresh = tuple(fresh)
+        self.outputs.update(zip(fresh, self.places(fresh) if places is None else places, strict=True))
+
+    def add_as_before(self, fresh: Iterable[int]) -> None:
+        """For records without outputs, of an earlier version: the first batch decided.
+
+        If all of its labels lay in 0..classes-1, label k was output k; otherwise each took the next output.
+        """
         fresh = tuple(fresh)
         direct = self.direct if self.outputs else self._in_range(fresh)
         for label in fresh:
@@ -141,3 +178,11 @@ class LabelMap:
         for label, output in self.outputs.items():
             labels[output] = label
         return labels
+
+
+def _no_integers(y: Array) -> str:
+    """What is wrong with targets that are no labels, and what they may have been meant for."""
+    got = f"batch.y: expected integer labels (<i8, <i4 or |u1) for model.likelihood = 'categorical', got {y.dtype.str}"
+    if y.size and bool((np.trunc(y) == y).all()):
+        return f"{got}; if these whole numbers are labels, send them as integers; if they are measurements, set " + GAUSSIAN
+    return f"{got} such as {float(y.flat[int((np.trunc(y) != y).argmax())]):g}; to learn real numbers, set {GAUSSIAN}"

@@ -40,7 +40,8 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
 
 
 class Batch(_Record, frozen=True, tag="batch"):
-    """Rows of one task. new_labels: labels first seen here, in order of appearance.
+    """Rows of one task. new_labels: labels first seen here, in order of appearance; outputs: what each of them was given
+    (none in older logs, where the first batch decided).
 
     tag: with drift, what the producer called the task. Where it is `task` as well, the task's own name is the learner's to
     find (`of_stream`); in older logs ingest had found it, and tag stands only beside another name.
@@ -50,6 +51,7 @@ class Batch(_Record, frozen=True, tag="batch"):
     arrays: tuple[ArraySpec, ...]
     boundary: bool = False
     new_labels: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
     tag: str | None = None
 
     @property

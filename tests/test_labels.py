@@ -1,0 +1,80 @@
+"""Labels through the daemon: which are taken does not depend on the first batch; real numbers are told where to go."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamcl.bench.local import LocalDaemon
+from streamcl.errors import Refused
+
+SEVEN = np.arange(1, 8)
+
+
+def rows(labels: np.ndarray, n: int = 140) -> tuple[np.ndarray, np.ndarray]:
+    """One-hot rows of the labels, in turn."""
+    y = np.resize(labels, n)
+    return 4 * np.eye(len(np.unique(labels)), dtype="<f4")[np.searchsorted(np.unique(labels), y)], y
+
+
+def start_with(start: Callable[..., LocalDaemon], classes: int, name: str) -> LocalDaemon:
+    model = {"factory": "streamcl.models:linear", "classes": classes}
+    return start({"model": model, "train": {"epochs": 20, "learning_rate": 0.1, "batch_size": 16}}, name)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [[1], [7], [1, 2, 3, 4, 5, 6], [7, 6, 5, 4, 3, 2, 1], [3, 7]],
+    ids=lambda first: "-".join(map(str, first)),
+)
+def test_labels_from_one_are_learned_whatever_comes_first(start: Callable[..., LocalDaemon], first: list[int]) -> None:
+    daemon = start_with(start, 7, "state")
+    x, y = rows(SEVEN)
+    with daemon.producer() as producer, daemon.reader() as reader:
+        chosen = np.isin(y, first)
+        producer.send(x[chosen], y[chosen], "a")
+        producer.flush()
+        daemon.kill_all()
+        daemon.start()
+        producer.send(x, y, "a")
+        producer.boundary("a")
+        found = reader.predict(x)
+        assert (found.label == y).all()
+        assert found.labels is not None
+        assert found.labels.tolist() == [7, 1, 2, 3, 4, 5, 6]
+        producer.send(x[:7], SEVEN + 1, "b")
+        with pytest.raises(Refused, match="7 outputs, 7 of them taken, cannot hold 1 new labels such as 8"):
+            producer.flush()
+    with daemon.admin() as admin:
+        assert "label 7 is output 0" in {event["text"] for event in admin.status()["events"] if event["kind"] == "labels"}
+
+
+@pytest.mark.parametrize("labels", [[-1, 0, 1], [-1, 1, 7], [100, 200, 300]], ids=str)
+def test_other_numbers_are_learned_too(start: Callable[..., LocalDaemon], labels: list[int]) -> None:
+    daemon = start_with(start, 3, "state")
+    x, y = rows(np.array(labels), 90)
+    with daemon.producer() as producer, daemon.reader() as reader:
+        for label in sorted(labels, reverse=True):  # one label a message: nothing can be seen of the others
+            producer.send(x[y == label], y[y == label], "a")
+        producer.boundary("a")
+        assert (reader.predict(x).label == y).all()
+
+
+@pytest.mark.parametrize(("target", "words"), [("0.5", "such as 0.5; to learn real numbers"), ("1.0", "labels")])
+def test_a_real_target_is_told_of_the_likelihood(
+    start: Callable[..., LocalDaemon], tmp_path: Path, target: str, words: str
+) -> None:
+    daemon = start_with(start, 3, "state")
+    np.savez(tmp_path / "real.npz", x=np.ones((3, 2), "<f4"), y=np.array([0.0, 1.0, float(target)]))
+    command = [sys.executable, "-m", "streamcl", "send", str(tmp_path / "real.npz"), "--task", "a"]
+    done = subprocess.run(
+        [*command, "--state-dir", str(daemon.state_dir)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "model.likelihood = 'gaussian'" in done.stderr
+    assert words in done.stderr
