@@ -165,6 +165,7 @@ class Supervisor:
         }
         for child in self.children.values():
             child.start(self.config, self.lock.fd)
+        self._tell("ingest", "begin")  # once in the daemon's life: a mended model or configuration may be tried
 
     def _watch_signals(self) -> None:
         """Signals only write a byte; the loop's select wakes on it."""
