@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import until
 
 from streamcl.bench.local import LocalDaemon
 from streamcl.errors import Refused

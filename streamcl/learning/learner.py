@@ -36,7 +36,7 @@ from streamcl.learning.data import Block, TaskData
 from streamcl.learning.drift import Drift, Rise, errors
 from streamcl.learning.evaluation import Prequential
 from streamcl.learning.network import Network, choose_device
-from streamcl.learning.optimisation import EpochResult, Optimisation
+from streamcl.learning.optimisation import EpochResult, Optimisation, mean_nll
 from streamcl.learning.posterior import FactorSource, Posterior, from_arrays
 from streamcl.protocol.session import signature_of
 from streamcl.protocol.signature import LabelMap, Signature
@@ -49,6 +49,7 @@ from streamcl.storage.records import Abandon, Batch, Boundary, Drop, Forget, Rec
 FISHER_ROWS = 512  # between two looks at the channels, also where gradients are taken one by one
 CALMER = 0.1  # the learning rate's factor at each new attempt at a boundary that diverged
 ATTEMPTS = 4  # at a boundary that diverges; then the task is held
+WORSE_NATS = 1.0
 DIVERGED = {"batch": "batch-diverged", "boundary": "boundary-diverged"}  # the stage of a failure that the steps caused
 
 
@@ -359,7 +360,7 @@ class Learner:
     def _return_to_anchor(self) -> None:
         self._network.parameters.load(self._anchor())
 
-    def _at_anchor(self, question: Callable[[], bool]) -> bool:
+    def _at_anchor(self, question: Callable[[], T]) -> T:
         """What holds at the anchor; the parameters are put back."""
         theta = self._network.parameters.theta.detach().clone()
         self._return_to_anchor()
@@ -517,6 +518,7 @@ class Learner:
             weight = self.config.posterior.effective_scale * data.samples
         fisher, loss = yield from self._fisher(task.name, data, self._seed(lsn))
         self._check_finite(loss, task.name)
+        self._check_gained(loss, data)
         factor = self._absorb(task, task_precision(fisher, data.samples, weight), more_of)
         self.train_loss = loss
         entry = self._learned_entry(lsn, record, started, data.samples, weight, loss, more_of)
@@ -640,6 +642,21 @@ class Learner:
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+
+    def _check_gained(self, loss: float, data: TaskData) -> None:
+        """Raise Diverged where training has made the task much worse than it was at the anchor, though all is finite.
+
+        By more than a nat a sample and more than twofold: no rate that suits does that. Costs a pass over the task, but for
+        losses that are too small to tell of it.
+        """
+        if self.config.model.likelihood != "gaussian" and loss <= WORSE_NATS:
+            return
+        before = self._at_anchor(lambda: mean_nll(self._network, data))
+        if loss - before > max(WORSE_NATS, abs(before)):
+            raise Diverged(
+                f"training took the loss from {before:.4g} to {loss:.4g} nats a sample; lower train.learning_rate (now "
+                f"{self.config.train.learning_rate:g}) or scale the data"
+            )
 
     def _check_finite(self, value: float, task: str) -> None:
         if not math.isfinite(value):
