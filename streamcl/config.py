@@ -95,8 +95,7 @@ class Stream(_Section, frozen=True):
     """What producers meet: when tasks close, how much they may send ahead and store.
 
     on_failure: whether new tasks wait (hold) or go on (set-aside) while one that could not be learned is kept.
-    drift_delta: ADWIN's significance. drift_rows: of a task before drift may close it, and at the most that the log may be
-    ahead of training then.
+    drift_delta: ADWIN's significance. drift_rows: of a task before drift may close it.
     """
 
     boundary: Literal["explicit", "on-change", "drift"] = "explicit"

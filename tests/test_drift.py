@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import tarfile
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -209,6 +213,169 @@ def test_a_crash_before_or_amid_the_change_leaves_the_same_tasks_and_parameters(
         assert samples(other) == samples(one)
         np.testing.assert_array_equal(one.parameters().theta, other.parameters().theta)
         np.testing.assert_array_equal(one.parameters().precision, other.parameters().precision)
+
+
+# -- the same log, the same tasks --------------------------------------------------------------------------------------
+
+SHIFTS = [0] * 30 + [1] * 30 + [2] * 12
+
+
+def ending(daemon: LocalDaemon) -> tuple[Any, ...]:
+    """Every task with its figures, and all that was learned."""
+    with daemon.admin() as admin:
+        figures = [(t["task"], t["samples"], t["loss"], t["weight"]) for t in admin.tasks()]
+        found = admin.parameters()
+    return figures, found.theta.tobytes(), found.precision.tobytes(), found.shift.tobytes()
+
+
+def in_peace(daemon: LocalDaemon) -> None:
+    """A batch, and the next once it is learned."""
+    for number, shift in enumerate(SHIFTS):
+        stream(daemon, [shift], first=number)
+        learned(daemon, number + 1)
+
+
+def all_at_once(daemon: LocalDaemon) -> None:
+    """Everything is stored before anything is learned; the boundary too."""
+    with daemon.admin() as admin:
+        admin.pause()
+        until(lambda: admin.status()["state"] == "paused")
+        stream(daemon, SHIFTS)
+        admin.boundary("a", wait=False)
+        admin.resume()
+
+
+def killing_the_trainer(daemon: LocalDaemon) -> None:
+    """The trainer dies every dozen batches, wherever it is."""
+    with daemon.producer() as producer:
+        for number, shift in enumerate(SHIFTS):
+            producer.send(*rows(number, shift), "a")
+            if number % 12 == 7:
+                producer.flush()
+                until(lambda: "trainer" in daemon.children())
+                os.kill(daemon.children()["trainer"], signal.SIGKILL)
+
+
+def killing_all(daemon: LocalDaemon) -> None:
+    """Every process dies, amid the backlog and behind it."""
+    with daemon.producer() as producer:
+        for number, shift in enumerate(SHIFTS):
+            producer.send(*rows(number, shift), "a")
+            if number in (29, 38, 66):
+                producer.flush()
+                daemon.kill_all()
+                daemon.start()
+
+
+@pytest.mark.timeout(400)
+def test_where_it_splits_depends_on_the_rows_alone(start: Callable[..., LocalDaemon]) -> None:
+    ends = {}
+    for feed in (in_peace, all_at_once, killing_the_trainer, killing_all):
+        daemon = start(tree(credit=2 if feed is killing_all else 16), feed.__name__)
+        feed(daemon)
+        with daemon.admin() as admin:
+            if feed is not all_at_once:
+                admin.boundary("a")
+            until(lambda: sum(task["samples"] for task in admin.tasks()) == 20 * len(SHIFTS))
+        ends[feed.__name__] = ending(daemon)
+        daemon.kill()
+    assert [name for name, *_ in ends["in_peace"][0]] == ["a", "a.2", "a.3"]
+    assert len(set(map(repr, ends.values()))) == 1, {name: end[0] for name, end in ends.items()}
+
+
+def changed_at(start: Callable[..., LocalDaemon]) -> int:
+    """How many batches it takes until the change of a stream is found."""
+    daemon = start(tree(), "scout")
+    with daemon.admin() as admin, daemon.producer() as producer:
+        for number in range(60):
+            producer.send(*rows(number, int(number >= 30)), "a")
+        producer.flush()
+        until(admin.tasks)
+        return int(admin.tasks()[0]["samples"]) // 20
+
+
+def test_a_boundary_right_behind_the_change_is_told_the_task_that_drift_closed(start: Callable[..., LocalDaemon]) -> None:
+    batches = changed_at(start)
+    daemon = start(tree())
+    with daemon.producer() as producer, daemon.admin() as admin:
+        admin.pause()  # nobody knows yet
+        for number in range(batches):
+            producer.send(*rows(number, int(number >= 30)), "a")
+        waiting = producer.boundary("a", weight=3.5, wait=False)
+        with pytest.raises(Refused, match="task_closed"):
+            producer.boundary("a", wait=False)
+            producer.flush()
+        admin.resume()
+        learned(daemon, batches)
+        until(lambda: tasks(daemon) == ["a"])
+        assert waiting["seq"] == batches + 1
+        until(lambda: admin.status()["warning"] is not None)
+        assert "the boundary's own, 3.5, is not used" in admin.status()["warning"]
+        producer.send(*rows(99, 1), "a")  # a new stretch of the tag: the task after the one that drift closed
+        done = producer.boundary("a")
+        assert (done["task"], done["samples"]) == ("a.2", 20)
+        assert "origin" not in done
+        (first, _) = admin.tasks()
+        assert first["weight"] == 0.01 * first["samples"]
+
+
+def test_a_boundary_after_a_change_known_to_all_is_answered_too_and_after_a_restart(
+    start: Callable[..., LocalDaemon],
+) -> None:
+    batches = changed_at(start)
+    daemon = start(tree())
+    stream(daemon, [int(number >= 30) for number in range(batches)])
+    until(lambda: tasks(daemon) == ["a"])
+    with daemon.producer("other") as other, pytest.raises(Refused, match="task_mismatch"):
+        other.send(*rows(1), "b")  # the tag is open until a boundary says so: whether drift came first changes nothing
+        other.flush()
+    daemon.kill_all()
+    daemon.start()
+    with daemon.producer("other") as other, pytest.raises(Refused, match="task_mismatch"):
+        other.send(*rows(1), "b")
+        other.flush()
+    with daemon.admin() as admin:
+        done = admin.boundary("a")
+        assert {name: done[name] for name in ("task", "kind", "origin", "samples")} == {
+            "task": "a",
+            "kind": "boundary",
+            "origin": "drift",
+            "samples": 20 * batches,
+        }
+        assert admin.status()["task"] is None
+        assert admin.metrics()["streamcl_boundaries_total"] <= 1  # it is no second one
+    with daemon.producer("other") as other:
+        other.send(*rows(1), "b")
+        assert other.boundary("b")["samples"] == 20
+
+
+def test_a_change_found_by_a_revisited_name_is_passed_over(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start(tree())
+    with daemon.producer() as producer:
+        producer.send(*rows(0), "a.2")
+        producer.boundary("a.2")
+        for number in range(60):
+            producer.send(*rows(number, int(number >= 30)), "a")
+        done = producer.boundary("a")
+    assert tasks(daemon) == ["a.2", "a", "a.3"]
+    assert done["task"] == "a.3"
+
+
+def test_a_state_directory_with_drifts_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
+    """Of aca4cef: ingest had written the boundary of `a` into the log, `a.2` was open; killed."""
+    name = "state-with-drift-of-an-earlier-version.tar.gz"
+    with tarfile.open(Path(__file__).parent / "data" / name) as archive:
+        archive.extractall(tmp_path, filter="data")
+    with LocalDaemon(tree(), tmp_path / "state") as daemon, daemon.producer() as producer, daemon.admin() as admin:
+        assert admin.status()["task"] == "a.2"
+        for number in range(60, 64):
+            producer.send(*rows(number, 1), "a")
+        done = producer.boundary("a")
+        assert (done["task"], done["samples"]) == ("a.2", 580)
+        found = admin.parameters()
+    expected = np.load(tmp_path / "state" / "expected.npz", allow_pickle=False)
+    for vector in ("theta", "precision", "shift"):
+        np.testing.assert_array_equal(getattr(found, vector), expected[vector])
 
 
 def samples(admin: Admin) -> dict[str, int]:

@@ -23,6 +23,30 @@ def test_a_fault_at_every_operation_changes_nothing(fault: campaigns.Fault, alon
     assert tally.met[fault] > 150
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["all processes", "one process"])
+def test_a_kill_at_every_operation_amid_drift_leaves_the_same_tasks(alone: bool) -> None:
+    tally = campaigns.every_step(["kill"], alone=alone, drift=True)
+    assert tally.violations == []
+    assert tally.met["kill"] > 100
+
+
+def test_the_drifting_script_meets_what_it_is_about() -> None:
+    """A boundary right behind the change, and one behind data of the task after it."""
+    with campaigns._world(campaigns.drifting_script(), tree=campaigns.DRIFTING) as world:
+        tasks = world.run()["tasks"]
+    assert tasks["a"][1:4] == ["boundary", "drift", 22 * campaigns.ROWS]
+    assert tasks["a"][6:] == ["p", 23]
+    ends = [campaigns._undisturbed(campaigns.drifting(random.Random(n)), tree=campaigns.DRIFTING) for n in range(8)]
+    assert any("drift" in figures for end in ends for figures in end["tasks"].values())
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["kills", "power cuts"])
+def test_random_crashes_amid_drift_leave_the_same_tasks(cut: bool) -> None:
+    tally = campaigns.random_crashes(40, cut=cut, drift=True)
+    assert tally.violations == []
+    assert tally.runs > 25
+
+
 @pytest.mark.parametrize("cut", [False, True], ids=["kills", "power cuts"])
 def test_random_crashes_of_two_producers_tasks(cut: bool) -> None:
     tally = campaigns.random_crashes(100, cut=cut)

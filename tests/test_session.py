@@ -45,7 +45,7 @@ def store(state: StreamSession, message: Any, arrays: NamedArrays | None = None,
         case messages.Forget():
             records = state.admit_forget(message.task)
     for record in records:
-        state.apply(state.producers["p"].stored, record, nbytes)
+        state.apply(state.next_lsn, record, nbytes)
     state.synced()
 
 
@@ -91,6 +91,51 @@ def test_boundaries_on_change_close_the_open_task_first() -> None:
     store(state, batch(2, "b"))
     assert state.closed == {"a"}
     assert state.open_task == "b"
+
+
+def test_with_drift_a_tag_is_open_until_its_boundary_whatever_the_trainer_has_told() -> None:
+    told, untold = session(drift=True), session(drift=True)
+    for state in (told, untold):
+        store(state, batch(1))
+        store(state, batch(2))
+    told.trained(2)
+    told.consolidated("a", 1, by_drift=True)
+    assert (told.open_task, untold.open_task) == (None, "a")
+    for state in (told, untold):
+        assert refused(state, batch(3, "b")) == "task_mismatch"
+        assert refused(state, batch(3, "a.2")) == "task_mismatch"
+        record, *_ = state.admit_boundary("p", messages.Boundary(seq=3, task="a"))
+        assert record.task == "a"
+        store(state, messages.Boundary(seq=3, task="a"))
+        assert refused(state, messages.Boundary(seq=4, task="a")) == "task_closed"
+        store(state, batch(4, "b"))
+
+
+def test_with_drift_names_and_room_follow_what_the_trainer_tells() -> None:
+    state = session(drift=True)
+    for seq in range(1, 4):
+        store(state, batch(seq))
+    assert (state.open_task, state.task_spool) == ("a", 300)
+    last = state.next_lsn - 1
+    state.trained(last)
+    state.consolidated("a", last - 1, by_drift=True)
+    assert (state.open_task, state.task_spool, state.closed) == ("a.2", 100, {"a"})
+    store(state, messages.Boundary(seq=4, task="a.2"))  # as an operator reads it
+    store(state, batch(5))
+    state.consolidated("a.2", last + 1, by_drift=False)
+    assert state.open_task == "a.3"
+    assert refused(state, batch(6, "c" * 125)) == "task_mismatch"
+    assert refused(session(drift=True), batch(1, "c" * 125)) == "bad_header"
+
+
+def test_with_drift_a_name_not_heard_of_may_yet_come() -> None:
+    state = session(drift=True, mode="factors")
+    store(state, batch(1))
+    store(state, messages.Boundary(seq=2, task="a"))
+    state.trained(state.next_lsn)
+    assert refused(state, messages.Revisit(seq=3, task="a.2")) == "not_ready"
+    state.took_effect(state.next_lsn)
+    assert refused(state, messages.Revisit(seq=3, task="a.2")) == "unknown_task"
 
 
 def test_gaps_and_duplicates_are_told_apart() -> None:

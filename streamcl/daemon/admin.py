@@ -12,6 +12,7 @@ import zmq
 
 from streamcl.daemon import sockets
 from streamcl.daemon.sockets import Peer
+from streamcl.daemon.view import figures
 from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import HEADER_BYTES, Array, Buffer
@@ -330,11 +331,10 @@ class Admin:
                 self._error(request, Refused("unlearnable", f"{rows}: {reason}; they are kept: {KEPT_REMEDY}"))
             case "rollback-failed":
                 self._error(request, Refused("internal", f"task {entry['task']!r}: {entry['reason']}"))
-            case "boundary" | "revisit":
+            case "boundary" | "revisit" | "confirm":
                 self._ok(request, self.ingest.verdict(entry))
             case _:
-                names = ("task", "kind", "undone", "seconds")
-                self._ok(request, {name: entry[name] for name in names if name in entry})
+                self._ok(request, figures(entry))
 
     def checkpointed(self, message: dict[str, Any]) -> None:
         """A checkpoint was written, for these requests or of itself."""

@@ -29,7 +29,7 @@ from streamcl.daemon.metrics import Metrics
 from streamcl.daemon.recovery import recover
 from streamcl.daemon.shown import Shown
 from streamcl.daemon.sockets import Peer
-from streamcl.daemon.view import View
+from streamcl.daemon.view import View, figures
 from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import Buffer, NamedArrays
@@ -119,7 +119,6 @@ class Ingest:
                 mode=config.posterior.mode,
                 on_change=config.stream.boundary == "on-change",
                 drift=config.stream.boundary == "drift",
-                drift_rows=config.stream.drift_rows,
                 hold=config.stream.on_failure == "hold",
                 task_bytes=config.stream.task_bytes,
                 credit=config.stream.credit,
@@ -494,8 +493,7 @@ class Ingest:
         if entry["kind"] == "held":
             message = f"{self.view.reason(entry['task'])}; its rows are kept: {KEPT_REMEDY}"
             return {"type": "failed", "task": entry["task"], "samples": entry["samples"], "message": message}
-        fields = {name: entry[name] for name in ("task", "kind", "samples", "loss", "seconds")}
-        return {"type": "done", **fields, "set_aside": ledger.rows_aside(entry)}
+        return {"type": "done", **figures(entry), "set_aside": ledger.rows_aside(entry)}
 
     def _offer_credit(self) -> None:
         """Tell every producer when there is credit again; that it has run out stands in the batches' own acks."""
@@ -562,8 +560,6 @@ class Ingest:
                 case "recovered":
                     self.session.trained(message["next_lsn"])
                     self._greet_trainer()
-                case "drift":
-                    self._drifted(message)
                 case "progress":
                     self._progressed(message)
                 case "done":
@@ -605,18 +601,6 @@ class Ingest:
         """Only of these records the failures still matter."""
         self.view.quarantine = [failure for failure in self.view.quarantine if failure["lsn"] in lsns]
 
-    def _drifted(self, message: dict[str, Any]) -> None:
-        """The open task's stream has changed: close it, as an operator would. The trainer says so until it is closed."""
-        records = () if self.closing else self.session.admit_drift(message["task"])
-        for record in records:
-            try:
-                lsn = self.append(record)
-            except Refused:  # no room for it now
-                return
-            self.metrics.drift_detected.inc()
-            self.log.warning("drift: the task is closed", task=message["task"], reason=message["text"])
-            self.chronicle.note("drift", message["text"], message["task"], lsn)
-
     def _greet_trainer(self) -> None:
         """A trainer has (re)started: say how far the log goes and what it was asked before."""
         self._tell_trainer()
@@ -634,20 +618,33 @@ class Ingest:
         self._done_lsn = entry["lsn"]
         self._settle(entry)
         self.view.done(entry, warning)
-        self.chronicle.note(_NOTED.get(entry["kind"], entry["kind"]), self._in_words(entry), entry["task"], entry["lsn"])
+        if ledger.by_drift(entry):
+            self._drifted(entry)
+        if entry["kind"] != "confirm":
+            self.chronicle.note(
+                _NOTED.get(entry["kind"], entry["kind"]), self._in_words(entry), entry["task"], entry["lsn"]
+            )
         if warning is not None:
             self.chronicle.note("warning", warning, entry["task"])
         match entry["kind"]:
             case "boundary" | "revisit":
+                self.session.consolidated(entry["task"], entry["lsn"], by_drift=ledger.by_drift(entry))
                 self.metrics.consolidated(entry)
                 self._send_done(entry)
-            case "held":
+            case "held" | "confirm":
                 self._send_done(entry)
             case "forget":
                 self._unlearned([entry["task"]])
             case "rollback":
                 self._unlearned(entry["undone"])
         self.admin.done(entry)
+
+    def _drifted(self, entry: Mapping[str, Any]) -> None:
+        """The trainer has closed a task because its stream had changed."""
+        self.metrics.drift_detected.inc()
+        self.log.warning("drift: the task is closed", task=entry["task"], lsn=entry["lsn"], reason=entry["reason"])
+        self.chronicle.note("drift", entry["reason"], entry["task"], entry["lsn"])
+        self.writer.rotate()  # so that what is stored from now on does not keep the closed task's records on disk
 
     def _unlearned(self, tasks: Iterable[str]) -> None:
         for task in tasks:
@@ -659,6 +656,8 @@ class Ingest:
         session, standing = self.session, self.view.standing
         standing.take(entry, lambda count: ledger.standing(ledger.read(self.state.path, count)))
         session.took_effect(entry["lsn"])
+        if entry["kind"] in ("boundary", "revisit", "held"):
+            session.consolidated(entry["task"], entry["lsn"], by_drift=ledger.by_drift(entry))
         if entry["kind"] not in ("boundary", "revisit") or session.held or session.set_aside or ledger.aside(entry):
             session.settle(standing.closed(), standing.forgotten, standing.held, standing.set_aside())
         self.metrics.kept(session)

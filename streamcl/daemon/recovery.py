@@ -44,7 +44,7 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
     if meta is not None:
         _take_over(session, meta)
     session.settle(standing.closed(), standing.forgotten, standing.held, standing.set_aside())
-    _replay(session, held, meta["next_lsn"] if meta else 0)
+    _replay(session, held, meta or {"next_lsn": 0}, {e["lsn"]: e["task"] for e in entries if ledger.by_drift(e)})
     session.synced()
     return writer, standing
 
@@ -63,12 +63,28 @@ def _take_over(session: StreamSession, meta: Mapping[str, Any]) -> None:
         session.signature = Signature.from_plain(meta["signature"])
 
 
-def _replay(session: StreamSession, held: Iterable[tuple[int, Record, int]], applied: int) -> None:
-    """Every record still in the log; those below `applied` only count for what their task holds on disk."""
-    for lsn, record, nbytes in held:
+def _replay(
+    session: StreamSession, held: Iterable[tuple[int, Record, int]], meta: Mapping[str, Any], drifted: Mapping[int, str]
+) -> None:
+    """Every record still in the log; those that the checkpoint has only count for what their task holds on disk.
+
+    drifted: what drift closed, by the record that showed it.
+    """
+    applied = session.next_lsn = meta["next_lsn"]
+    records = list(held)
+    for lsn, record, nbytes in records:
+        if lsn >= applied:
+            break
         session.apply(lsn, record, nbytes)
-        if lsn < applied and isinstance(record, Batch):
-            session.stored_batches -= 1
+        session.stored_batches -= isinstance(record, Batch)
+        if lsn in drifted:
+            session.consolidated(drifted[lsn], lsn, by_drift=True)
+    session.next_lsn = applied
+    if meta.get("drifted") is not None:
+        session.drifted(meta["drifted"]["tag"])
+    for lsn, record, nbytes in records:
+        if lsn >= applied:
+            session.apply(lsn, record, nbytes)
     session.trained(applied)
     session.took_effect(applied - 1)
     if session.open_task in session.closed and not session.revisiting:

@@ -231,7 +231,7 @@ class Trainer:
         except Unlearnable as error:
             self._set_aside(entry, error)
             return True
-        self._report(force=self.learner.drifted is not None)
+        self._report()
         self._publish()
         self._follow_on(0.0)
         self._evaluate_in_between()
@@ -332,7 +332,7 @@ class Trainer:
         self._forgive()
         self._publish(force=True)
         self._follow_tasks(FOLLOW_SHARE * entry["seconds"])
-        if entry["kind"] != "abandon":
+        if entry["kind"] not in ("abandon", "confirm"):
             self._evaluate_soon()
         self.side.send("done", entry=entry, warning=self.learner.warning)
         say = self.log.error if entry["kind"] == "held" else self.log.info
@@ -543,8 +543,6 @@ class Trainer:
         learner = self.learner
         activity = "paused" if self.paused else self.activity
         self.up.alive(activity=activity if learner.open_task is None else f"{activity}, task {learner.open_task.name}")
-        if learner.drifted is not None and learner.open_task is not None:  # before ingest hears that there is room for more
-            self.side.send("drift", task=learner.open_task.name, text=str(learner.drifted))
         self.side.send(
             "progress",
             state=activity,

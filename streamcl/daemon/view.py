@@ -55,7 +55,7 @@ class View:
 
     def done(self, entry: dict[str, Any], warning: str | None) -> None:
         """A record took effect on the tasks; `standing` has it already."""
-        if entry["kind"] in ("boundary", "revisit"):
+        if entry["kind"] in ("boundary", "revisit", "confirm"):
             self._warning = warning
         for followed in (self.penalties, self.accuracies):
             for task in [task for task in followed if task not in self.entries]:
@@ -217,6 +217,13 @@ class View:
         since = sum(other["lsn"] > entry["lsn"] for other in entries)
         reason = "nothing is estimated to be lost" if rank is None else _reason(rise or 0.0, since)
         return {**shown, "revisit_rank": rank, "revisit_reason": reason if rise is not None else None}
+
+
+def figures(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What whoever asked for a record is told of it; `origin` where it was drift that closed the task before."""
+    names = ("task", "kind", "samples", "loss", "seconds", "origin", "undone")
+    known = {name: entry[name] for name in names if name in entry}
+    return known | ({"kind": "boundary"} if known["kind"] == "confirm" else {})
 
 
 def _aside(task: str, rows: int, failure: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from streamcl.learning.evaluation import Prequential
 from streamcl.learning.network import Network, choose_device
 from streamcl.learning.optimisation import EpochResult, Optimisation, mean_nll
 from streamcl.learning.posterior import FactorSource, Posterior, from_arrays
-from streamcl.protocol.session import signature_of
+from streamcl.protocol.session import signature_of, stream_name
 from streamcl.protocol.signature import LabelMap, Signature
 from streamcl.storage.bound import check_fingerprint, fingerprint
 from streamcl.storage.checkpoint import POSTERIOR, under
@@ -51,6 +51,7 @@ CALMER = 0.1  # the learning rate's factor at each new attempt at a boundary tha
 ATTEMPTS = 4  # at a boundary that diverges; then the task is held
 WORSE_NATS = 1.0
 DIVERGED = {"batch": "batch-diverged", "boundary": "boundary-diverged"}  # the stage of a failure that the steps caused
+CONFIRMED = ("task", "samples", "weight", "loss", "seconds", "closed_at")  # of a drift's entry, for its stream's boundary
 
 
 class Unlearnable(StreamclError):
@@ -75,8 +76,8 @@ class OpenTask:
 
     first_lsn: of the record that opened it. penalty: what it is learned under. damping: of a revisit's new factor, None
     where the task is learned for the first time. before: what is served during a revisit, and comes back if it is
-    abandoned. suspects: LSN and rows of batches that failed as they came, in neither `lsns` nor `sizes`. stalled: no more
-    steps before the boundary, since they diverged.
+    abandoned. tag: what its producers call it; its name, but for drift. suspects: LSN and rows of batches that failed as
+    they came, in neither `lsns` nor `sizes`. stalled: no more steps before the boundary, since they diverged.
     """
 
     name: str
@@ -86,6 +87,7 @@ class OpenTask:
     before: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     lsns: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    tag: str | None = None
     suspects: list[tuple[int, int]] = field(default_factory=list)
     stalled: bool = False
 
@@ -151,6 +153,7 @@ class Past(Protocol):
 
 Event = Progress | None
 T = TypeVar("T")
+R = TypeVar("R", Batch, Boundary)
 Steps = Generator[Event, None, Outcome | None]
 
 
@@ -171,6 +174,7 @@ class Learner:
         self.open_task: OpenTask | None = None
         self.prequential = Prequential(config.model.likelihood)
         self.drift = self._watch(config)
+        self.drifted: dict[str, Any] | None = None  # the task that drift closed, while no row of its stream has come since
         self.sequences: dict[str, tuple[int, int]] = {}
         self.next_lsn = 0
         self.steps = 0
@@ -186,11 +190,13 @@ class Learner:
         stream = config.stream
         return Drift(config.model.likelihood, stream.drift_delta, stream.drift_rows) if stream.boundary == "drift" else None
 
-    @property
-    def drifted(self) -> Rise | None:
-        """The rise of the error that shows that the open task's stream has changed; never of a revisit."""
+    def _risen(self, record: Batch) -> Rise | None:
+        """The rise of the error that shows that the open task's stream has changed; never of a revisit.
+
+        A record of a log in which ingest set the boundaries (it names no stream of tasks) waits for one of these.
+        """
         learned_anew = self.open_task is not None and self.open_task.revisited is None
-        return self.drift.found if self.drift is not None and learned_anew else None
+        return self.drift.found if self.drift is not None and learned_anew and record.of_stream else None
 
     # -- the model -----------------------------------------------------------------------------------------------
 
@@ -227,9 +233,13 @@ class Learner:
                 with _blaming("batch", record.task):
                     yield from self._learn(lsn, record, arrays)
                 if record.boundary:
-                    outcome = yield from self._close(lsn, record, None, log)
+                    outcome = yield from self._close(lsn, self._by_name(record), None, log)
+                elif (rise := self._risen(record)) is not None and self._has_name_left(record.task):
+                    outcome = yield from self._close_drifted(lsn, rise, log)
+            case Boundary() if self.open_task is None and self.drifted is not None:
+                outcome = self._confirm(lsn, record, self.drifted)
             case Boundary():
-                outcome = yield from self._close(lsn, record, record.weight, log)
+                outcome = yield from self._close(lsn, self._by_name(record), record.weight, log)
             case Revisit():
                 self._reopen(lsn, record)
             case Abandon():
@@ -257,7 +267,7 @@ class Learner:
             self._build(signature_of(batch))
         network = self._network
         self.labels.add(batch.new_labels)
-        task = self._opened(lsn, batch.task)
+        task = self._opened(lsn, batch)
         self.batches += 1
         self.samples += batch.samples
         x, y = network.conversion.x(arrays["x"]), network.conversion.y(arrays["y"])
@@ -292,13 +302,14 @@ class Learner:
         nlls, outputs = zip(*parts, strict=True)
         return torch.cat(nlls), torch.cat(outputs)
 
-    def _opened(self, lsn: int, name: str) -> OpenTask:
+    def _opened(self, lsn: int, batch: Batch) -> OpenTask:
         if self.open_task is None:
-            self._open_task(OpenTask(name, lsn, self._posterior.cavity(None)))
+            name = stream_name(batch.task, self._is_taken) if batch.of_stream else batch.task
+            self._open_task(OpenTask(name, lsn, self._posterior.cavity(None), tag=batch.tag))
         return self._open
 
     def _open_task(self, task: OpenTask) -> None:
-        self.open_task = task
+        self.open_task, self.drifted = task, None
         self.optimisation = Optimisation(self._network, task.penalty, self.config.train)
         self.prequential.open_task()
         if self.drift is not None:
@@ -551,6 +562,45 @@ class Learner:
             left = [*aside(self.standing.tasks[record.task]), *left]
         return self._entry(kind, lsn, record, started, samples=samples, weight=weight, loss=loss, aside=left)
 
+    # -- drift -------------------------------------------------------------------------------------------------------
+
+    def _is_taken(self, name: str) -> bool:
+        """Whether a task of this name has ever been."""
+        return name in self.standing.tasks or name in self.standing.forgotten or name in self.standing.held
+
+    def _has_name_left(self, tag: str) -> bool:
+        """Whether as many tasks as are kept are not yet known: with the next one's number, names stay short enough."""
+        return len(self.standing.closed()) + 1 < self.config.stream.tasks
+
+    def _by_name(self, record: R) -> R:
+        """The record about the open task's own name, where producers call it otherwise."""
+        return record if self.open_task is None else msgspec.structs.replace(record, task=self.open_task.name)
+
+    def _close_drifted(self, lsn: int, rise: Rise, log: LogReader) -> Steps:
+        """The boundary that the change of the stream is, behind the batch that showed it: a function of the log alone."""
+        task = self._open
+        boundary = Boundary(producer=None, epoch=0, seq=0, task=task.name, origin="drift")
+        outcome = yield from self._close(lsn, boundary, None, log)
+        if outcome is not None and outcome.entry["kind"] in ("boundary", "held"):
+            outcome.entry.update(origin="drift", reason=str(rise))
+            self.standing.take(outcome.entry, self._earlier)
+            self.drifted = {"tag": task.tag, **{name: outcome.entry.get(name) for name in CONFIRMED}}
+        return outcome
+
+    def _confirm(self, lsn: int, record: Boundary, drifted: Mapping[str, Any]) -> Outcome:
+        """A boundary of a stream whose last task drift has closed, no row having come since: it is the answer to both."""
+        self.drifted = self.warning = None
+        asked, held = {"producer": record.producer, "seq": record.seq}, self.standing.held.get(drifted["task"])
+        if held is not None:
+            return self._settle({**held, **asked, "lsn": lsn, "origin": "stream"})
+        if record.weight is not None:
+            self.warning = (
+                f"task {drifted['task']!r}: drift had closed it before its boundary came, with the weight "
+                f"{drifted['weight']:g}; the boundary's own, {record.weight:g}, is not used"
+            )
+        figures = {name: drifted[name] for name in CONFIRMED}
+        return self._settle({**figures, **asked, "kind": "confirm", "origin": "drift", "lsn": lsn})
+
     def _close_empty(self, lsn: int, record: Batch | Boundary) -> Outcome:
         self.consolidations += 1
         return self._settle(self._entry("boundary", lsn, record, time.monotonic(), samples=0, weight=0.0, loss=0.0))
@@ -685,11 +735,13 @@ class Learner:
                 "name": self.open_task.name,
                 "first_lsn": self.open_task.first_lsn,
                 "damping": self.open_task.damping,
+                "tag": self.open_task.tag,
                 "stalled": self.open_task.stalled,
                 "suspects": [list(pair) for pair in self.open_task.suspects],
             },
             "prequential": self.prequential.state(),
             "drift": None if self.drift is None else self.drift.state(),
+            "drifted": self.drifted,
             "signature": self.snapshot_signature(),
         }
         return meta, self._tensors()
@@ -735,6 +787,7 @@ class Learner:
             self.prequential.restore(meta["prequential"])
         if self.drift is not None and meta.get("drift") is not None and alike:
             self.drift.restore(meta["drift"])
+        self.drifted = meta.get("drifted")
         if meta["signature"] is not None:
             self._build(Signature.from_plain(meta["signature"]))
             fits = self._restore_model(tensors, alike)
@@ -759,7 +812,7 @@ class Learner:
         """The open task as it was; with no tensors, of a mended model: its rows are learned at the boundary."""
         before = {name: array.copy() for name, array in under("before.", tensors).items()}
         penalty = self._posterior.cavity(None if meta["damping"] is None else meta["name"])
-        task = OpenTask(meta["name"], meta["first_lsn"], penalty, meta["damping"], before)
+        task = OpenTask(meta["name"], meta["first_lsn"], penalty, meta["damping"], before, tag=meta.get("tag"))
         task.stalled = meta.get("stalled", False) and bool(tensors)
         suspects = {lsn for lsn, _ in meta.get("suspects", ())}
         for entry in log.read(task.first_lsn, self.next_lsn, verify=False):

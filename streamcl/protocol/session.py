@@ -9,9 +9,11 @@ Rules, stated once:
     learned (`retry`) or given up (`drop`). While a task is held no new one is opened, unless the terms say so.
   * One task is open at a time. Its first batch opens it, its boundary closes it. A revisit opens a closed task once
     more, until its boundary or until it is abandoned. A task that was withdrawn stays closed.
-  * With boundaries by drift, what producers name (the tag) is a stream of tasks, and the daemon names these: TAG, TAG.2,
-    TAG.3 and so on, a name once taken being passed over. Data under the tag goes to the open one of them, or opens the
-    next; a boundary may say the tag or the task's own name. Everything else (a revisit, say) takes a task's own name.
+  * With boundaries by drift, what producers name (the tag) is a stream of tasks: TAG, TAG.2, TAG.3 and so on, a name once
+    taken being passed over. Where one ends and the next begins follows from the log, and the trainer is the first to
+    know; so nothing here depends on it. The tag is open from its first batch to its boundary, which may say the tag or
+    the open task's own name, and closes whichever of its tasks is open by then. Everything else (a revisit, say) takes a
+    task's own name. `open_task` is the name as far as the trainer has told, for people to read.
 Knows nothing of sockets, files or torch.
 """
 
@@ -19,8 +21,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 
 from streamcl.errors import Refused
 from streamcl.protocol import messages
@@ -53,8 +56,7 @@ class Terms:
     """What the configuration fixes for a session.
 
     task_bytes: disk budget of the open task. credit: messages a producer may hold unacknowledged. tasks, producers: how
-    many names are kept at the most. drift: the daemon closes tasks when their stream changes. drift_rows: how many rows
-    may be stored that are not trained on yet, since all of them go to the task that closes. hold: no new task is opened
+    many names are kept at the most. drift: the daemon closes tasks when their stream changes. hold: no new task is opened
     while one is held.
     """
 
@@ -63,7 +65,6 @@ class Terms:
     mode: str = "single"
     on_change: bool = False
     drift: bool = False
-    drift_rows: int = 500
     hold: bool = True
     task_bytes: int = 8 << 30
     credit: int = 16
@@ -89,10 +90,11 @@ class ProducerState:
 class StreamSession:
     """The state that every producer's messages are judged by.
 
-    open_tag: what producers call the open task; its name, but for drift. ahead: with drift, LSN and rows of each batch that
-    is not trained on yet, and ahead_rows their sum. held: tasks that could not be learned. set_aside: rows of batches that
-    could not be learned, by task. retrying: of these, by task, the LSN of a retry on its way. settled_lsn: below and at
-    which every record has taken effect; closing_lsn: of the newest one whose effect somebody may wait for.
+    open_tag: what producers call the open task; its name, but for drift. next_lsn: of the record to come. With drift:
+    opened_lsn, of the record that opened the tag; ahead, LSN and bytes on disk of each batch that is not trained on yet.
+    held: tasks that could not be learned. set_aside: rows of batches that could not be learned, by task. retrying: of
+    both, by task, the LSN of a retry on its way. closing_lsn: of the newest record whose effect on the tasks somebody may
+    wait for; settled_lsn: of the last that has taken effect, as have all before it.
     """
 
     terms: Terms
@@ -111,16 +113,15 @@ class StreamSession:
     stored_batches: int = 0
     applied_batches: int = 0
     full: bool = False
+    next_lsn: int = 0
+    opened_lsn: int = 0
     ahead: deque[tuple[int, int]] = field(default_factory=deque)
-    ahead_rows: int = 0
-    largest_rows: int = 0
     held: frozenset[str] = frozenset()
     set_aside: dict[str, int] = field(default_factory=dict)
     retrying: dict[str, int] = field(default_factory=dict)
-    settled_lsn: int = -1
     closing_lsn: int = -1
+    settled_lsn: int = -1
     _closing_lsns: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
-    _numbers: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.labels = LabelMap(self.terms.classes)
@@ -182,18 +183,17 @@ class StreamSession:
         nbytes: what it takes on disk. Raises Refused: ``task_mismatch task_closed bad_shape bad_array bad_label
         nonfinite no_credit``.
         """
-        task = self._named(message.task)
+        task = message.task
         self._check_task_takes_data(task)
         x, y = arrays["x"], arrays["y"]
         fresh = self._check_data(x, y)
         self._check_room(nbytes)
-        self._check_ahead()
         batch = Batch(
             producer=producer,
             epoch=self.producers[producer].epoch,
             seq=message.seq,
             task=task,
-            tag=None if task == message.task else message.task,
+            tag=task if self.of_stream else None,
             samples=len(x),
             arrays=tuple(array_spec(name, array) for name, array in arrays.by_name.items()),
             boundary=message.boundary,
@@ -221,12 +221,6 @@ class StreamSession:
         own = self._opened_as(task)
         return (Boundary(producer=None, epoch=0, seq=0, task=own, weight=weight, origin="admin"),)
 
-    def admit_drift(self, task: str) -> tuple[Record, ...]:
-        """The record that closes a task whose stream has changed; none where it is not that task's data that comes now."""
-        if not self.terms.drift or self.revisiting or task != self.open_task:
-            return ()
-        return (Boundary(producer=None, epoch=0, seq=0, task=task, weight=None, origin="drift"),)
-
     def admit_revisit(self, producer: str | None, seq: int, task: str, damping: float | None) -> tuple[Record, ...]:
         """The record that reopens a task, on the stream or (without a producer) for an operator.
 
@@ -235,8 +229,8 @@ class StreamSession:
         self._check_revisitable(task)
         if damping is not None and self.terms.mode != "factors":
             raise Refused("bad_header", f"revisit.damping: expected posterior.mode = 'factors', got {self.terms.mode!r}")
-        if self.open_task is not None and (self.open_task == task or not self.terms.on_change):
-            raise Refused("task_mismatch", f"task {self.open_task!r} is open; expected its boundary before a revisit")
+        if self.open_tag is not None and (self.open_tag == task or not self.terms.on_change):
+            raise Refused("task_mismatch", f"task {self.open_tag!r} is open; expected its boundary before a revisit")
         epoch = 0 if producer is None else self.producers[producer].epoch
         revisit = Revisit(producer=producer, epoch=epoch, seq=seq, task=task, damping=damping)
         return (*self._closing_before(task), revisit)
@@ -253,6 +247,13 @@ class StreamSession:
     def _check_known(self, task: str) -> None:
         if task in self.forgotten:
             raise Refused("task_closed", f"task {task!r} was withdrawn (forget); its name is not used again")
+        if task not in self.closed and self.terms.drift and (self.ahead or self.unsettled):
+            raise Refused(
+                "not_ready",
+                f"task {task!r}: expected a consolidated task; the trainer has yet to come to what is stored, and may find "
+                "it there: ask again",
+                retryable=True,
+            )
         if task not in self.closed:
             raise Refused("unknown_task", f"task {task!r}: expected a consolidated task")
         if task in self.held:
@@ -324,72 +325,57 @@ class StreamSession:
         """Whether the open task is a revisit."""
         return self.revisit_lsn is not None
 
+    @property
+    def of_stream(self) -> bool:
+        """Whether data goes to a stream of tasks, which drift tells apart."""
+        return self.terms.drift and not self.revisiting
+
     def barrier_holds(self, barrier: Mapping[str, int] | None) -> bool:
         """Whether every producer of a barrier has its sequence number stored and synced."""
         return all(name in self.producers and self.producers[name].durable >= seq for name, seq in (barrier or {}).items())
 
     def is_open(self, task: str) -> bool:
         """Whether this is the open task, by its own name or its producers'."""
-        return self.open_task is not None and task in (self.open_task, self.open_tag)
+        return self.open_tag is not None and task in (self.open_task, self.open_tag)
 
     def _opened_as(self, task: str) -> str:
-        """The open task's own name; raises Refused unless `task` means it."""
-        own = str(self.open_task) if self.is_open(task) else task
-        self._check_open(own)
-        return own
-
-    def _named(self, tag: str) -> str:
-        """The task that data under this tag belongs to: with drift, the open one of its stream, or the next."""
-        if self.is_open(tag):
-            return str(self.open_task)
-        name = _numbered(tag, self._next_number(tag)) if self.terms.drift else tag
-        if len(name) > TASK_CHARACTERS:
-            raise Refused(
-                "bad_header",
-                f"task: expected room for the number that drift appends in {TASK_CHARACTERS} characters: {name}",
-            )
-        return name
-
-    def _next_number(self, tag: str) -> int:
-        number = self._numbers.get(tag, 1)
-        while _numbered(tag, number) in self.closed:
-            number += 1
-        return number
-
-    def _check_ahead(self) -> None:
-        if self.terms.drift and self.ahead_rows >= self.terms.drift_rows:
-            raise Refused(
-                "no_credit",
-                f"{self.ahead_rows} rows wait to be trained on, of {self.terms.drift_rows} at most (stream.drift_rows): "
-                "a change is to be found before more is taken in; wait for credit",
-                retryable=True,
-            )
+        """What the open task is called in the log; raises Refused unless `task` means it."""
+        said = str(self.open_tag) if self.is_open(task) else task
+        self._check_open(said)
+        return said
 
     def _check_task_takes_data(self, task: str) -> None:
-        if task in self.held and task != self.open_task:
+        if task in self.held and task != self.open_tag and not self.terms.drift:
             raise Refused("task_closed", f"task {task!r} is held: its rows could not be learned; {KEPT_REMEDY}")
-        if task in self.closed and task != self.open_task:
+        if task in self.closed and task != self.open_tag and not self.terms.drift:
             raise Refused(
                 "task_closed",
                 f"task {task!r} is closed; expected data of an open or a new task, or a `revisit` first (factor mode)",
             )
-        if self.open_task not in (None, task) and not self.terms.on_change:
+        if self.open_tag not in (None, task) and not self.terms.on_change:
             raise Refused(
                 "task_mismatch",
-                f"expected data of the open task {self.open_task!r}, got {task!r}; close it first",
+                f"expected data of the open task {self.open_tag!r}, got {task!r}; close it first",
             )
-        if task != self.open_task and self.held and self.terms.hold:
+        opens = task != self.open_tag or not (self.open_batches or self.revisiting)
+        if opens and self.held and self.terms.hold:
             raise Refused(
                 "task_mismatch",
                 f"task {task!r}: no new task is opened while task {min(self.held)!r} is held, which could not be learned; "
                 f"{KEPT_REMEDY}, or have new tasks go on (stream.on_failure = 'set-aside')",
             )
-        if task not in self.closed and task != self.open_task and len(self.closed) >= self.terms.tasks:
+        if task != self.open_tag and len(self.closed) >= self.terms.tasks:
             raise Refused("too_large", f"task {task!r}: {self.terms.tasks} tasks are known already (stream.tasks)")
+        longest = TASK_CHARACTERS - len(_numbered("", self.terms.tasks))
+        if self.of_stream and len(task) > longest:
+            raise Refused(
+                "bad_header",
+                f"task: expected at most {longest} characters, since drift appends a number to them, got {len(task)}",
+            )
 
     def _closing_before(self, task: str) -> tuple[Record, ...]:
         """With boundaries on change, the record that closes the open task before another one's first batch."""
-        if self.open_task in (None, task):
+        if self.open_tag in (None, task):
             return ()
         if self.open_batches == 0:
             return (_abandoned(str(self.open_task)),)
@@ -429,22 +415,22 @@ class StreamSession:
             )
 
     def _check_open(self, task: str) -> None:
-        if task == self.open_task:
-            if self.open_batches == 0:
+        if task == self.open_tag:
+            if self.revisiting and self.open_batches == 0:
                 raise Refused("not_ready", f"the revisit of {task!r} has no data yet: send it, or abandon", retryable=True)
             return
         if task in self.closed:
-            since = "; with stream.boundary = 'drift', no data of its stream has come since" if self.terms.drift else ""
-            raise Refused("task_closed", f"task {task!r} is closed already{since}")
-        if self.open_task is None:
+            raise Refused("task_closed", f"task {task!r} is closed already")
+        if self.open_tag is None:
             raise Refused("unknown_task", f"no task is open; the first batch of {task!r} would open it")
-        raise Refused("unknown_task", f"task {task!r} has no data; the open task is {self.open_task!r}")
+        raise Refused("unknown_task", f"task {task!r} has no data; the open task is {self.open_tag!r}")
 
     # -- what was stored -----------------------------------------------------------------------------------------
 
     def apply(self, lsn: int, record: Record, nbytes: int) -> None:
         """Take over record `lsn`, stored with `nbytes` on disk; the same call live and in recovery."""
         self._advance(record)
+        self.next_lsn = lsn + 1
         self.total_spool += nbytes
         if closes_task(record) or isinstance(record, Forget | Drop | Rollback):
             self.closing_lsn = lsn
@@ -462,7 +448,8 @@ class StreamSession:
                 self.retrying[record.task] = lsn
             case Lost():
                 self.open_task = record.task
-                self.open_tag = self.open_tag or (_stream_of(record.task) if self.terms.drift else record.task)
+                named = record.tag or (_stream_of(record.task) if self.terms.drift else record.task)
+                self.open_tag = self.open_tag or named
                 if record.task in self.closed:
                     self.revisit_lsn = lsn
 
@@ -479,12 +466,16 @@ class StreamSession:
         if self.signature is None:
             self.signature = signature_of(record)
         self.labels.add(record.new_labels)
-        self.open_task, self.open_tag = record.task, record.tag or record.task
+        if self.open_tag is None:
+            self.opened_lsn = lsn
+        self.open_tag = record.tag or record.task
+        if not record.of_stream:
+            self.open_task = record.task
+        elif self.open_task is None:
+            self.open_task = stream_name(record.task, self.closed.__contains__)
         self.open_batches += 1
         if self.terms.drift:
-            self.ahead.append((lsn, record.samples))
-            self.ahead_rows += record.samples
-            self.largest_rows = max(self.largest_rows, record.samples)
+            self.ahead.append((lsn, nbytes))
         self.task_spool += nbytes
         if record.boundary:
             self._close(lsn, record.task)
@@ -492,16 +483,31 @@ class StreamSession:
     def _close(self, lsn: int, task: str) -> None:
         self.closed.add(task)
         self._closing_lsns[lsn] = task
-        if self.terms.drift and self.open_tag is not None:
-            self._numbers[self.open_tag] = self._next_number(self.open_tag)
         self.open_task = self.open_tag = self.revisit_lsn = None
         self.task_spool = self.open_batches = 0
+
+    def consolidated(self, task: str, lsn: int, by_drift: bool) -> None:
+        """The trainer has closed a task of this name at record `lsn`, because of drift or of a boundary."""
+        self.closed.add(task)
+        if self.open_tag is None or not self.of_stream:
+            return
+        since = [nbytes for batch, nbytes in self.ahead if batch > lsn]
+        if by_drift and lsn >= self.opened_lsn:
+            self.task_spool, self.open_batches, self.open_task = sum(since), len(since), None
+        if self.open_batches and (self.open_task is None or self.open_task in self.closed):
+            self.open_task = stream_name(self.open_tag, self.closed.__contains__)
+
+    def drifted(self, tag: str) -> None:
+        """As a checkpoint has it: drift has closed a task of this tag, which is open, and no row of it has come since."""
+        if self.terms.drift:
+            self.open_tag, self.opened_lsn, self.open_task, self.revisit_lsn = tag, self.next_lsn, None, None
+            self.task_spool = self.open_batches = 0
 
     def settle(
         self, closed: Iterable[str], forgotten: Iterable[str], held: Iterable[str], set_aside: Mapping[str, int]
     ) -> None:
         """What holds of the tasks now, by the ledger; names that it no longer has may be used again."""
-        self.closed = {*closed, *self._closing}
+        self.closed = {*closed, *self._closing_lsns.values()}
         self.forgotten.update(forgotten)
         self.held, self.set_aside = frozenset(held), dict(set_aside)
 
@@ -510,11 +516,6 @@ class StreamSession:
         self.settled_lsn = max(self.settled_lsn, lsn)
         self.retrying = {task: number for task, number in self.retrying.items() if number > lsn}
         self._closing_lsns = {number: task for number, task in self._closing_lsns.items() if number > lsn}
-
-    @property
-    def _closing(self) -> set[str]:
-        """Tasks closed in the log whose boundary has not taken effect yet."""
-        return {*self._closing_lsns.values()}
 
     def synced(self) -> None:
         """Everything stored so far has reached the disk."""
@@ -528,9 +529,9 @@ class StreamSession:
         self.applied_batches = batches
 
     def trained(self, next_lsn: int) -> None:
-        """Everything below this record has been trained on."""
+        """Everything below this record has been trained on, and what that closed has been told."""
         while self.ahead and self.ahead[0][0] < next_lsn:
-            self.ahead_rows -= self.ahead.popleft()[1]
+            self.ahead.popleft()
 
     # -- credit --------------------------------------------------------------------------------------------------
 
@@ -541,18 +542,9 @@ class StreamSession:
         return max(0, min(task, total))
 
     def credit(self) -> dict[str, int]:
-        """What each producer may hold unacknowledged: no messages once another batch might not fit on disk.
-
-        With drift, also only so many as keep the log close to training.
-        """
+        """What each producer may hold unacknowledged: no messages once another batch might not fit on disk."""
         room = 0 if self.full else self.room()
-        messages = self.terms.credit if room >= self.largest_batch + RECORD_OVERHEAD else 0
-        return {"messages": min(messages, self._credit_ahead()) if self.terms.drift else messages, "bytes": room}
-
-    def _credit_ahead(self) -> int:
-        """As many batches, of the largest size so far, as may wait to be trained on; one if there are none."""
-        left = (self.terms.drift_rows - self.ahead_rows) // self.largest_rows if self.largest_rows else 1
-        return max(left, 0 if self.ahead else 1)
+        return {"messages": self.terms.credit if room >= self.largest_batch + RECORD_OVERHEAD else 0, "bytes": room}
 
     def limits(self) -> dict[str, int]:
         """The bounds a producer must keep to, for its welcome."""
@@ -566,6 +558,11 @@ class StreamSession:
 
 def _numbered(tag: str, number: int) -> str:
     return tag if number == 1 else f"{tag}.{number}"
+
+
+def stream_name(tag: str, taken: Callable[[str], bool]) -> str:
+    """The name of the next task of a stream: the tag with the first number that gives a name that is not taken."""
+    return next(name for number in count(1) if not taken(name := _numbered(tag, number)))
 
 
 def _stream_of(task: str) -> str:

@@ -207,6 +207,7 @@ class Plan:
     lost: list[Record] = field(default_factory=list)
     unreadable_from: int | None = None
     task: str = ""
+    tag: str | None = None
 
     @property
     def needed(self) -> bool:
@@ -237,7 +238,8 @@ def plan_repair(state: StateDirectory) -> Plan:
         for offset, head, record in sound_records(path):
             if head.lsn >= first_lsn_of(path):
                 found.setdefault(head.lsn, Found(path, offset, head, record))
-    plan = Plan(needed, task="" if saved is None or needed == next_lsn else saved.meta["open_task"]["name"])
+    opened = {} if saved is None or needed == next_lsn else saved.meta["open_task"]
+    plan = Plan(needed, task=opened.get("name", ""), tag=opened.get("tag"))
     lsn = needed
     while lsn < next_lsn or lsn in found:
         if lsn in found:
@@ -267,7 +269,7 @@ def repair(state: StateDirectory, plan: Plan, disk: Disk) -> Path:
     task = None
     for lsn in sorted([*plan.kept, *plan.replaced]):
         found = plan.kept.get(lsn)
-        record = found.record if found else Lost(producer=None, epoch=0, seq=0, task=plan.task)
+        record = found.record if found else Lost(producer=None, epoch=0, seq=0, task=plan.task, tag=plan.tag)
         if record.task != task:  # no segment holds two tasks
             writer.rotate()
             task = record.task

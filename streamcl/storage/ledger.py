@@ -1,8 +1,8 @@
 """The ledger: an entry for whatever changed a task's standing for good.
 
-Kinds: boundary, revisit, abandon (of a revisit), forget (a withdrawal), held (a boundary at which nothing could be learned:
-its rows are kept), drop (what was kept is given up), rollback (everything since a version is undone). `standing` says what
-holds after all of them.
+Kinds: boundary, revisit, abandon (of a revisit), forget (a withdrawal), confirm (a boundary of a task that drift had closed
+by then), held (a boundary at which nothing could be learned: its rows are kept), drop (what was kept is given up), rollback
+(everything since a version is undone). `standing` says what holds after all of them.
 
 Appended and synced before the checkpoint that counts it.
 
@@ -88,6 +88,8 @@ class Standing:
             case "boundary" | "revisit":
                 self.tasks[task] = dict(entry)
                 self.held.pop(task, None)
+            case "confirm" if task in self.tasks:  # who asked for a boundary that stands already
+                self.tasks[task] |= {"producer": entry["producer"], "seq": entry["seq"]}
             case "held":
                 self.held[task] = dict(entry)
             case "forget":
@@ -143,6 +145,11 @@ def standing(entries: Sequence[Mapping[str, Any]]) -> Standing:
     for entry in entries:
         result.take(entry, lambda count: standing(entries[:count]))
     return result
+
+
+def by_drift(entry: Mapping[str, Any]) -> bool:
+    """Whether this is a boundary that a change of the stream has set: `lsn` is the batch that showed it."""
+    return entry["kind"] in ("boundary", "held") and entry.get("origin") == "drift"
 
 
 def _offset_behind(path: Path, count: int) -> int:

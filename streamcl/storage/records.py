@@ -42,7 +42,8 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
 class Batch(_Record, frozen=True, tag="batch"):
     """Rows of one task. new_labels: labels first seen here, in order of appearance.
 
-    tag: what the producer called the task, where the daemon gave it another name (drift).
+    tag: with drift, what the producer called the task. Where it is `task` as well, the task's own name is the learner's to
+    find (`of_stream`); in older logs ingest had found it, and tag stands only beside another name.
     """
 
     samples: int
@@ -51,9 +52,17 @@ class Batch(_Record, frozen=True, tag="batch"):
     new_labels: tuple[int, ...] = ()
     tag: str | None = None
 
+    @property
+    def of_stream(self) -> bool:
+        """Whether its task is a stream of tasks, which drift tells apart."""
+        return self.tag == self.task
+
 
 class Boundary(_Record, frozen=True, tag="boundary"):
-    """The end of a task. weight: lambda_t, None for scale * N_t."""
+    """The end of a task. weight: lambda_t, None for scale * N_t.
+
+    origin: ``drift`` in older logs only: what drift closes follows from the batches before it, and has no record.
+    """
 
     weight: float | None = None
     origin: Literal["stream", "admin", "on-change", "drift"] = "stream"
@@ -89,7 +98,9 @@ class Rollback(_Record, frozen=True, tag="rollback"):
 
 
 class Lost(_Record, frozen=True, tag="lost"):
-    """Stands where a repair found a record of the open task damaged."""
+    """Stands where a repair found a record of the open task damaged. tag: what its producers call it (drift)."""
+
+    tag: str | None = None
 
 
 Record = Batch | Boundary | Revisit | Abandon | Forget | Retry | Drop | Rollback | Lost

@@ -30,12 +30,18 @@ TREE = {
     "train": {"epochs": 2, "batch_size": 4, "learning_rate": 0.05},
     "posterior": {"mode": "factors", "fisher": "mc"},
 }
+DRIFTING = {
+    **TREE,
+    "train": {"epochs": 1, "batch_size": 4, "learning_rate": 0.2},
+    "stream": {"boundary": "drift", "drift_rows": 30, "drift_delta": 0.3},
+}
 VARIANTS = {
     "no fsync": Variant(sync_data=False),
     "no directory sync": Variant(sync_directory=False),
     "no truncation": Variant(truncate=False),
     "no duplicate check": Variant(check_duplicates=False),
     "acknowledge before write": Variant(acknowledge_late=False),
+    "drift closes where the log has come to": Variant(close_at_change=False),
 }
 
 
@@ -72,6 +78,12 @@ class Producers:
         rng = np.random.default_rng([*producer.encode(), header["seq"]])
         arrays = {"x": rng.normal(size=(ROWS, FEATURES)).astype("<f4"), "y": rng.integers(0, 3, ROWS)}
         return Send(producer, header, arrays)
+
+    def learnable(self, producer: str, task: str, shift: int, boundary: bool = False) -> Send:
+        """Rows that a linear model tells apart; another shift turns their labels, which is drift."""
+        sent = self.batch(producer, task, boundary)
+        x = 4 * np.eye(FEATURES, dtype="<f4")[sent.arrays["y"]] + 0.1 * sent.arrays["x"]
+        return Send(producer, sent.header, {"x": x, "y": (sent.arrays["y"] + shift) % 3})
 
     def boundary(self, producer: str, task: str, barrier: bool = False) -> Send:
         """A boundary; with a barrier on all that every producer has made so far."""
@@ -122,32 +134,71 @@ def two_producers(rng: random.Random) -> list[Phase]:
     return script
 
 
-def every_step(faults: Iterable[Fault] = FAULTS, *, alone: bool) -> Tally:
+def drifting(rng: random.Random) -> list[Phase]:
+    """Streams of two producers that change where nobody says so; boundaries, and a revisit."""
+    p = Producers()
+    script: list[Phase] = []
+    for tag in ("a", "b"):
+        for shift in range(rng.randint(2, 3)):
+            sizes = (rng.randint(6, 10), rng.randint(1, 6))
+            script.append([p.learnable(name, tag, shift) for name in ("p", "q") for _ in range(sizes[shift > 0])])
+            if rng.random() < 0.3:
+                script.append(Operate(messages.Checkpoint()))
+        if rng.random() < 0.3:
+            script.append([p.learnable("p", tag, 0, boundary=True)])
+        else:
+            script.append([p.boundary("q", tag, barrier=True)])
+    script.append([p.revisit("p", "a")])
+    script.append([p.learnable(name, "a", 0) for name in ("p", "q")])
+    script.append([p.boundary("p", "a")])
+    script.append([p.learnable("p", "a", 1) for _ in range(4)])
+    return script
+
+
+def drifting_script() -> list[Phase]:
+    """One producer: its boundary comes right behind the batch that showed the change, then one behind data of the next."""
+    p = Producers()
+    return [
+        [p.learnable("p", "a", int(batch >= 16)) for batch in range(22)],
+        [p.boundary("p", "a")],
+        [p.learnable("p", "a", int(batch >= 16)) for batch in range(23)],
+        Operate(messages.Checkpoint()),
+        [p.learnable("p", "a", 1, boundary=True)],
+        [p.revisit("p", "a.2"), p.learnable("p", "a.2", 0), p.boundary("p", "a.2")],
+    ]
+
+
+def every_step(faults: Iterable[Fault] = FAULTS, *, alone: bool, drift: bool = False) -> Tally:
     """A fault at the first, the second, ... operation of a script, until none is left to meet.
 
-    alone: a kill ends only the process that meets it.
+    alone: a kill ends only the process that meets it. drift: of a script whose streams change.
     """
-    script, tally = long_script(), Tally()
-    expected = _undisturbed(script)
+    script, tree, tally = (drifting_script(), DRIFTING, Tally()) if drift else (long_script(), TREE, Tally())
+    expected = _undisturbed(script, tree=tree)
     for fault in faults:
         for at in count(1):
             plan = Plan(at, fault)
-            _run(tally, script, plan, lambda _: expected, alone=alone)
+            _run(tally, script, plan, lambda _: expected, alone=alone, tree=tree)
             if plan.hit is None:
                 break
     return tally
 
 
-def random_crashes(runs: int, seed: int = 0, variant: Variant = SOUND, *, cut: bool) -> Tally:
-    """Kills or power cuts at random operations of random scripts; half of the runs have a second one soon after."""
+def random_crashes(runs: int, seed: int = 0, variant: Variant = SOUND, *, cut: bool, drift: bool | None = None) -> Tally:
+    """Kills or power cuts at random operations of random scripts; half of the runs have a second one soon after.
+
+    drift: whether the streams change and the daemon finds out, by default where the variant is about that.
+    """
     tally = Tally()
+    drift = not variant.close_at_change if drift is None else drift
+    tree = DRIFTING if drift else TREE
     for number in range(runs):
         rng = random.Random(f"{seed}/{number}")
-        script = two_producers(rng)
+        script = drifting(rng) if drift else two_producers(rng)
         aim = rng.choice((None, "ingest: sync"))  # when most is at stake: much is written, nothing is synced
         plan = _TwicePlan(rng.randint(1, 200), rng.choice(("kill", "torn")), aim, rng.choice((0, rng.randint(1, 20))))
-        expected = partial(_undisturbed, script)
-        _run(tally, script, plan, expected, seed=number, cut=cut, alone=rng.random() < 0.3, variant=variant)
+        expected = partial(_undisturbed, script, tree=tree)
+        _run(tally, script, plan, expected, seed=number, cut=cut, alone=rng.random() < 0.3, variant=variant, tree=tree)
     return tally
 
 
@@ -223,16 +274,20 @@ def _both_nan(end: dict[str, Any], expected: dict[str, Any], name: str) -> bool:
     return bool(end[name] != end[name]) and expected[name] != expected[name]
 
 
-def _undisturbed(script: Sequence[Phase], order: Sequence[tuple[str, int]] | None = None) -> dict[str, Any]:
-    with _world(script, order=order) as world:
+def _undisturbed(
+    script: Sequence[Phase], order: Sequence[tuple[str, int]] | None = None, tree: dict[str, Any] = TREE
+) -> dict[str, Any]:
+    with _world(script, order=order, tree=tree) as world:
         return world.run()
 
 
 @contextmanager
-def _world(script: Sequence[Phase], plan: Plan | None = None, **options: Any) -> Iterator[World]:
+def _world(
+    script: Sequence[Phase], plan: Plan | None = None, tree: dict[str, Any] = TREE, **options: Any
+) -> Iterator[World]:
     """A world in a directory that goes with it."""
     with tempfile.TemporaryDirectory(prefix="streamcl-faults-") as directory:
-        world = World(Path(directory), TREE, script, plan, **options)
+        world = World(Path(directory), tree, script, plan, **options)
         try:
             yield world
         finally:

@@ -27,9 +27,12 @@ from streamcl.daemon.admin import Admin, Request
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.sockets import Peer
 from streamcl.errors import Refused, StreamclError
+from streamcl.learning.drift import Rise
+from streamcl.learning.learner import Learner
 from streamcl.protocol import frames, messages
 from streamcl.protocol.session import StreamSession
 from streamcl.storage import log
+from streamcl.storage.records import Batch
 
 LIVES = 30  # more starts than any plan causes: something keeps failing
 TURNS = 20_000  # more than any script takes: something hangs
@@ -73,6 +76,7 @@ class Variant:
     truncate: bool = True
     check_duplicates: bool = True
     acknowledge_late: bool = True
+    close_at_change: bool = True  # drift closes the task behind the batch that showed it, not where the log has come to
 
 
 SOUND = Variant()
@@ -211,7 +215,11 @@ class World:
         if missing:
             raise Violation(f"never trained: {missing}")
         meta, tensors = self.trainer.learner.snapshot()
-        return {**meta, **{name: tensor.tobytes() for name, tensor in tensors.items()}}
+        posterior = self.trainer.learner.posterior
+        tasks = {} if posterior is None else posterior.tasks
+        figures = ("lsn", "kind", "origin", "samples", "weight", "loss", "producer", "seq")
+        boundaries = {name: [entry.get(figure) for figure in figures] for name, entry in tasks.items()}
+        return {**meta, **{name: tensor.tobytes() for name, tensor in tensors.items()}, "tasks": boundaries}
 
     # -- producers and the operator ------------------------------------------------------------------------------
 
@@ -375,10 +383,22 @@ class SimulatedTrainer(trainer.Trainer):
 
     def _learn(self, entry: log.Entry) -> None:
         self.world.trained(entry)
+        if not self.world.variant.close_at_change:
+            self.learner.__class__ = _Late
+            self.learner.trainer = self  # type: ignore[attr-defined]
         super()._learn(entry)
 
     def _wait(self, seconds: float) -> None:
         """The disk is full for one write only."""
+
+
+class _Late(Learner):
+    """Closes a task that drifted behind the last record there is by then."""
+
+    trainer: SimulatedTrainer
+
+    def _risen(self, record: Batch) -> Rise | None:
+        return super()._risen(record) if self.trainer.durable <= self.next_lsn + 1 else None
 
 
 def _nowhere() -> Channel:
