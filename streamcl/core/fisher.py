@@ -75,14 +75,20 @@ class _Closed:
 class _Plan:
     """How each parameter's Fisher is computed, as the self-check found it sound.
 
-    calls: the keys of all sites of a forward pass. closed: by the position in it. width: numbers held for a sample.
+    calls: the keys of all sites of a forward pass. closed: by the position in it. mode: vmap takes the general parameters
+    with gradients enabled (True) or without, or not at all (None). width: numbers held for a sample.
     """
 
     calls: list[tuple[object, ...]]
     closed: dict[int, _Closed]
     general: list[str]
-    vectorised: bool
+    mode: bool | None
     width: int
+
+    @property
+    def vectorised(self) -> bool:
+        """Whether vmap takes the general parameters."""
+        return self.mode is not None
 
     def sites(self, found: list[Site], samples: int) -> list[Site] | None:
         """The sites with a sound closed form; None where this forward pass went another way than the first."""
@@ -199,14 +205,20 @@ class DiagonalFisher:
     def _add_block(self, plan: _Plan, x: Tensor, y: Tensor | None) -> Tensor:
         forward = self._forward(x)
         values = self._one_by_one(x) if forward is None else forward.output.detach()
-        cotangents = self.likelihood.cotangents(values, self.kind, y, self.generator).to(values.dtype)
-        fast = forward is not None and self._failed < PATIENCE and self._add_fast(plan, forward, x, cotangents)
-        if fast:
+        cotangents = self._cotangents(values, y)
+        if forward is not None and self._failed < PATIENCE and self._add_fast(plan, forward, x, cotangents):
+            self._failed = 0
             self._keep(x, cotangents)
-        else:
-            self._add_one_by_one(self.parameters.names, x, cotangents, self._sums)
-        self._failed = 0 if fast else self._failed + 1
+            return values
+        self._failed += 1
+        if forward is not None:
+            values = self._one_by_one(x)  # which may be others than with all rows together
+            cotangents = self._cotangents(values, y)
+        self._add_one_by_one(self.parameters.names, x, cotangents, self._sums)
         return values
+
+    def _cotangents(self, values: Tensor, y: Tensor | None) -> Tensor:
+        return self.likelihood.cotangents(values, self.kind, y, self.generator).to(values.dtype)
 
     def _forward(self, x: Tensor) -> _Forward | None:
         """A forward pass, watched; None where there is no need of one or it fails, which may be the watching's fault."""
@@ -296,7 +308,7 @@ class DiagonalFisher:
             for site in sites:
                 site.moments(moments)
         if plan.vectorised:
-            moments |= self._add_vectorised(plan.general, x, cotangents, sums, weights)
+            moments |= self._add_vectorised(plan, x, cotangents, sums, weights)
         return moments
 
     def _difference(self, moments: Sums, x: Tensor, values: Tensor, mixed: Tensor) -> str | None:
@@ -339,25 +351,21 @@ class DiagonalFisher:
 
     # -- per-sample gradients --------------------------------------------------------------------------------------
 
-    def _add_vectorised(self, names: list[str], x: Tensor, cotangents: Tensor, sums: Sums, weights: Tensor) -> Sums:
-        """Add these parameters' squares; returns ``sum_n w_n g_n``."""
-        moments = {name: torch.zeros_like(self._by_name[name]) for name in names}
+    def _add_vectorised(self, plan: _Plan, x: Tensor, cotangents: Tensor, sums: Sums, weights: Tensor) -> Sums:
+        """Add the general parameters' squares; returns ``sum_n w_n g_n``."""
+        moments = {name: torch.zeros_like(self._by_name[name]) for name in plan.general}
         size = sum(moment.numel() for moment in moments.values()) * len(cotangents)
         chunk = CPU_CHUNK_BYTES if x.device.type == "cpu" else CHUNK_BYTES
         rows = max(1, chunk // (size * self.parameters.theta.element_size()))
         for start in range(0, len(x), rows):
             part = slice(start, start + rows)
-            for name, gradient in self._per_sample(names, x[part], cotangents[:, part]).items():
+            for name, gradient in self._per_sample(plan.general, x[part], cotangents[:, part], plan.mode).items():
                 sums[name] += gradient.square().sum((0, 1))
                 moments[name] += torch.einsum("kn,nk...->...", weights[:, part].to(gradient), gradient)
         return moments
 
-    def _per_sample(self, names: list[str], x: Tensor, cotangents: Tensor) -> Sums:
-        """Gradients [n, k, *shape] of each sample's output against each of its cotangents.
-
-        With gradients enabled, whoever calls: some kernels (a recurrent layer's) are chosen by that, and not all of them
-        have a batching rule.
-        """
+    def _per_sample(self, names: list[str], x: Tensor, cotangents: Tensor, mode: bool | None) -> Sums:
+        """Gradients [n, k, *shape] of each sample's output against each of its cotangents."""
         every = {name: p.detach() for name, p in self._by_name.items()}
         wanted = {name: every.pop(name) for name in names}
 
@@ -370,7 +378,7 @@ class DiagonalFisher:
             gradients: Sums = vmap(lambda vector: pull(vector)[0])(vectors)
             return gradients
 
-        with torch.enable_grad():
+        with torch.set_grad_enabled(bool(mode)):
             gradients: Sums = vmap(one_sample, in_dims=(0, 1))(x, cotangents)
         return {name: gradient.detach() for name, gradient in gradients.items()}
 
@@ -411,7 +419,7 @@ class DiagonalFisher:
         x = x[torch.arange(PROBE_ROWS, device=x.device) % len(x)]
         forward = self._forward(x)
         if forward is None:
-            return _Plan([], {}, self.parameters.names, vectorised=False, width=x[0].numel())
+            return _Plan([], {}, self.parameters.names, mode=None, width=x[0].numel())
         output, found = forward.output, forward.sites
         calls = [site.key for site in found]
         closed = self._sound(x, output, found)
@@ -420,8 +428,8 @@ class DiagonalFisher:
         k = len(self.likelihood.cotangents(output.detach(), self.kind, None, None)) if self.kind == "exact" else 1
         numbers = x.numel() + k * output.numel() + sum(found[index].numbers for index in closed)
         batched = k if output.is_cuda else 1
-        vectorised = bool(general) and self._vectorises(general, x, output.detach())
-        return _Plan(calls, closed, general, vectorised, batched * numbers // len(x))
+        mode = self._vectorising_mode(general, x, output.detach()) if general else None
+        return _Plan(calls, closed, general, mode, batched * numbers // len(x))
 
     def _sound(self, x: Tensor, output: Tensor, found: list[Site]) -> dict[int, _Closed]:
         """Which sites' closed forms equal a loop over samples, for one random cotangent."""
@@ -441,22 +449,34 @@ class DiagonalFisher:
                     break
         return sound
 
-    def _vectorises(self, names: list[str], x: Tensor, output: Tensor) -> bool:
-        """Whether vmap takes this module and agrees with plain backward passes on a few rows."""
+    def _vectorising_mode(self, names: list[str], x: Tensor, output: Tensor) -> bool | None:
+        """Whether vmap takes this module and agrees with plain backward passes on a few rows, with gradients or without.
+
+        Some kernels (a recurrent layer's) are chosen by that, and not all of them have a batching rule.
+        """
         cotangents = random_like(output, 2, seed=1)
+        expected = [self._one_sample(names, x[n : n + 1], cotangents[:, n : n + 1]) for n in range(len(x))]
+        reasons = []
+        for mode in (True, False):
+            reason = self._tried(names, x, cotangents, expected, mode)
+            if reason is None:
+                return mode
+            reasons.append(reason)
+        self._slow_because(reasons[0])
+        return None
+
+    def _tried(self, names: list[str], x: Tensor, cotangents: Tensor, expected: list[Sums], mode: bool) -> str | None:
+        """What is wrong with gradients by vmap, or None."""
         try:
-            gradients = self._per_sample(names, x, cotangents)
+            gradients = self._per_sample(names, x, cotangents, mode)
         except Exception as error:  # whatever torch raises where an operation has no batching rule
-            self._slow_because(_first_line(error))
-            return False
-        for n in range(len(x)):
-            expected = self._one_sample(names, x[n : n + 1], cotangents[:, n : n + 1])
-            floor = noise(output.dtype) ** 2 * largest(expected)
-            for name, squares in expected.items():
+            return _first_line(error)
+        for n, sums in enumerate(expected):
+            floor = noise(cotangents.dtype) ** 2 * largest(sums)
+            for name, squares in sums.items():
                 if not agree(gradients[name][n].square().sum(0), squares, floor):
-                    self._slow_because(f"vmap gives another gradient for {name}")
-                    return False
-        return True
+                    return f"vmap gives another gradient for {name}"
+        return None
 
     # -- at the end ------------------------------------------------------------------------------------------------
 
