@@ -18,8 +18,8 @@ halves, shuffled). A block that fails takes the loop, which is the definition. `
 some block against the loop, whichever way they came.
 
 Guarantees: evaluation mode during the computation; training flags, gradients and parameters are left as they
-were; only what the loop itself raises is raised. Squares of small gradients are denormal and slow on CPUs: the process that
-trains flushes them (`torch.set_flush_denormal`), this module leaves that process-wide setting alone.
+were; only what the model itself raises is raised. Squares of small gradients are denormal and slow on CPUs: the process
+that trains flushes them (`torch.set_flush_denormal`), this module leaves that process-wide setting alone.
 """
 
 from __future__ import annotations
@@ -121,12 +121,16 @@ class _Kept:
     cotangents: Tensor
 
 
+class Undecided(Exception):
+    """The sums are of no use: take the whole Fisher again, by the loop."""
+
+
 class DiagonalFisher:
     """Accumulates the diagonal Fisher of a module at its current parameters.
 
     parameters: of that module. kind: ``exact``, ``mc`` or ``empirical``. generator: for ``mc``, on the module's device.
     by_loop: take every sample by itself. total: [P] float64, the sum over all samples added. unvectorised: why per-sample
-    gradients had to be taken one by one, None where they did not.
+    gradients had to be taken one by one, None where they did not. loop_seconds: what that took.
     """
 
     def __init__(
@@ -156,7 +160,7 @@ class DiagonalFisher:
         self._kept: _Kept | None = None
         self._blocks = self._failed = self._rows = self._looped_rows = self._candidates = 0
         self._looped: set[str] = set()
-        self._loop_seconds = 0.0
+        self.loop_seconds = 0.0
 
     @property
     def without_closed_form(self) -> list[str]:
@@ -170,7 +174,7 @@ class DiagonalFisher:
             return None
         names, rows = sorted(self._looped), f"{self._looped_rows} of {self._rows} rows"
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        cost = f"{self._loop_seconds:.2g} s, {1e3 * self._loop_seconds / self._looped_rows:.2g} ms a row"
+        cost = f"{self.loop_seconds:.2g} s, {1e3 * self.loop_seconds / self._looped_rows:.2g} ms a row"
         return f"the Fisher of {rows} was taken row by row for {shown} ({cost}): {self.unvectorised}"
 
     def add(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -221,7 +225,7 @@ class DiagonalFisher:
         return self.likelihood.cotangents(values, self.kind, y, self.generator).to(values.dtype)
 
     def _forward(self, x: Tensor) -> _Forward | None:
-        """A forward pass, watched; None where there is no need of one or it fails, which may be the watching's fault."""
+        """A forward pass, watched, or unwatched where it fails under watch; None where there is no need of one."""
         if self.by_loop:
             return None
         try:
@@ -230,7 +234,8 @@ class DiagonalFisher:
             return _Forward(output, recorder.sites, recorder.rows.apart(output))
         except Exception as error:
             self._slow_because(_first_line(error))
-            return None
+        with torch.enable_grad():
+            return _Forward(self.module(x), [], proven=False)
 
     def _one_by_one(self, x: Tensor) -> Tensor:
         """Outputs of rows by themselves."""
@@ -257,8 +262,8 @@ class DiagonalFisher:
                     return True
                 return self._add_checked(plan, sites, forward.output, x, cotangents)
         except Exception as error:
-            if forward.proven and plan.samples_first:
-                raise  # some of it may have been added
+            if forward.proven and plan.samples_first:  # some of it may have been added
+                raise Undecided(_first_line(error)) from error
             self._slow_because(_first_line(error))
             return False
 
@@ -389,7 +394,7 @@ class DiagonalFisher:
         for n in range(len(x)):
             for name, squares in self._one_sample(names, x[n : n + 1], cotangents[:, n : n + 1]).items():
                 sums[name] += squares
-        self._loop_seconds += time.perf_counter() - started
+        self.loop_seconds += time.perf_counter() - started
         self._looped_rows += len(x)
         self._looped |= set(names)
 

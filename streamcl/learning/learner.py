@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -21,7 +21,7 @@ import torch
 
 from streamcl.config import Config
 from streamcl.core.consolidation import potential, task_precision
-from streamcl.core.fisher import DiagonalFisher
+from streamcl.core.fisher import DiagonalFisher, Undecided
 from streamcl.core.gaussian import DiagonalGaussian
 from streamcl.errors import StreamclError
 from streamcl.learning.data import Block, TaskData
@@ -30,6 +30,8 @@ from streamcl.learning.evaluation import Prequential
 from streamcl.learning.network import Network, choose_device
 from streamcl.learning.optimisation import EpochResult, Optimisation
 from streamcl.learning.posterior import FactorSource, Posterior, from_arrays
+from streamcl.learning.trial import Trial
+from streamcl.protocol.firsts import chosen
 from streamcl.protocol.session import signature_of
 from streamcl.protocol.signature import LabelMap, Signature
 from streamcl.storage.bound import check_fingerprint, fingerprint
@@ -140,6 +142,7 @@ class Learner:
         self.batches = 0
         self.consolidations = 0
         self.warning: str | None = None
+        self.fisher_note: str | None = None  # what the last boundary's Fisher cost for want of a fast way
         self.wary: dict[int, dict[str, int]] = {}
         self.train_loss = math.nan
 
@@ -156,9 +159,19 @@ class Learner:
 
     # -- the model -----------------------------------------------------------------------------------------------
 
-    def try_model(self, signature: Signature) -> None:
-        """Build a model for rows of this signature and throw it away; raises ModelRefused, ConfigError."""
-        Network(self.config, signature, LabelMap(self.config.model.classes), self.device)
+    def try_model(
+        self,
+        signature: Signature,
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        new_labels: tuple[int, ...],
+        look_up: Callable[[], None],
+    ) -> None:
+        """Try the model on rows of a first batch and throw it away; raises ModelRefused, ConfigError.
+
+        look_up: called now and then, for whoever has to show signs of life meanwhile.
+        """
+        Trial(self.config, signature, self.device, x, y, new_labels, look_up).run()
 
     def _build(self, signature: Signature) -> None:
         self.signature = signature
@@ -208,6 +221,7 @@ class Learner:
         """
         if self.network is None:
             self._build(signature_of(batch))
+            self._network.settle(self._network.conversion.x(chosen(arrays["x"], arrays["y"])[0]))
         network = self._network
         self.labels.add(batch.new_labels)
         task = self._opened(lsn, batch.task)
@@ -304,6 +318,7 @@ class Learner:
         if weight is None:
             weight = self.config.posterior.effective_scale * data.samples
         fisher, loss = yield from self._fisher(task.name, data, self._seed(lsn))
+        self.warning = "; ".join(filter(None, (self.warning, self.fisher_note))) or None
         self._check_finite(loss, task.name)
         factor = self._absorb(task, task_precision(fisher, data.samples, weight))
         self.train_loss = loss
@@ -365,23 +380,45 @@ class Learner:
         self.optimisation = Optimisation(self._network, task.penalty, train)
 
     def _fisher(self, task: str, data: TaskData, seed: int) -> Generator[Event, None, tuple[torch.Tensor, float]]:
-        """The Fisher at the optimum, [P] float64 on the host, and the mean NLL there: one forward pass serves both."""
+        """The Fisher at the optimum, [P] float64 on the host, and the mean NLL there: one forward pass serves both.
+
+        Where a few rows show that the fast ways cannot be trusted with this task, all of it is taken by the loop.
+        """
+        fisher = self._diagonal_fisher(seed, by_loop=False)
+        try:
+            loss = yield from self._fisher_pass(task, data, fisher)
+            wrong = None if fisher.verified() else "some rows have another Fisher by themselves"
+        except Undecided as error:
+            wrong = str(error)
+        self.fisher_note = fisher.slow
+        if wrong is not None:
+            fisher = self._diagonal_fisher(seed, by_loop=True)
+            loss = yield from self._fisher_pass(task, data, fisher)
+            self.fisher_note = (
+                f"the Fisher was found wrong ({wrong}) and taken again row by row, in {fisher.loop_seconds:.2g} s"
+            )
+        if not torch.isfinite(fisher.total).all():
+            raise FloatingPointError("the Fisher is not finite; look for sqrt, log or a norm at zero in the model")
+        return fisher.total.cpu(), loss
+
+    def _diagonal_fisher(self, seed: int, by_loop: bool) -> DiagonalFisher:
         network = self._network
         generator = torch.Generator(device=self.device).manual_seed(seed)
-        fisher = DiagonalFisher(
-            network.module,
-            network.parameters,
-            network.likelihood,
-            self.config.posterior.fisher,
-            generator=generator,
+        kind = self.config.posterior.fisher
+        return DiagonalFisher(
+            network.module, network.parameters, network.likelihood, kind, generator, by_loop=by_loop, seed=seed
         )
+
+    def _fisher_pass(self, task: str, data: TaskData, fisher: DiagonalFisher) -> Generator[Event, None, float]:
+        """Add every row of a task; returns their mean NLL."""
+        network = self._network
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         epochs, rows = self.config.train.epochs, 0
         for x, y in data.chunks(FISHER_ROWS):
             total += network.likelihood.nll(fisher.add(x, y), y).sum()
             rows += len(x)
             yield Progress(task, "fisher", rows / data.samples, epochs, epochs, 0)
-        return fisher.total.cpu(), float(total) / data.samples
+        return float(total) / data.samples
 
     def _absorb(self, task: OpenTask, curvature: torch.Tensor) -> DiagonalGaussian | None:
         """The new posterior; nothing is kept of it unless it is finite."""
@@ -442,6 +479,7 @@ class Learner:
             "prequential": self.prequential.state(),
             "drift": None if self.drift is None else self.drift.state(),
             "signature": self.snapshot_signature(),
+            "steady": self.network is not None and self.network.steady,
         }
         return meta, self._tensors()
 
@@ -490,6 +528,10 @@ class Learner:
     def _restore_model(self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> None:
         self._build(Signature.from_plain(meta["signature"]))
         self._network.load(tensors)
+        if "steady" in meta:
+            self._network.steady = meta["steady"]
+        else:
+            self._network.settle_on_zeros()
         self._posterior.total = from_arrays(under(POSTERIOR, tensors))
 
     def _restore_open_task(self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], log: LogReader) -> None:
