@@ -84,7 +84,7 @@ class Site:
 
     def fits(self, layout: Layout, samples: int) -> bool:
         """Whether the output has an axis like that."""
-        return self.shape[layout.axis] % samples == 0
+        return self.numbers > 0 and self.shape[layout.axis] % samples == 0
 
     def prepare(self) -> None:
         """Bring what came in into the shape of the form, once for all cotangents; `axis` and `names` are final."""
@@ -198,7 +198,7 @@ class Convolution(Site):
         self.numbers += output[:, 0].numel() * inputs.shape[1] * math.prod(windows.kernel)
 
     def fits(self, layout: Layout, samples: int) -> bool:
-        return layout == FIRST and self.shape[0] == samples
+        return layout == FIRST and self.shape[0] == samples > 0
 
     def prepare(self) -> None:
         if self.names[0] is not None:

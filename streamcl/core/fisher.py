@@ -154,6 +154,7 @@ class DiagonalFisher:
         self._sums = parameters.split(self.total)
         self._by_name = dict(zip(parameters.names, parameters.parameters, strict=True))
         self._constants = [*module.parameters(), *module.buffers()]
+        self._places = _places(module, parameters)
         self._plan: _Plan | None = None
         self._scratch: Tensor | None = None
         self._random = torch.Generator().manual_seed(seed)
@@ -376,7 +377,9 @@ class DiagonalFisher:
 
         def one_sample(row: Tensor, vectors: Tensor) -> Sums:
             def forward(values: Sums) -> Tensor:
-                output: Tensor = functional_call(self.module, {**every, **values}, (row.unsqueeze(0),))
+                given = {**every, **values}
+                tensors = {place: given[name] for place, name in self._places.items()}
+                output: Tensor = functional_call(self.module, tensors, (row.unsqueeze(0),), tie_weights=False)
                 return output.squeeze(0)
 
             pull = vjp(forward, wanted)[1]
@@ -527,6 +530,20 @@ class DiagonalFisher:
         return {name: total for name, total in sums.items() if name in names}
 
 
+def _places(module: nn.Module, parameters: FlatParameters) -> dict[str, str]:
+    """Every place of a module that holds a trainable parameter, with that one's name; a module that has several names once.
+
+    Left to find them by itself, `functional_call` puts a layer that is used under two names back with the wrong tensors.
+    """
+    names = {id(p): name for name, p in zip(parameters.names, parameters.parameters, strict=True)}
+    return {
+        f"{path}.{own}" if path else own: names[id(p)]
+        for path, part in module.named_modules()
+        for own, p in part._parameters.items()
+        if id(p) in names
+    }
+
+
 def _gradients(output: Tensor, found: list[Site], cotangent: Tensor) -> list[Tensor | None]:
     """Of the sites' outputs for one cotangent [1, ...]; None where there is no way back to one."""
     try:
@@ -548,10 +565,13 @@ def _only(names: Names, kept: set[str]) -> Names:
 def _agreeing(site: Site, gradient: Tensor, expected: Sums, floor: float) -> set[str]:
     """The names for which a site's closed form gives what is expected; zeros prove nothing."""
     sums = {name: torch.zeros_like(expected[name]) for name in site.names if name is not None}
-    with torch.no_grad():
-        site.prepare()
-        site.add(gradient, sums)
-        site.finish(sums)
+    try:
+        with torch.no_grad():
+            site.prepare()
+            site.add(gradient, sums)
+            site.finish(sums)
+    except (RuntimeError, IndexError, ValueError):  # not a call of the shapes that the form is for
+        return set()
     return {name for name, squares in sums.items() if squares.any() and agree(squares, expected[name], floor)}
 
 

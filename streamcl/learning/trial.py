@@ -221,9 +221,8 @@ class _Rows:
 
     def _alone(self) -> None:
         """Rows by themselves: what a sample's likelihood is must not depend on the rows beside it."""
-        alone = [self._evaluated_row(n, "in evaluation mode") for n in range(min(FISHER_ROWS, len(self.x)))]
-        together = self.before[: len(alone)]
-        if not same_outputs(torch.cat(alone), together):
+        alone = [self._evaluated_row(n, "in evaluation mode") for n in range(len(self.x))]
+        if not same_outputs(torch.cat(alone), self.before):
             raise ModelRefused(
                 "what the model gives for a row depends on the rows beside it, so that a row by itself has no likelihood; "
                 f"expected each row's output to be its own{self._mixers()}; use constants of the factory rather than means "
