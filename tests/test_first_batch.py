@@ -1,4 +1,4 @@
-"""What a model is asked on the first batch, through real daemons: learned right, or refused in words and nothing else harmed."""
+"""What a model is asked on the first batch, through real daemons: learned right, or refused in words."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def show(tmp_path: Path, model: str) -> None:
 )
 def test_what_is_learned_has_the_fisher_of_a_loop(begin: Callable[..., LocalDaemon], model: str, make: Any) -> None:
     x, y = make(), np.arange(30) % 3
-    with begin(model, posterior={"scale": 1.0, "prior_precision": 0.0}) as daemon, daemon.producer() as producer:
+    daemon = begin(model, posterior={"scale": 1.0, "prior_precision": 1e-6})
+    with daemon.producer() as producer:
         producer.send(x[:18], y[:18], "a")
         producer.send(x[18:], y[18:], "a")
         assert producer.boundary("a")["samples"] == 30
@@ -64,7 +65,7 @@ def test_what_is_learned_has_the_fisher_of_a_loop(begin: Callable[..., LocalDaem
             learned, status = admin.parameters(), admin.status()
     module = getattr(peculiar, model)()
     torch.nn.utils.vector_to_parameters(torch.from_numpy(np.array(learned.theta)).float(), module.parameters())
-    expected = oracle.fisher(module, torch.from_numpy(x), None).numpy()
+    expected = 1e-6 + oracle.fisher(module, torch.from_numpy(x), None).numpy()
     np.testing.assert_allclose(learned.precision, expected, rtol=1e-3, atol=1e-5 * expected.max())
     slow = model in ("Checkpointed", "Packed", "Sorting")
     assert ("row by row" in str(status["warning"])) == slow
@@ -96,7 +97,7 @@ def test_what_a_model_raises_is_a_refusal_in_words(
             assert (answer["type"], answer["code"], answer["seq"]) == ("nack", "bad_shape", 1), model
             assert all(words in answer["message"] for words in said), answer["message"]
             events = [event["text"] for event in admin.status()["events"]]
-            assert any(answer["message"] in text for text in events)
+            assert any(answer["message"][:150] in text for text in events)
         show(tmp_path, "good")
         assert client.ask("batch", flat(), seq=1, task="a")["type"] == "ack"
         client.send("boundary", seq=2, task="a")
@@ -112,11 +113,15 @@ def test_a_model_that_ends_the_process_is_refused_after_a_few_times(
     daemon = begin("fatal")
     client = connect(daemon.endpoints["stream"])
     client.ask("hello", producer="p")
-    answer = client.ask("batch", flat(), seq=1, task="a")
+    client.send("batch", flat(), seq=1, task="a")
+    assert client.socket.poll(240_000), "no answer"
+    answer = client.receive()
     assert (answer["type"], answer["code"]) == ("nack", "bad_shape")
     assert "ended 3 times" in answer["message"]
     show(tmp_path, "good")
-    assert client.ask("batch", flat(), seq=1, task="a")["type"] == "ack"
+    client.send("batch", flat(), seq=1, task="a")
+    assert client.socket.poll(240_000), "no answer"
+    assert client.receive()["type"] == "ack"
 
 
 def test_first_batches_are_judged_by_themselves(begin: Callable[..., LocalDaemon], connect: Callable[..., Any]) -> None:

@@ -203,7 +203,7 @@ def _add_zoo(benches: Any) -> None:
         "zoo",
         zoo,
         "Small architectures as people write them, in both precisions, with all three kinds of Fisher: each is learned "
-        "with the Fisher of a loop over samples, or refused on its first batch with a remedy. Ends with 1 if one is neither.",
+        "with the Fisher of a loop over samples, or refused on its first batch with a remedy. Ends with 1 if one is not.",
         "streamcl bench zoo --json zoo.json",
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="only architectures whose name contains this")

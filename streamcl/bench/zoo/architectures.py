@@ -822,10 +822,9 @@ class _Rounded(torch.autograd.Function):
 
 @_of("flat")
 def straight_through(outputs: int) -> nn.Module:
-    rounded, enter = _Rounded.apply, nn.Linear(FEATURES, 6)
-    return Then(
-        lambda m, x: m.head(rounded(torch.tanh(m.enter(x)))), enter=nn.Linear(FEATURES, 6), head=nn.Linear(6, outputs)
-    )
+    rounded: Any = _Rounded
+    enter = nn.Linear(FEATURES, 6)
+    return Then(lambda m, x: m.head(rounded.apply(torch.tanh(m.enter(x)))), enter=enter, head=nn.Linear(6, outputs))
 
 
 @_of("flat", refused=True)

@@ -31,8 +31,8 @@ from streamcl.protocol.session import signature_of
 from streamcl.storage.log import Entry
 from streamcl.storage.records import Batch, Boundary, array_spec
 
-CLASSES, ROWS = 3, 25
-BLOCKS = (1, 2, 9, 3, 10)  # sums to ROWS
+CLASSES, ROWS = 3, 15
+BLOCKS = (1, 2, 5, 3, 4)  # sums to ROWS
 KINDS: tuple[FisherKind, ...] = ("exact", "mc", "empirical")
 TOLERANCES = {"float32": 1e-5, "float64": 1e-10}  # of the largest entry
 FACTORY = "streamcl.bench.zoo.architectures:build"
