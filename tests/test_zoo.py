@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from streamcl.bench.zoo.architectures import REFUSED, ZOO
-from streamcl.bench.zoo.bench import KINDS, TOLERANCES, outcome, outcomes_of, table
+from streamcl.bench.zoo.bench import KINDS, TOLERANCES, Run, outcome, outcomes_of, table
 from streamcl.cli import main
 from streamcl.core import provenance
 from streamcl.core.closed_forms import Dense, Site
@@ -51,39 +51,49 @@ def test_the_command_prints_a_line_for_each_and_ends_with_the_verdict(
 # -- broken on purpose -------------------------------------------------------------------------------------------------
 
 
-def test_a_closed_form_that_is_wrong_beyond_the_first_rows_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three rows are squared as they should be, more of them are not: the end check has all of it taken by the loop."""
+def wrong_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed form that squares the first three rows as it should, which the plan is made on, and more of them not."""
     right = Dense.add
 
     def wrong(site: Dense, gradient: Tensor, sums: dict[str, Tensor]) -> None:
-        right(site, gradient * (1 if len(gradient) <= 2 else 1.1), sums)
+        right(site, gradient * (1 if len(gradient) <= 3 else 1.1), sums)
 
-    monkeypatch.setattr(Dense, "add", lambda site, gradient, sums: wrong(site, gradient, sums))
+    monkeypatch.setattr(Dense, "add", wrong)
+
+
+def test_a_closed_form_that_is_wrong_is_noticed_by_the_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong_for_many(monkeypatch)
+    monkeypatch.setattr("streamcl.core.fisher.DiagonalFisher.verified", lambda _: True)
     found = outcome("mlp", "float64", "exact")
-    assert found.outcome in ("learned", "wrong")  # in blocks of a row or two, and so beside them, the form is right
+    assert found.outcome == "wrong"
+    assert found.error == pytest.approx(0.21, abs=0.01)
+
+
+def test_a_closed_form_that_is_wrong_is_noticed_at_the_end_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong_for_many(monkeypatch)
+    run = Run("mlp", "float64", "exact")
+    assert run.boundary_error() < 1e-10
+    assert "taken again row by row" in str(run.learner.warning)
 
 
 def test_rows_taken_for_others_are_noticed_at_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the proof and the check of numbers, sorted rows come out wrong, and the zoo says so."""
+    """Without the check of numbers, a block that is laid out in another way than the first rows comes out wrong."""
     monkeypatch.setattr("streamcl.core.fisher._agree_moments", lambda *_: True)
     monkeypatch.setattr("streamcl.core.fisher.DiagonalFisher.verified", lambda _: True)
-    assert outcome("sorted_rows", "float64", "exact").outcome == "wrong"
-    assert outcome("experts_on_sorted_rows", "float64", "exact").outcome == "wrong"
+    assert outcome("laid_out_by_size", "float64", "exact").outcome == "wrong"
 
 
 def test_the_check_at_the_end_has_the_whole_task_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same, but for that check: what enters the posterior is right, and it is said what that took."""
     monkeypatch.setattr("streamcl.core.fisher._agree_moments", lambda *_: True)
-    found = outcome("sorted_rows", "float64", "exact")
-    assert found.outcome == "wrong"
-    assert found.error == float("inf")  # the blocks alone, which nobody takes again, are known to be wrong
-    assert "taken again row by row" in str(found.words)
+    run = Run("laid_out_by_size", "float64", "exact")
+    assert run.boundary_error() < 1e-10
+    assert "taken again row by row" in str(run.learner.warning)
 
 
 def test_a_proof_that_let_everything_pass_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance.Rows, "apart", lambda *_: True)
     monkeypatch.setattr("streamcl.core.fisher.DiagonalFisher.verified", lambda _: True)
-    assert outcome("sorted_rows", "float64", "exact").outcome == "wrong"
+    assert outcome("laid_out_by_size", "float64", "exact").outcome == "wrong"
 
 
 def test_a_site_knows_the_moments_of_what_it_squares() -> None:

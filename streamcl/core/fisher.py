@@ -57,7 +57,8 @@ CPU_CHUNK_BYTES = 8 << 20  # and on a CPU, whose caches are small
 BLOCK_BYTES = 256 << 20  # inputs and outputs of closed forms held at once,
 CPU_BLOCK_BYTES = 16 << 20
 PROBE_ROWS = 3
-VERIFIED_ROWS = 3  # at the end, of one block
+VERIFIED_ROWS = 3  # at the end, of one block,
+VERIFIED_COMPANY = 64  # among so many of its rows where they are proven apart, else among all
 PATIENCE = 3  # blocks in a row that fail their check; those after them are not tried
 
 Sums = dict[str, Tensor]
@@ -502,27 +503,29 @@ class DiagonalFisher:
         if self._kept is None or self._plan is None:
             return True
         x, cotangents = self._kept.x, self._kept.cotangents
-        rows = torch.randperm(len(x), generator=self._random)[:VERIFIED_ROWS].to(x.device)
         mixed = torch.einsum("kn,kn...->n...", self._weights(cotangents), cotangents)
-        chosen = torch.zeros_like(mixed).index_copy_(0, rows, mixed[rows])
+        order = torch.randperm(len(x), generator=self._random).to(x.device)
         with self._evaluating():
-            expected = self._loop(self.parameters.names, x[rows], chosen[rows].unsqueeze(0))
-            found = self._fast_alone(self._plan, x, chosen.unsqueeze(0), rows)
+            x, mixed = self._company(self._plan, x[order], mixed[order])
+            mixed[VERIFIED_ROWS:] = 0  # the others keep these company, and add nothing
+            chosen = slice(0, VERIFIED_ROWS)
+            expected = self._loop(self.parameters.names, x[chosen], mixed[chosen].unsqueeze(0))
+            found = self._fast_alone(self._plan, x, mixed.unsqueeze(0))
         floor = noise(mixed.dtype) ** 2 * largest(expected)
-        return found is None or all(agree(found[name].to(mixed.dtype), expected[name], floor) for name in found)
+        return all(agree(found[name].to(mixed.dtype), expected[name], floor) for name in found)
 
-    def _fast_alone(self, plan: _Plan, x: Tensor, cotangents: Tensor, rows: Tensor) -> Sums | None:
-        """What a block adds for these cotangents; rows that are proven apart need no company."""
-        forward = self._forward(x[rows])
-        if forward is None or not (forward.proven and plan.samples_first):
-            forward = self._forward(x)
-        else:
-            cotangents = cotangents[:, rows]
-        if forward is None:
-            return None
-        sites = plan.sites(forward.sites, cotangents.shape[1])
-        if sites is None:
-            return None
+    def _company(self, plan: _Plan, x: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
+        """A block's rows; not all of a large one where they are proven not to matter to each other."""
+        forward = self._forward(x[:VERIFIED_COMPANY])
+        proven = forward is not None and forward.proven and plan.samples_first
+        return (x[:VERIFIED_COMPANY], mixed[:VERIFIED_COMPANY]) if proven else (x, mixed)
+
+    def _fast_alone(self, plan: _Plan, x: Tensor, cotangents: Tensor) -> Sums:
+        """What a block adds for these cotangents; nothing where it takes the loop."""
+        forward = self._forward(x)
+        sites = None if forward is None else plan.sites(forward.sites, len(x))
+        if forward is None or sites is None:
+            return {}
         sums = self._scratch_sums()
         with torch.no_grad():
             self._add_parts(plan, sites, forward.output, x, cotangents, sums, self._weights(cotangents))

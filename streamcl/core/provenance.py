@@ -57,7 +57,7 @@ class Rows:
     def _unchanged(self, tensor: Tensor, in_place: bool) -> bool:
         """Up to the one change of a function that works in place; views of its argument are outdated from then on."""
         found = self._known.get(id(tensor))
-        return found is not None and tensor._version == found[1] + in_place
+        return found is not None and found[1] <= tensor._version <= found[1] + in_place
 
     def _add(self, tensor: Tensor) -> None:
         self._known[id(tensor)] = (tensor, tensor._version)

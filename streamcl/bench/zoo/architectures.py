@@ -325,6 +325,21 @@ def times_and_rows_in_one(outputs: int) -> nn.Module:
 
 
 @_of("series")
+def laid_out_by_size(outputs: int) -> nn.Module:
+    """Rows before times in a small batch, times before rows in a large one, as a kernel may prefer."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        n, t, _ = x.shape
+        if n <= 3:
+            h = torch.tanh(m.each(x.flatten(0, 1))).reshape(n, t, -1).sum(1)
+        else:
+            h = torch.tanh(m.each(x.transpose(0, 1).flatten(0, 1))).reshape(t, n, -1).sum(0)
+        return m.head(h)
+
+    return Then(forward, each=nn.Linear(FEATURES, 6), head=nn.Linear(6, outputs))
+
+
+@_of("series")
 def encoder_layer(outputs: int) -> nn.Module:
     layer = nn.TransformerEncoderLayer(FEATURES, 2, 10, dropout=0.1, batch_first=True)
     return Then(lambda m, x: m.head(m.layer(x).mean(1)), layer=layer, head=nn.Linear(FEATURES, outputs))

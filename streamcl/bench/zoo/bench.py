@@ -113,14 +113,14 @@ def outcome(name: str, dtype: str, kind: FisherKind) -> Outcome:
 
 
 def _learned(name: str, dtype: str, kind: FisherKind) -> Outcome:
-    run = _Run(name, dtype, kind)
+    run = Run(name, dtype, kind)
     run.try_model()
     errors = [run.boundary_error(), run.blocks_error()]
     right = all(error <= TOLERANCES[dtype] for error in errors) and name not in REFUSED
     return Outcome(name, dtype, kind, "learned" if right else "wrong", max(errors), run.learner.fisher_note)
 
 
-class _Run:
+class Run:
     """One architecture with its data, learned as a daemon's trainer would."""
 
     def __init__(self, name: str, dtype: str, kind: FisherKind) -> None:
