@@ -50,6 +50,10 @@ class ModelRefused(StreamclError):
         self.private = private
 
 
+class WrongOutput(ModelRefused):
+    """A model gave something else than its likelihood takes, on rows where it need not have."""
+
+
 class Damaged(StreamclError):
     """Bytes on disk are not what was written: names the file, the offset and the remedy."""
 

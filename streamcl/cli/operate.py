@@ -20,11 +20,12 @@ from streamcl.cli.common import (
     print_json,
     print_table,
     reader,
+    said_of_rows_aside,
 )
 from streamcl.cli.progress import Silent, display, waited_for
 from streamcl.errors import DataError
 
-TASK_COLUMNS = ["task", "samples", "weight", "loss", "revisits", "penalty", "penalty_rise", "closed"]
+TASK_COLUMNS = ["task", "samples", "weight", "loss", "revisits", "penalty", "penalty_rise", "closed", "state"]
 
 
 def add_commands(commands: Any) -> None:
@@ -179,18 +180,21 @@ def tasks(options: argparse.Namespace) -> None:
     for row in rows:
         row["closed"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["closed_at"]))
     advised = "revisit_rank" in rows[0] if rows else False
-    print_table(rows, TASK_COLUMNS + ["revisit_rank"] * advised, "no task has been consolidated yet")
+    aside = any(row["set_aside"] for row in rows)
+    columns = TASK_COLUMNS + ["set_aside"] * aside + ["revisit_rank"] * advised
+    print_table(rows, columns, "no task has been consolidated yet")
     best = next((row for row in rows if row.get("revisit_rank") == 1), None)
     if best is not None:
         print(f"A revisit of {best['task']} would repay most: it is {best['revisit_reason']}.")
 
 
-def boundary(options: argparse.Namespace) -> None:
-    """Close a task."""
+def boundary(options: argparse.Namespace) -> int:
+    """Close a task; status 1 where not all of it could be learned."""
     showing = display(options) if options.wait else Silent()
     with admin(options) as daemon, showing as show, waited_for(show, options, options.task):
         done = daemon.boundary(options.task, weight=options.weight, wait=options.wait)
     _show(options, done)
+    return said_of_rows_aside(done)
 
 
 def revisit(options: argparse.Namespace) -> None:

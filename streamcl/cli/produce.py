@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamcl.cli.common import add_connection, add_json, command, print_json, producer
+from streamcl.cli.common import add_connection, add_json, command, print_json, producer, said_of_rows_aside
 from streamcl.cli.progress import Silent, display, waited_for
 from streamcl.errors import DataError
 
@@ -60,9 +60,9 @@ def send(options: argparse.Namespace) -> int:
         if options.boundary:
             with waited_for(show, options, options.task):
                 done = stream.boundary(options.task, weight=options.weight)
-            report |= {name: done[name] for name in ("samples", "loss", "seconds")}
+            report |= {name: done[name] for name in ("samples", "loss", "seconds", "set_aside")}
     _print(options, report | {"elapsed": time.monotonic() - started})
-    return 0
+    return said_of_rows_aside(report)
 
 
 def _stream(options: argparse.Namespace) -> Any:

@@ -35,9 +35,9 @@ from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.firsts import chosen
 from streamcl.protocol.frames import Buffer, NamedArrays
-from streamcl.protocol.session import StreamSession, Terms
+from streamcl.protocol.session import KEPT_REMEDY, StreamSession, Terms
 from streamcl.protocol.signature import Signature
-from streamcl.storage import log, published, quarantine
+from streamcl.storage import ledger, log, published, quarantine
 from streamcl.storage.audit import Audit
 from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.history import History
@@ -148,6 +148,7 @@ class Ingest:
                 on_change=config.stream.boundary == "on-change",
                 drift=config.stream.boundary == "drift",
                 drift_rows=config.stream.drift_rows,
+                hold=config.stream.on_failure == "hold",
                 task_bytes=config.stream.task_bytes,
                 credit=config.stream.credit,
                 tasks=config.stream.tasks,
@@ -180,14 +181,14 @@ class Ingest:
 
     def recover(self) -> None:
         """Take over what is on disk."""
-        self.writer, entries = recover(self.state, self.session, self.disk)
+        self.writer, self.view.standing = recover(self.state, self.session, self.disk)
+        self.metrics.kept(self.session)
         if self.writer.torn is not None:
             torn = self.writer.torn
             self.view.torn_bytes = torn.nbytes
             self.log.warning("cut off a torn tail", path=str(torn.path), offset=torn.offset, nbytes=torn.nbytes)
         self.history = History(self.state.history)
         self.chronicle = self.view.chronicle = Chronicle(self.session, self.history)
-        self.view.recovered(entries)
         self._show_penalties(self.history.latest_penalties())
         self._show_accuracies(self.history.latest_accuracies())
         self.view.quarantine = quarantine.load(self.state.path)
@@ -591,8 +592,15 @@ class Ingest:
         """Tell the producer that closed a task; a REQ socket can take only the reply to its request."""
         peer = self.peers.get(entry["producer"] or "")
         if peer is not None and not peer.waits_for_one:
-            fields = {name: entry[name] for name in ("seq", "task", "kind", "samples", "loss", "seconds")}
-            self._reply(peer, {"type": "done", **fields})
+            self._reply(peer, self.verdict(entry) | {"seq": entry["seq"]})
+
+    def verdict(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """What a boundary came to: `done`, or `failed` where nothing was learned."""
+        if entry["kind"] == "held":
+            message = f"{self.view.reason(entry['task'])}; its rows are kept: {KEPT_REMEDY}"
+            return {"type": "failed", "task": entry["task"], "samples": entry["samples"], "message": message}
+        fields = {name: entry[name] for name in ("task", "kind", "samples", "loss", "seconds")}
+        return {"type": "done", **fields, "set_aside": ledger.rows_aside(entry)}
 
     def _offer_credit(self) -> None:
         """Tell every producer when there is credit again; that it has run out stands in the batches' own acks."""
@@ -611,6 +619,8 @@ class Ingest:
             match message["type"]:
                 case "closing":
                     self.closing = True
+                case "begin":
+                    self.admin.retry_all()
                 case "stop":
                     self.finished = True
                 case "failed":
@@ -665,6 +675,8 @@ class Ingest:
                     self._done(message["entry"], message["warning"])
                 case "failed":
                     self._set_aside(message["failure"])
+                case "forgiven":
+                    self._forgive(set(message["lsns"]))
                 case "penalties":
                     self._take_penalties(message)
                 case "accuracies":
@@ -694,6 +706,10 @@ class Ingest:
         self.metrics.quarantined.inc()
         self.chronicle.note("failed", str(failure["reason"]), failure["task"])
 
+    def _forgive(self, lsns: set[int]) -> None:
+        """Only of these records the failures still matter."""
+        self.view.quarantine = [failure for failure in self.view.quarantine if failure["lsn"] in lsns]
+
     def _drifted(self, message: dict[str, Any]) -> None:
         """The open task's stream has changed: close it, as an operator would. The trainer says so until it is closed."""
         records = () if self.closing else self.session.admit_drift(message["task"])
@@ -720,18 +736,59 @@ class Ingest:
         if entry["lsn"] <= self._done_lsn:  # a restarted trainer says its last word again, in case we have not had it
             return
         self._done_lsn = entry["lsn"]
+        self._settle(entry)
         self.view.done(entry, warning)
-        self.chronicle.note(entry["kind"], _in_words(entry), entry["task"], entry["lsn"])
+        self.chronicle.note(_NOTED.get(entry["kind"], entry["kind"]), self._in_words(entry), entry["task"], entry["lsn"])
         if warning is not None:
             self.chronicle.note("warning", warning, entry["task"])
         match entry["kind"]:
             case "boundary" | "revisit":
                 self.metrics.consolidated(entry)
                 self._send_done(entry)
+            case "held":
+                self._send_done(entry)
             case "forget":
-                self.history.forget(entry["task"])
-                self.metrics.forget_task(entry["task"])
+                self._unlearned([entry["task"]])
+            case "rollback":
+                self._unlearned(entry["undone"])
         self.admin.done(entry)
+
+    def _unlearned(self, tasks: Iterable[str]) -> None:
+        for task in tasks:
+            self.history.forget(task)
+            self.metrics.forget_task(task)
+
+    def _settle(self, entry: dict[str, Any]) -> None:
+        """What a record changed holds for everything that comes now."""
+        session, standing = self.session, self.view.standing
+        standing.take(entry, lambda count: ledger.standing(ledger.read(self.state.path, count)))
+        session.took_effect(entry["lsn"])
+        if entry["kind"] not in ("boundary", "revisit") or session.held or session.set_aside or ledger.aside(entry):
+            session.settle(standing.closed(), standing.forgotten, standing.held, standing.set_aside())
+        self.metrics.kept(session)
+
+    def _in_words(self, entry: Mapping[str, Any]) -> str:
+        """What a record changed for good."""
+        match entry["kind"]:
+            case "boundary" | "revisit":
+                aside = ledger.rows_aside(entry)
+                kept = f"; {aside} rows could not be learned and are set aside" if aside else ""
+                verb = "consolidated" if entry["kind"] == "boundary" else "revisited"
+                figures = f"{entry['samples']} samples, loss {entry['loss']:.4g}, {entry['seconds']:.2f} s"
+                return f"{verb}: {figures}{kept}"
+            case "held":
+                return f"held: {entry['samples']} rows could not be learned: {self.view.reason(entry['task'])}"
+            case "still-aside":
+                return f"{entry['samples']} rows could not be learned this time either"
+            case "drop":
+                return "what was kept of it is given up"
+            case "rollback":
+                return f"undone: {', '.join(entry['undone']) or 'its revisit'}"
+            case "rollback-failed":
+                return f"could not be undone: {entry['reason']}"
+            case "forget":
+                return "withdrawn: its factor is deleted"
+        return "the revisit was abandoned"
 
     def _take_penalties(self, message: dict[str, Any]) -> None:
         self.history.add_penalties(message["lsn"], message["time"], message["rows"])
@@ -759,13 +816,4 @@ class Ingest:
         self.session.total_spool = log.spool_bytes(self.state.log)
 
 
-def _in_words(entry: Mapping[str, Any]) -> str:
-    """What a record changed for good."""
-    match entry["kind"]:
-        case "boundary":
-            return f"consolidated: {entry['samples']} samples, loss {entry['loss']:.4g}, {entry['seconds']:.2f} s"
-        case "revisit":
-            return f"revisited: {entry['samples']} samples, loss {entry['loss']:.4g}, {entry['seconds']:.2f} s"
-        case "forget":
-            return "withdrawn: its factor is deleted"
-    return "the revisit was abandoned"
+_NOTED = {"held": "failed", "still-aside": "failed", "rollback-failed": "failed"}  # kinds of entries as events

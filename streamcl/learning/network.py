@@ -179,6 +179,11 @@ class Network:
         fixed = dict(part for name, tensor in self.fixed().items() for part in tensors.packed(f"fixed.{name}", tensor))
         return {"theta": self.theta(), **fixed}
 
+    def takes(self, state: Mapping[str, npt.NDArray[Any]]) -> bool:
+        """Whether these arrays are of a model like this one."""
+        shapes = {name: array.shape for name, array in self.state().items()}
+        return all(name in state and state[name].shape == shape for name, shape in shapes.items())
+
     def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take over what `state` gave; raises ConfigError where the model is another one."""
         if state["theta"].shape != (self.parameters.size,):

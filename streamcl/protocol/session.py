@@ -5,6 +5,8 @@ Rules, stated once:
   * `admit_*` decide and change nothing. They return the records to store, or raise `Refused`; an empty answer is a
     duplicate, to be acknowledged again. Only after the records are stored does `apply` see them.
   * One sequence a producer, from 1, without gaps, over batches, boundaries and revisits.
+  * A task that could not be learned is held, and batches of one may be set aside: their rows stay on disk until they are
+    learned (`retry`) or given up (`drop`). While a task is held no new one is opened, unless the terms say so.
   * One task is open at a time. Its first batch opens it, its boundary closes it. A revisit opens a closed task once
     more, until its boundary or until it is abandoned. A task that was withdrawn stays closed.
   * With boundaries by drift, what producers name (the tag) is a stream of tasks, and the daemon names these: TAG, TAG.2,
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from streamcl.errors import Refused
@@ -25,10 +27,24 @@ from streamcl.protocol import messages
 from streamcl.protocol.frames import MESSAGE_BYTES, NamedArrays
 from streamcl.protocol.signature import Array, LabelMap, Signature, check_rows
 from streamcl.storage.log import RECORD_OVERHEAD
-from streamcl.storage.records import Abandon, Batch, Boundary, Forget, Lost, Record, Revisit, array_spec
+from streamcl.storage.records import (
+    Abandon,
+    Batch,
+    Boundary,
+    Drop,
+    Forget,
+    Lost,
+    Record,
+    Retry,
+    Revisit,
+    Rollback,
+    array_spec,
+    closes_task,
+)
 
 REVISITING = frozenset({"factors", "online"})  # modes in which a task may be fed again
 TASK_CHARACTERS = 128
+KEPT_REMEDY = "`streamcl retry TASK` has them learned, `streamcl drop TASK` gives them up"
 SPOOL_FACTOR = 2  # closed tasks awaiting consolidation may hold as much disk again as the open one
 
 
@@ -38,7 +54,8 @@ class Terms:
 
     task_bytes: disk budget of the open task. credit: messages a producer may hold unacknowledged. tasks, producers: how
     many names are kept at the most. drift: the daemon closes tasks when their stream changes. drift_rows: how many rows
-    may be stored that are not trained on yet, since all of them go to the task that closes.
+    may be stored that are not trained on yet, since all of them go to the task that closes. hold: no new task is opened
+    while one is held.
     """
 
     likelihood: str = "categorical"
@@ -47,6 +64,7 @@ class Terms:
     on_change: bool = False
     drift: bool = False
     drift_rows: int = 500
+    hold: bool = True
     task_bytes: int = 8 << 30
     credit: int = 16
     message_bytes: int = MESSAGE_BYTES
@@ -72,7 +90,9 @@ class StreamSession:
     """The state that every producer's messages are judged by.
 
     open_tag: what producers call the open task; its name, but for drift. ahead: with drift, LSN and rows of each batch that
-    is not trained on yet, and ahead_rows their sum.
+    is not trained on yet, and ahead_rows their sum. held: tasks that could not be learned. set_aside: rows of batches that
+    could not be learned, by task. retrying: of these, by task, the LSN of a retry on its way. settled_lsn: below and at
+    which every record has taken effect; closing_lsn: of the newest one whose effect somebody may wait for.
     """
 
     terms: Terms
@@ -94,6 +114,12 @@ class StreamSession:
     ahead: deque[tuple[int, int]] = field(default_factory=deque)
     ahead_rows: int = 0
     largest_rows: int = 0
+    held: frozenset[str] = frozenset()
+    set_aside: dict[str, int] = field(default_factory=dict)
+    retrying: dict[str, int] = field(default_factory=dict)
+    settled_lsn: int = -1
+    closing_lsn: int = -1
+    _closing_lsns: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
     _numbers: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -229,6 +255,8 @@ class StreamSession:
             raise Refused("task_closed", f"task {task!r} was withdrawn (forget); its name is not used again")
         if task not in self.closed:
             raise Refused("unknown_task", f"task {task!r}: expected a consolidated task")
+        if task in self.held:
+            raise Refused("task_closed", f"task {task!r} is held: its rows could not be learned; {KEPT_REMEDY}")
 
     def admit_abandon(self, task: str | None) -> tuple[Record, ...]:
         """The record that gives up the open revisit; raises Refused ``unknown_task``."""
@@ -252,6 +280,44 @@ class StreamSession:
         if task == self.open_task:
             raise Refused("task_mismatch", f"a revisit of task {task!r} is open; abandon it first")
         return (Forget(producer=None, epoch=0, seq=0, task=task),)
+
+    def admit_retry(self, task: str) -> tuple[Record, ...]:
+        """The record that has what was kept of a task learned; raises Refused ``unknown_task not_ready``."""
+        self._check_kept(task)
+        if self.open_task is not None:
+            raise Refused("not_ready", f"task {self.open_task!r} is open; close it first", retryable=True)
+        return (Retry(producer=None, epoch=0, seq=0, task=task),)
+
+    def admit_drop(self, task: str) -> tuple[Record, ...]:
+        """The record that gives up what was kept of a task; raises Refused ``unknown_task not_ready``."""
+        self._check_kept(task)
+        return (Drop(producer=None, epoch=0, seq=0, task=task),)
+
+    def _check_kept(self, task: str) -> None:
+        if task not in self.held and task not in self.set_aside:
+            kept = sorted({*self.held, *self.set_aside})
+            raise Refused(
+                "unknown_task",
+                f"task {task!r}: expected one that is held or has rows set aside: {', '.join(kept) or 'there is none'}",
+            )
+        if task in self.retrying:
+            raise Refused("not_ready", f"task {task!r}: what was kept of it is being learned now", retryable=True)
+
+    def admit_rollback(self, task: str, to: int, undone: tuple[str, ...]) -> tuple[Record, ...]:
+        """The record that undoes everything since version `to`; raises Refused ``task_mismatch``."""
+        if self.revisiting:
+            raise Refused("task_mismatch", f"a revisit of {self.open_task!r} is open; abandon it first")
+        held = sorted(self.held.intersection(undone))
+        if held:
+            raise Refused(
+                "task_mismatch", f"a revisit of {held[0]!r} is held, which this would undo; retry or drop it first"
+            )
+        return (Rollback(producer=None, epoch=0, seq=0, task=task, to=to, undone=undone),)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a boundary, or whatever else changes the tasks, is stored and has not taken effect yet."""
+        return self.closing_lsn > self.settled_lsn
 
     @property
     def revisiting(self) -> bool:
@@ -300,6 +366,8 @@ class StreamSession:
             )
 
     def _check_task_takes_data(self, task: str) -> None:
+        if task in self.held and task != self.open_task:
+            raise Refused("task_closed", f"task {task!r} is held: its rows could not be learned; {KEPT_REMEDY}")
         if task in self.closed and task != self.open_task:
             raise Refused(
                 "task_closed",
@@ -309,6 +377,12 @@ class StreamSession:
             raise Refused(
                 "task_mismatch",
                 f"expected data of the open task {self.open_task!r}, got {task!r}; close it first",
+            )
+        if task != self.open_task and self.held and self.terms.hold:
+            raise Refused(
+                "task_mismatch",
+                f"task {task!r}: no new task is opened while task {min(self.held)!r} is held, which could not be learned; "
+                f"{KEPT_REMEDY}, or have new tasks go on (stream.on_failure = 'set-aside')",
             )
         if task not in self.closed and task != self.open_task and len(self.closed) >= self.terms.tasks:
             raise Refused("too_large", f"task {task!r}: {self.terms.tasks} tasks are known already (stream.tasks)")
@@ -372,16 +446,20 @@ class StreamSession:
         """Take over record `lsn`, stored with `nbytes` on disk; the same call live and in recovery."""
         self._advance(record)
         self.total_spool += nbytes
+        if closes_task(record) or isinstance(record, Forget | Drop | Rollback):
+            self.closing_lsn = lsn
         match record:
             case Batch():
                 self._apply_batch(lsn, record, nbytes)
             case Boundary() | Abandon():
-                self._close(record.task)
+                self._close(lsn, record.task)
             case Revisit():
                 self.open_task = self.open_tag = record.task
                 self.revisit_lsn = lsn
             case Forget():
                 self.forgotten.add(record.task)
+            case Retry():
+                self.retrying[record.task] = lsn
             case Lost():
                 self.open_task = record.task
                 self.open_tag = self.open_tag or (_stream_of(record.task) if self.terms.drift else record.task)
@@ -409,14 +487,34 @@ class StreamSession:
             self.largest_rows = max(self.largest_rows, record.samples)
         self.task_spool += nbytes
         if record.boundary:
-            self._close(record.task)
+            self._close(lsn, record.task)
 
-    def _close(self, task: str) -> None:
+    def _close(self, lsn: int, task: str) -> None:
         self.closed.add(task)
+        self._closing_lsns[lsn] = task
         if self.terms.drift and self.open_tag is not None:
             self._numbers[self.open_tag] = self._next_number(self.open_tag)
         self.open_task = self.open_tag = self.revisit_lsn = None
         self.task_spool = self.open_batches = 0
+
+    def settle(
+        self, closed: Iterable[str], forgotten: Iterable[str], held: Iterable[str], set_aside: Mapping[str, int]
+    ) -> None:
+        """What holds of the tasks now, by the ledger; names that it no longer has may be used again."""
+        self.closed = {*closed, *self._closing}
+        self.forgotten.update(forgotten)
+        self.held, self.set_aside = frozenset(held), dict(set_aside)
+
+    def took_effect(self, lsn: int) -> None:
+        """A record has, and all before it: nobody need wait for them any more."""
+        self.settled_lsn = max(self.settled_lsn, lsn)
+        self.retrying = {task: number for task, number in self.retrying.items() if number > lsn}
+        self._closing_lsns = {number: task for number, task in self._closing_lsns.items() if number > lsn}
+
+    @property
+    def _closing(self) -> set[str]:
+        """Tasks closed in the log whose boundary has not taken effect yet."""
+        return {*self._closing_lsns.values()}
 
     def synced(self) -> None:
         """Everything stored so far has reached the disk."""

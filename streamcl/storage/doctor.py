@@ -94,8 +94,8 @@ def _checkpoint(saved: Saved | None) -> Finding:
 
 
 def _factors(state: StateDirectory, saved: Saved | None, entries: list[dict[str, Any]]) -> Iterator[Finding]:
-    standing, _ = ledger.standing(entries)
-    numbers = {entry["factor"]: task for task, entry in standing.items() if entry["factor"] is not None}
+    tasks = ledger.standing(entries).tasks
+    numbers = {entry["factor"]: task for task, entry in tasks.items() if entry["factor"] is not None}
     if saved is None or not numbers:
         return
     factors, total, broken = Factors(state.factors, Disk()), np.zeros(()), False
