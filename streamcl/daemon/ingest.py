@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 import zmq
 from prometheus_client import CollectorRegistry
@@ -32,15 +33,16 @@ from streamcl.daemon.sockets import Peer
 from streamcl.daemon.view import View, figures
 from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
+from streamcl.protocol.firsts import chosen
 from streamcl.protocol.frames import Buffer, NamedArrays
 from streamcl.protocol.session import KEPT_REMEDY, StreamSession, Terms
 from streamcl.protocol.signature import Signature
-from streamcl.storage import ledger, log, quarantine
+from streamcl.storage import ledger, log, published, quarantine
 from streamcl.storage.audit import Audit
 from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.history import History
 from streamcl.storage.owners import Owners
-from streamcl.storage.records import Record
+from streamcl.storage.records import Batch, Record
 from streamcl.storage.state import StateDirectory
 
 GROUP_BYTES = 32 << 20  # synced together at the most, so that an acknowledgement never waits for more
@@ -48,6 +50,7 @@ IDLE_MS = 1000
 PROBE_SECONDS = 1.0  # between two looks at a full disk
 ROOM_BYTES = 1 << 20  # what must fit before a disk counts as no longer full
 WAITING_BYTES = 512 << 20  # of all messages together that wait for a barrier or for the model
+MOST_DEATHS = 3  # of trainers that try a model on one batch; then it is the model that is refused
 MOST_CONNECTIONS = 10_000  # that have said hello; older ones are asked to say it again
 
 
@@ -68,6 +71,31 @@ class Pending:
     message: messages.Batch | messages.Boundary | messages.Revisit
     arrays: NamedArrays
     nbytes: int
+
+
+@dataclass(slots=True)
+class ModelTrial:
+    """A first batch, on rows of which the trainer tries the model.
+
+    life: which trainer was asked. deaths: how many trainers have ended before they answered.
+    """
+
+    number: int
+    producer: str
+    pending: Pending
+    life: int
+    deaths: int = 0
+
+    @property
+    def signature(self) -> Signature:
+        """Of the batch."""
+        return Signature.of(self.pending.arrays["x"], self.pending.arrays["y"])
+
+    def follow(self, pending: Pending) -> None:
+        """The same batch was sent again: the verdict is about that one too."""
+        old, new = self.pending.arrays, pending.arrays
+        if all(np.array_equal(old[name], new[name]) for name in ("x", "y")):
+            self.pending = pending
 
 
 @dataclass(slots=True)
@@ -134,8 +162,9 @@ class Ingest:
         self.waiting: dict[str, OrderedDict[int, Pending]] = {}
         self.acks = Acknowledgements()
         self.done_later: list[dict[str, Any]] = []
-        self.model_asked: Signature | None = None
         self.model_accepted: Signature | None = None
+        self.trial: ModelTrial | None = None
+        self._trials = self._lives = 0  # models tried, trainers that have started
         self.closing = False
         self.finished = False
         self._arrivals: list[float] = []
@@ -163,6 +192,7 @@ class Ingest:
         self._show_accuracies(self.history.latest_accuracies())
         self.view.quarantine = quarantine.load(self.state.path)
         self.model_accepted = self.session.signature
+        published.clear(self.state.trial)
         self._tell_trainer()
         self._watch_spool()
 
@@ -306,6 +336,8 @@ class Ingest:
             return
         waiting = self.waiting.get(producer)
         if waiting and message.seq in waiting:
+            if self.trial is not None and self.trial.pending is waiting[message.seq]:
+                self.trial.follow(pending)
             waiting[message.seq] = pending
             return
         self.session.check_sequence(producer, message.seq, ahead=len(waiting or ()))
@@ -338,25 +370,97 @@ class Ingest:
         if held + pending.nbytes > WAITING_BYTES:
             raise Refused("no_credit", f"{held} bytes wait for barriers already; send it later", retryable=True)
         if not waiting and isinstance(pending.message, messages.Batch):
-            self._ask_for_model(producer, pending)
+            self._records(producer, pending)
         waiting[pending.message.seq] = pending
 
-    def _ask_for_model(self, producer: str, pending: Pending) -> None:
-        """Have the trainer build a model for the first batch's shapes before anything of it is stored."""
-        self.session.admit_batch(producer, pending.message, pending.arrays, pending.nbytes)  # type: ignore[arg-type]
-        signature = Signature.of(pending.arrays["x"], pending.arrays["y"])
-        self.model_asked = signature
-        self.side.send("try_model", signature=signature.plain())
-
-    def _store(self, producer: str, pending: Pending) -> None:
+    def _records(self, producer: str, pending: Pending) -> Sequence[Record]:
+        """What would store a message; raises Refused."""
         message = pending.message
         match message:
             case messages.Batch():
-                records = self.session.admit_batch(producer, message, pending.arrays, pending.nbytes)
+                return self.session.admit_batch(producer, message, pending.arrays, pending.nbytes)
             case messages.Boundary():
-                records = self.session.admit_boundary(producer, message)
-            case _:
-                records = self.session.admit_revisit(producer, message.seq, message.task, message.damping)
+                return self.session.admit_boundary(producer, message)
+        return self.session.admit_revisit(producer, message.seq, message.task, message.damping)
+
+    # -- trying a model ------------------------------------------------------------------------------------------
+
+    def _try_next(self) -> None:
+        """Have the model tried on the next first batch, one at a time: each is judged by its own rows."""
+        if self.session.signature is not None:
+            return
+        for producer, waiting in list(self.waiting.items()):
+            if self.trial is not None:
+                return
+            pending = next(iter(waiting.values()))
+            if isinstance(pending.message, messages.Batch) and self._must_wait(pending.message, pending.arrays):
+                try:
+                    self._try(producer, pending)
+                except Refused as refused:
+                    self._drop_first(producer, refused)
+
+    def _try(self, producer: str, pending: Pending) -> None:
+        """Put a few rows where the trainer finds them, until it has spoken; raises Refused ``no_space`` and others."""
+        (*_, batch) = self._records(producer, pending)
+        assert isinstance(batch, Batch)
+        x, y = chosen(pending.arrays["x"], pending.arrays["y"])
+        self._trials += 1
+        trial = ModelTrial(self._trials, producer, pending, self._lives)
+        meta = {"signature": trial.signature.plain(), "new_labels": list(batch.new_labels)}
+        try:
+            published.publish(self.state.trial, meta, {"x": x, "y": y})
+        except OSError as error:
+            published.clear(self.state.trial)
+            reason = f"no room to try the model on the first batch ({error.strerror}); free some"
+            raise Refused("no_space", reason, retryable=True) from None
+        self.trial = trial
+        self.side.send("try_model", number=trial.number)
+
+    def _try_again(self) -> None:
+        """A trainer has started; where the one before died of trying a model, not for ever."""
+        self._lives += 1
+        trial = self.trial
+        if trial is None:
+            return
+        trial.deaths += trial.life > 0
+        trial.life = self._lives
+        if trial.deaths < MOST_DEATHS:
+            self.side.send("try_model", number=trial.number)
+            return
+        self._judged(
+            trial,
+            f"the process that tried the model on the first batch ended {trial.deaths} times while it did (a crash in "
+            "native code, os._exit, memory, or no sign of life for train.watchdog_seconds); try the model on such rows by "
+            "itself, with python -X faulthandler",
+        )
+
+    def _model_judged(self, message: dict[str, Any]) -> None:
+        """The trainer has tried the model on a first batch, or says why it cannot be learned."""
+        trial = self.trial
+        if trial is not None and trial.number == message["number"]:
+            self._judged(trial, message["refused"])
+
+    def _judged(self, trial: ModelTrial, reason: str | None) -> None:
+        self.trial = None
+        published.clear(self.state.trial)
+        if reason is None:
+            self.model_accepted = trial.signature
+            return
+        self.chronicle.note("failed", f"the model is refused: {reason}")
+        self.log.error("the first batch is refused with the model", producer=trial.producer, seq=trial.pending.message.seq)
+        waiting = self.waiting.get(trial.producer)
+        if waiting and next(iter(waiting.values())) is trial.pending:
+            self._drop_first(trial.producer, Refused("bad_shape", reason))
+
+    def _drop_first(self, producer: str, refused: Refused) -> None:
+        """Refuse the first of a producer's messages that wait, and with it those behind."""
+        _, pending = self.waiting[producer].popitem(last=False)
+        self._refuse_waiting(producer, pending, refused)
+        if not self.waiting[producer]:
+            del self.waiting[producer]
+
+    def _store(self, producer: str, pending: Pending) -> None:
+        message, records = pending.message, self._records(producer, pending)
         for record in records:
             self.append(record, pending.arrays.payloads if record is records[-1] else ())
         if isinstance(message, messages.Batch):
@@ -408,6 +512,7 @@ class Ingest:
                     self._refuse_waiting(producer, pending, refused)
             if not waiting:
                 del self.waiting[producer]
+        self._try_next()
 
     def _refuse_waiting(self, producer: str, pending: Pending, refused: Refused) -> None:
         """Refuse the message, and as a gap all that waited behind it."""
@@ -607,8 +712,7 @@ class Ingest:
         self.view.recovered_trainer()
         if self.view.paused:
             self.side.send("pause")
-        if self.model_asked is not None:
-            self.side.send("try_model", signature=self.model_asked.plain())
+        self._try_again()
         self.admin.ask_again()
 
     def _done(self, entry: dict[str, Any], warning: str | None) -> None:
@@ -709,21 +813,6 @@ class Ingest:
 
     def _watch_spool(self) -> None:
         self.session.total_spool = log.spool_bytes(self.state.log)
-
-    def _model_judged(self, message: dict[str, Any]) -> None:
-        """The trainer has built a model for the first batch, or says why it cannot."""
-        signature = Signature.from_plain(message["signature"])
-        self.model_asked = None
-        if message["refused"] is None:
-            self.model_accepted = signature
-            return
-        for producer, waiting in list(self.waiting.items()):
-            pending = next(iter(waiting.values()))
-            if isinstance(pending.message, messages.Batch):
-                waiting.popitem(last=False)
-                self._refuse_waiting(producer, pending, Refused("bad_shape", message["refused"]))
-                if not waiting:
-                    del self.waiting[producer]
 
 
 _NOTED = {"held": "failed", "still-aside": "failed", "rollback-failed": "failed"}  # kinds of entries as events

@@ -63,7 +63,7 @@ def run(config: Config, up: Channel, side: Channel) -> None:
     trainer.run()
 
 
-def _loggable(error: Unlearnable) -> str:
+def _loggable(error: Exception) -> str:
     """The reason as the log may have it: what a model says about its data stays in the state directory."""
     cause = error.__cause__
     return str(error) if cause is None else f"{type(cause).__name__}; its message, which may hold data, is in `status`"
@@ -127,6 +127,7 @@ class Trainer:
         self._followed_lsn, self._followed_time = 0, 0.0
         self._penalties: list[list[Any]] = []
         say = self._say_of_evaluation
+        self._judged: tuple[int, str | None] | None = None  # the last model's trial and why it was refused
         self.evaluator = Evaluator(config, self.learner.device, say) if config.evaluation.directory else None
         self._to_evaluate: tuple[int, float, Mapping[str, Any]] | None = None  # LSN, time and parameters
         self._evaluating: Iterator[None] | None = None
@@ -613,11 +614,24 @@ class Trainer:
             case "checkpoint":
                 self.wants_checkpoint.append(message["id"])
             case "try_model":
-                self.side.send("model", **self._try_model(message["signature"]))
+                self._judge_model(message["number"])
 
-    def _try_model(self, signature: Mapping[str, Any]) -> dict[str, Any]:
+    def _judge_model(self, number: int) -> None:
+        """Try the model on the rows that ingest has put down, once for each number, and say what came of it."""
+        if self._judged is None or self._judged[0] != number:
+            found = published.read(self.state.trial)
+            if found is None:  # it has been judged, and ingest has heard of it
+                return
+            self._judged = number, self._try_model(*found)
+        self.side.send("model", number=number, refused=self._judged[1])
+
+    def _try_model(self, meta: Mapping[str, Any], arrays: Mapping[str, Any]) -> str | None:
+        """Why the model cannot be learned on rows of a first batch, or None."""
+        signature, labels = Signature.from_plain(meta["signature"]), tuple(meta["new_labels"])
         try:
-            self.learner.try_model(Signature.from_plain(signature))
+            self.learner.try_model(signature, arrays["x"], arrays["y"], labels, self._report)
         except (ModelRefused, ConfigError) as error:
-            return {"signature": dict(signature), "refused": str(error)}
-        return {"signature": dict(signature), "refused": None}
+            private = isinstance(error, ModelRefused) and error.private
+            self.log.error("the model is refused", reason=_loggable(error) if private else str(error))
+            return str(error)
+        return None

@@ -29,15 +29,17 @@ import torch
 
 from streamcl.config import Config
 from streamcl.core.consolidation import potential, task_precision
-from streamcl.core.fisher import DiagonalFisher
+from streamcl.core.fisher import DiagonalFisher, Undecided
 from streamcl.core.gaussian import DiagonalGaussian
-from streamcl.errors import ConfigError, Damaged, StreamclError
+from streamcl.errors import ConfigError, Damaged, StreamclError, WrongOutput
 from streamcl.learning.data import Block, TaskData
 from streamcl.learning.drift import Drift, Rise, errors
 from streamcl.learning.evaluation import Prequential
 from streamcl.learning.network import Network, choose_device
 from streamcl.learning.optimisation import EpochResult, Optimisation, mean_nll
 from streamcl.learning.posterior import FactorSource, Posterior, from_arrays
+from streamcl.learning.trial import Trial
+from streamcl.protocol.firsts import chosen
 from streamcl.protocol.session import signature_of, stream_name
 from streamcl.protocol.signature import LabelMap, Signature
 from streamcl.storage.bound import check_fingerprint, fingerprint
@@ -182,6 +184,7 @@ class Learner:
         self.batches = 0
         self.consolidations = 0
         self.warning: str | None = None
+        self.fisher_note: str | None = None  # what the last boundary's Fisher cost for want of a fast way
         self.wary: dict[int, dict[str, int]] = {}
         self.train_loss = math.nan
 
@@ -200,13 +203,25 @@ class Learner:
 
     # -- the model -----------------------------------------------------------------------------------------------
 
-    def try_model(self, signature: Signature) -> None:
-        """Build a model for rows of this signature and throw it away; raises ModelRefused, ConfigError."""
-        Network(self.config, signature, LabelMap(self.config.model.classes), self.device)
+    def try_model(
+        self,
+        signature: Signature,
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        new_labels: tuple[int, ...],
+        look_up: Callable[[], None],
+    ) -> None:
+        """Try the model on rows of a first batch and throw it away; raises ModelRefused, ConfigError.
+
+        look_up: called now and then, for whoever has to show signs of life meanwhile.
+        """
+        Trial(self.config, signature, self.device, x, y, new_labels, look_up).run()
 
     def _build(self, signature: Signature) -> None:
+        steady = self.network is not None and self.network.steady  # where the same model is begun anew
         self.signature = signature
         self.network = self._built(signature)
+        self.network.steady = steady
         prior = self._prior(self.network)
         self.posterior = Posterior(self.config.posterior, prior, self.factors, prior, self.standing.tasks)
 
@@ -265,6 +280,7 @@ class Learner:
         """
         if self.network is None:
             self._build(signature_of(batch))
+            self._network.settle(self._network.conversion.x(chosen(arrays["x"], arrays["y"])[0]))
         network = self._network
         self.labels.add(batch.new_labels)
         task = self._opened(lsn, batch)
@@ -528,6 +544,7 @@ class Learner:
         if weight is None:
             weight = self.config.posterior.effective_scale * data.samples
         fisher, loss = yield from self._fisher(task.name, data, self._seed(lsn))
+        self.warning = "; ".join(filter(None, (self.warning, self.fisher_note))) or None
         self._check_finite(loss, task.name)
         self._check_gained(loss, data)
         factor = self._absorb(task, task_precision(fisher, data.samples, weight), more_of)
@@ -644,23 +661,43 @@ class Learner:
         self.optimisation = Optimisation(self._network, task.penalty, train)
 
     def _fisher(self, task: str, data: TaskData, seed: int) -> Generator[Event, None, tuple[torch.Tensor, float]]:
-        """The Fisher at the optimum, [P] float64 on the host, and the mean NLL there: one forward pass serves both."""
+        """The Fisher at the optimum, [P] float64 on the host, and the mean NLL there: one forward pass serves both.
+
+        Where a few rows show that the fast ways cannot be trusted with this task, all of it is taken by the loop.
+        """
+        fisher = self._diagonal_fisher(seed, by_loop=False)
+        try:
+            loss = yield from self._fisher_pass(task, data, fisher)
+            wrong = None if fisher.verified() else "some rows have another Fisher by themselves"
+        except Undecided as error:
+            wrong = str(error)
+        self.fisher_note = fisher.slow
+        if wrong is not None:
+            fisher = self._diagonal_fisher(seed, by_loop=True)
+            loss = yield from self._fisher_pass(task, data, fisher)
+            self.fisher_note = (
+                f"the Fisher was found wrong ({wrong}) and taken again row by row, in {fisher.loop_seconds:.2g} s"
+            )
+        return fisher.total.cpu(), loss
+
+    def _diagonal_fisher(self, seed: int, by_loop: bool) -> DiagonalFisher:
         network = self._network
         generator = torch.Generator(device=self.device).manual_seed(seed)
-        fisher = DiagonalFisher(
-            network.module,
-            network.parameters,
-            network.likelihood,
-            self.config.posterior.fisher,
-            generator=generator,
+        kind = self.config.posterior.fisher
+        return DiagonalFisher(
+            network.module, network.parameters, network.likelihood, kind, generator, by_loop=by_loop, seed=seed
         )
+
+    def _fisher_pass(self, task: str, data: TaskData, fisher: DiagonalFisher) -> Generator[Event, None, float]:
+        """Add every row of a task; returns their mean NLL."""
+        network = self._network
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         epochs, rows = self.config.train.epochs, 0
         for x, y in data.chunks(FISHER_ROWS):
             total += network.likelihood.nll(fisher.add(x, y), y).sum()
             rows += len(x)
             yield Progress(task, "fisher", rows / data.samples, epochs, epochs, 0)
-        return fisher.total.cpu(), float(total) / data.samples
+        return float(total) / data.samples
 
     def _absorb(self, task: OpenTask, curvature: torch.Tensor, more_of: dict[str, Any] | None) -> DiagonalGaussian | None:
         """The new posterior; nothing is kept of it unless it is finite."""
@@ -743,6 +780,7 @@ class Learner:
             "drift": None if self.drift is None else self.drift.state(),
             "drifted": self.drifted,
             "signature": self.snapshot_signature(),
+            "steady": self.network is not None and self.network.steady,
         }
         return meta, self._tensors()
 
@@ -790,7 +828,7 @@ class Learner:
         self.drifted = meta.get("drifted")
         if meta["signature"] is not None:
             self._build(Signature.from_plain(meta["signature"]))
-            fits = self._restore_model(tensors, alike)
+            fits = self._restore_model(meta, tensors, alike)
             if meta["open_task"] is not None:
                 self._restore_open_task(meta["open_task"], tensors if fits else {}, log)
 
@@ -800,11 +838,15 @@ class Learner:
             raise ConfigError(f"model.classes: expected at least {len(labels)}, which labels came already; got {classes}")
         self.labels.outputs = dict(labels)  # type: ignore[arg-type]
 
-    def _restore_model(self, tensors: Mapping[str, npt.NDArray[Any]], alike: bool) -> bool:
+    def _restore_model(self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], alike: bool) -> bool:
         """Take over the parameters; False for those of another model, of which nothing was consolidated."""
         if not self.standing.tasks and not (alike and self._network.takes(tensors)):
             return False
         self._network.load(tensors)
+        if "steady" in meta:
+            self._network.steady = meta["steady"]
+        else:
+            self._network.settle_on_zeros()
         self._posterior.total = from_arrays(under(POSTERIOR, tensors))
         return True
 
@@ -858,9 +900,11 @@ def _blaming(stage: str, task: str) -> Iterator[None]:
         if stage != "boundary":
             raise
         raise Unlearnable(stage, str(error)) from error
+    except WrongOutput as error:
+        raise Unlearnable(stage, f"task {task!r}: {error}"[:2000]) from error
     except (StreamclError, OSError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit() in a model must not end the trainer again and again
         stage = DIVERGED[stage] if isinstance(error, Diverged) else stage
         raise Unlearnable(stage, f"task {task!r}: {type(error).__name__}: {error}"[:2000]) from error
 
