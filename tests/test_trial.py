@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,9 @@ def factory() -> nn.Module:
 
 
 @pytest.fixture
-def given() -> Callable[[Callable[[], nn.Module]], None]:
-    return MADE.append
+def given() -> Iterator[Callable[[Callable[[], nn.Module]], None]]:
+    yield MADE.append
+    MADE.clear()
 
 
 def instance_normed(norm: nn.Module) -> nn.Module:
