@@ -90,16 +90,16 @@ class Network:
         return _placed(module, self.device, self.dtype)
 
     def settle(self, x: Tensor) -> None:
-        """Find out on some rows whether the model is steady; their like always gives the same answer."""
-        self.steady = not self.autocast and self._is_steady(x)
+        """Find out on some rows whether the model is steady; one that raises is not. The same rows, the same answer."""
+        try:
+            self.steady = not self.autocast and self._is_steady(x)
+        except Exception:  # whoever learns from these rows will hear of it
+            self.steady = False
 
     def settle_on_zeros(self) -> None:
         """As `settle`, for a state directory that does not say: it was made when zeros were what a model was tried on."""
         zeros = np.zeros((2, *self.signature.x_shape), "<i8" if self.signature.x_integer else "<f4")
-        try:
-            self.settle(self.conversion.x(zeros))
-        except Exception:  # no model was refused for it since, so this one is not steady
-            self.steady = False
+        self.settle(self.conversion.x(zeros))
 
     def _is_steady(self, x: Tensor) -> bool:
         """Whether a training step draws no random numbers, changes no buffers and computes what evaluation computes."""

@@ -75,7 +75,7 @@ def _fill(tensor: Tensor, parts: Mapping[str, Tensor]) -> None:
         if tensor.layout == torch.strided:
             tensor.copy_(parts[""])
         elif tensor.layout == torch.sparse_coo:
-            tensor.copy_(torch.sparse_coo_tensor(parts[".indices"], parts[".values"], tensor.shape))
+            tensor.copy_(torch.sparse_coo_tensor(parts[".indices"], parts[".values"], tensor.shape, check_invariants=True))
         else:
             tensor.values().copy_(parts[".values"])  # where its numbers are belongs to the factory
 

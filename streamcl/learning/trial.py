@@ -10,6 +10,7 @@ rows that are not a sample each, outputs that cannot be repeated.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -147,9 +148,16 @@ class _Rows:
         """A forward and a backward pass, as in a training step; buffers first, whatever else is wrong."""
         given = self.x.clone()
         try:
-            output = self._trained(given, "in training mode")
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                output = self._trained(given, "in training mode")
         finally:
             self._check_unwritten("a training step", training=True)
+        if any("None of the inputs have requires_grad" in str(warning.message) for warning in said):
+            raise ModelRefused(
+                "torch.utils.checkpoint with use_reentrant=True is given inputs without a gradient, so that the parameters "
+                "inside get none either and would never be learned; use use_reentrant=False"
+            )
         self._check_input(given, self.x)
         self._check_theta()
         if not output.requires_grad:

@@ -811,6 +811,13 @@ def checkpointed_reentrant(outputs: int) -> nn.Module:
     )
 
 
+@_of("flat", refused=True)
+def checkpointed_reentrant_from_the_start(outputs: int) -> nn.Module:
+    """Nothing that goes in needs a gradient, so PyTorch gives the block's parameters none."""
+    block = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh())
+    return Then(lambda m, x: m.head(checkpoint(m.block, x, use_reentrant=True)), block=block, head=nn.Linear(8, outputs))
+
+
 @_of("flat")
 def checkpointed_sequence(outputs: int) -> nn.Module:
     in_segments: Callable[..., Tensor] = checkpoint_sequential
