@@ -390,6 +390,13 @@ TEXT = [
         "decimal one, or does it stand between",
     ),
     bad("both-decimal-marks", "a.csv", "a;b;y\n1.5;2;0\n3;4,25;1\n", "line 3, column 'b'", "one decimal mark"),
+    bad(
+        "decimal-marks-of-features-and-target",
+        "a.csv",
+        "a;b;y\n1;2;0\n1;2.5;0,5\n",
+        "line 3, column 'y'",
+        "column 'b' has a point",
+    ),
     bad("true-among-numbers", "a.csv", "a,y\ntrue,0\n3,1\n", "line 3, column 'a'", "cells of one kind"),
     bad(
         "too-few-cells",

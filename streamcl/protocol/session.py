@@ -295,6 +295,8 @@ class StreamSession:
         return (Drop(producer=None, epoch=0, seq=0, task=task),)
 
     def _check_kept(self, task: str) -> None:
+        if task in self._closing_lsns.values():
+            raise Refused("not_ready", f"task {task!r}: its boundary has yet to take effect; ask again", retryable=True)
         if task not in self.held and task not in self.set_aside:
             kept = sorted({*self.held, *self.set_aside})
             raise Refused(
