@@ -324,8 +324,9 @@ class DiagonalFisher:
         expected = {name: torch.zeros_like(self._by_name[name]) for name in names}
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self._blocks)).to(x.device)
         for rows in order.chunk(2):
-            with torch.enable_grad():
-                output = self.module(x[rows])
+            part = x[rows]
+            with Recorder((), Rows(part, ())), torch.enable_grad():  # attention in plain products, as in the block itself
+                output = self.module(part)
             if not same_outputs(output.detach(), values[rows]):
                 return "what comes out for a row depends on the rows beside it"
             self._accumulate(expected, output, mixed[rows])
