@@ -17,6 +17,10 @@ from waiting import until
 
 from streamcl.bench.local import LocalDaemon
 from streamcl.errors import Refused
+from streamcl.storage import doctor
+from streamcl.storage.disk import Disk
+from streamcl.storage.segments import list_segments
+from streamcl.storage.state import StateDirectory
 
 MODELS = """
 import os
@@ -231,6 +235,40 @@ def test_what_is_kept_is_dropped_only_by_command(start: Callable[..., LocalDaemo
             admin.retry("a")
         producer.send(*data(0), "a")  # its name is free
         assert producer.boundary("a")["samples"] == 30
+
+
+def test_doctor_and_repair_know_what_is_kept(start: Callable[..., LocalDaemon], mood: Callable[[str], None]) -> None:
+    daemon = start(tree(stream={"on_failure": "set-aside"}))
+    with daemon.producer() as producer:
+        producer.send(*data(0), "a")
+        producer.send(*data(1), "a")
+        producer.flush()
+        mood("boundary")
+        with pytest.raises(Refused, match="too much at once"):
+            producer.boundary("a")
+        producer.send(*data(2), "b")
+        producer.boundary("b")
+        producer.send(*data(3), "c")
+        producer.send(*data(4), "c")
+        producer.flush()
+    daemon.stop()
+    state = StateDirectory(daemon.state_dir)
+    findings = {finding.file: finding for finding in doctor.examine(state)}
+    assert "damaged" not in {finding.state for finding in findings.values()}
+    first, last = list_segments(state.log)
+    assert "kept, since they could not be learned" in findings[f"log/{first.name}"].what
+    with last.open("r+b") as file:  # damage to the first record of the open task
+        file.seek(100)
+        file.write(b"\xff" * 8)
+    plan = doctor.plan_repair(state)
+    assert plan.aside == [first]
+    doctor.repair(state, plan, Disk())
+    mood("well")
+    daemon.start()
+    with daemon.producer() as producer, daemon.admin() as admin:
+        assert producer.boundary("c")["samples"] == 30
+        until(lambda: admin.status()["held_tasks"] == 0)
+        assert {task["task"]: task["samples"] for task in admin.tasks()} == {"b": 30, "c": 30, "a": 60}
 
 
 def test_a_held_revisit_leaves_the_old_factor_until_it_is_learned(

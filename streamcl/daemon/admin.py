@@ -222,14 +222,14 @@ class Admin:
         """The daemon has started, perhaps with a mended model or configuration: everything kept is tried again."""
         session = self.ingest.session
         tasks = dict.fromkeys([*sorted(session.held), *session.set_aside])
-        self.later.waiting += [(None, messages.Retry(task=task)) for task in tasks if task not in session.retrying]
+        self.later.waiting += [(None, messages.Retry(task=task)) for task in tasks if task not in session.resolving]
 
     def _retry(self, request: Request | None, message: messages.Retry) -> None:
         """As soon as no task is open: what is learned then has the whole posterior to itself."""
         session = self.ingest.session
-        if message.task in session.retrying:  # by itself, after a start: whoever asks now waits for that
+        if message.task in session.resolving:  # by itself, after a start: whoever asks now waits for that
             if request is not None:
-                self.later.done.setdefault(session.retrying[message.task], []).append(request)
+                self.later.done.setdefault(session.resolving[message.task], []).append(request)
             return
         if session.open_task is not None and (message.task in session.held or message.task in session.set_aside):
             self.later.waiting.append((request, message))

@@ -285,7 +285,6 @@ class Learner:
         self.labels.add(batch.new_labels)
         task = self._opened(lsn, batch)
         self.batches += 1
-        self.samples += batch.samples
         x, y = network.conversion.x(arrays["x"]), network.conversion.y(arrays["y"])
         if self._failures(lsn, "batch-diverged") and self._at_anchor(lambda: self._is_finite(x, y)):
             self._stall(task)
@@ -293,6 +292,7 @@ class Learner:
             task.suspects.append((lsn, batch.samples))
             return
         task.add(lsn, batch.samples)
+        self.samples += batch.samples
         if task.stalled:
             return
         scored = network.steady and not self._optimisation.full_batch

@@ -92,8 +92,8 @@ class StreamSession:
 
     open_tag: what producers call the open task; its name, but for drift. next_lsn: of the record to come. With drift:
     opened_lsn, of the record that opened the tag; ahead, LSN and bytes on disk of each batch that is not trained on yet.
-    held: tasks that could not be learned. set_aside: rows of batches that could not be learned, by task. retrying: of
-    both, by task, the LSN of a retry on its way. closing_lsn: of the newest record whose effect on the tasks somebody may
+    held: tasks that could not be learned. set_aside: rows of batches that could not be learned, by task. resolving: of
+    both, by task, the LSN of a retry or drop on its way. closing_lsn: of the newest record whose effect on the tasks somebody may
     wait for; settled_lsn: of the last that has taken effect, as have all before it.
     """
 
@@ -118,7 +118,7 @@ class StreamSession:
     ahead: deque[tuple[int, int]] = field(default_factory=deque)
     held: frozenset[str] = frozenset()
     set_aside: dict[str, int] = field(default_factory=dict)
-    retrying: dict[str, int] = field(default_factory=dict)
+    resolving: dict[str, int] = field(default_factory=dict)
     closing_lsn: int = -1
     settled_lsn: int = -1
     _closing_lsns: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
@@ -303,8 +303,10 @@ class StreamSession:
                 "unknown_task",
                 f"task {task!r}: expected one that is held or has rows set aside: {', '.join(kept) or 'there is none'}",
             )
-        if task in self.retrying:
-            raise Refused("not_ready", f"task {task!r}: what was kept of it is being learned now", retryable=True)
+        if task in self.resolving:
+            raise Refused(
+                "not_ready", f"task {task!r}: what was kept of it is being learned, or dropped, now", retryable=True
+            )
 
     def admit_rollback(self, task: str, to: int, undone: tuple[str, ...]) -> tuple[Record, ...]:
         """The record that undoes everything since version `to`; raises Refused ``task_mismatch``."""
@@ -446,8 +448,8 @@ class StreamSession:
                 self.revisit_lsn = lsn
             case Forget():
                 self.forgotten.add(record.task)
-            case Retry():
-                self.retrying[record.task] = lsn
+            case Retry() | Drop():
+                self.resolving[record.task] = lsn
             case Lost():
                 self.open_task = record.task
                 named = record.tag or (_stream_of(record.task) if self.terms.drift else record.task)
@@ -516,7 +518,7 @@ class StreamSession:
     def took_effect(self, lsn: int) -> None:
         """A record has, and all before it: nobody need wait for them any more."""
         self.settled_lsn = max(self.settled_lsn, lsn)
-        self.retrying = {task: number for task, number in self.retrying.items() if number > lsn}
+        self.resolving = {task: number for task, number in self.resolving.items() if number > lsn}
         self._closing_lsns = {number: task for number, task in self._closing_lsns.items() if number > lsn}
 
     def synced(self) -> None:

@@ -93,7 +93,7 @@ def drop_before(directory: Path, lsn: int, disk: Disk, kept: Ranges = ()) -> int
     """
     paths = list_segments(directory)
     doomed = _below(paths, lsn, kept)
-    if paths and first_lsn_of(paths[-1]) < lsn and not _holds(paths[-1], lsn, kept) and _is_finished(paths[-1], lsn):
+    if paths and first_lsn_of(paths[-1]) < lsn and not holds(paths[-1], lsn, kept) and _is_finished(paths[-1], lsn):
         doomed.append(paths[-1])
     _unlink(doomed, directory, disk)
     return len(doomed)
@@ -102,10 +102,10 @@ def drop_before(directory: Path, lsn: int, disk: Disk, kept: Ranges = ()) -> int
 def _below(paths: Sequence[Path], lsn: int, kept: Ranges) -> list[Path]:
     """The segments that another one follows and all of whose records are below `lsn`, without those that are kept."""
     ends = [(path, first_lsn_of(following)) for path, following in pairwise(paths)]
-    return [path for path, end in ends if end <= lsn and not _holds(path, end, kept)]
+    return [path for path, end in ends if end <= lsn and not holds(path, end, kept)]
 
 
-def _holds(path: Path, end: int, kept: Ranges) -> bool:
+def holds(path: Path, end: int, kept: Ranges) -> bool:
     """Whether a segment whose records end below `end` has one that is kept."""
     return any(first_lsn_of(path) < behind and first < end for first, behind in kept)
 
@@ -134,7 +134,7 @@ def _without_absorbed(directory: Path, needed: int, disk: Disk, kept: Ranges) ->
         if scan.damage is None and scan.next_lsn < needed:
             below = paths
     ends = [*map(first_lsn_of, paths[1:]), needed]
-    _unlink([path for path, end in zip(below, ends, strict=False) if not _holds(path, end, kept)], directory, disk)
+    _unlink([path for path, end in zip(below, ends, strict=False) if not holds(path, end, kept)], directory, disk)
     return paths[len(below) :]
 
 
