@@ -93,8 +93,8 @@ class StreamSession:
     open_tag: what producers call the open task; its name, but for drift. next_lsn: of the record to come. With drift:
     opened_lsn, of the record that opened the tag; ahead, LSN and bytes on disk of each batch that is not trained on yet.
     held: tasks that could not be learned. set_aside: rows of batches that could not be learned, by task. resolving: of
-    both, by task, the LSN of a retry or drop on its way. closing_lsn: of the newest record whose effect on the tasks somebody may
-    wait for; settled_lsn: of the last that has taken effect, as have all before it.
+    both, by task, the LSN of a retry or drop on its way. closing_lsn: of the newest record whose effect on the tasks is
+    still waited for; settled_lsn: of the last that has taken effect, as have all before it.
     """
 
     terms: Terms
