@@ -1,24 +1,29 @@
 """Producer, Reader and Admin: the Python side of the protocol.
 
 Guarantees: what `Producer.send` took is kept until the daemon holds it durably; it survives lost connections and
-restarts of the daemon, and is never trained on twice. NumPy arrays and torch tensors go in, NumPy arrays come
-out. Runs where torch is absent. One thread at a time may use a client.
+restarts of the daemon, and is never trained on twice. Every wait has an end: `timeout` seconds after the daemon last showed
+that what is waited for gets on, with what it last said about it. NumPy arrays and torch tensors go in, NumPy arrays come
+out. Runs where torch is absent. One thread at a time may use a client, and only in the process that made it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
 import zmq
 
+from streamcl.config import is_ipv6
 from streamcl.errors import Refused, StreamclError, Unreachable
 from streamcl.handshake import Handshake, KeysGiven, ServerGiven, client_keys
 from streamcl.keys import Keys
@@ -76,12 +81,56 @@ def _revisit(task: str, damping: float | None) -> dict[str, Any]:
     return header if damping is None else {**header, "damping": float(damping)}
 
 
-class _Connection:
-    """One DEALER socket that can be thrown away and made again."""
+@dataclass(slots=True)
+class _Patience:
+    """How long a wait may go on without anything moving, and what the daemon last said of why nothing does.
 
-    def __init__(self, endpoint: str, keys: Keys | None = None) -> None:
+    seconds: the client's timeout. refusal, no_room: what is refused again and again, although it may be sent again.
+    """
+
+    seconds: float
+    since: float = field(default_factory=time.monotonic)
+    words: str | None = None
+    refusal: Refused | None = None
+    no_room: str | None = None
+    heard: bool = False
+
+    def moved(self) -> None:
+        """What is waited for has come nearer, or something new is waited for."""
+        self.since, self.heard = time.monotonic(), False
+        self.words = self.refusal = self.no_room = None
+
+    def told(self, said: Mapping[str, Any]) -> None:
+        """A status or welcome: the daemon is at work, or says why it is not; one too old to say is taken to be at work."""
+        before, self.heard = self.words, True
+        self.words = said.get("waiting")
+        another = self.words is not None and before is not None and self.words != before
+        if self.refusal is None and (said.get("working", True) or another):
+            self.since = time.monotonic()
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.since + self.seconds - time.monotonic()
+
+    def reason(self) -> str:
+        """Why the wait has ended."""
+        if not self.heard and self.words is None:
+            return f"no answer for {self.seconds:g} s"
+        words = self.words or self.no_room or "the daemon has nothing to do"
+        return f"nothing has moved for {self.seconds:g} s: {words}"
+
+
+class _Connection:
+    """One DEALER socket that can be thrown away and made again; of this process alone.
+
+    timeout: seconds for which a message may find no room on its way out.
+    """
+
+    def __init__(self, endpoint: str, keys: Keys | None = None, timeout: float = 60.0) -> None:
         self.endpoint = endpoint
         self.keys = keys
+        self.timeout = timeout
+        self._process = os.getpid()
         self._socket: zmq.Socket[bytes] | None = None
         self._handshake: Handshake | None = None
 
@@ -89,6 +138,8 @@ class _Connection:
         self.close()
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IPV6, int(is_ipv6(self.endpoint)))
+        self._socket.setsockopt(zmq.SNDTIMEO, max(1, int(1000 * self.timeout)))
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)
         self._handshake = Handshake(self._socket, self.endpoint, self.keys)
@@ -97,14 +148,32 @@ class _Connection:
         except zmq.ZMQError as error:
             raise Unreachable(f"{self.endpoint}: not an endpoint ({error}); expected tcp://HOST:PORT") from None
 
+    @property
+    def ours(self) -> bool:
+        """Whether this process made it; a fork takes no sockets and threads along."""
+        return os.getpid() == self._process
+
+    def check_process(self, kind: str) -> None:
+        """Raise StreamclError in any process but the one that made this."""
+        if not self.ours:
+            raise StreamclError(
+                f"this {kind} was made in process {self._process} and cannot be used in process {os.getpid()}, a fork of "
+                f"it: make a new {kind} after the fork" + (", under a name of its own" if kind == "Producer" else "")
+            )
+
     def close(self) -> None:
-        if self._socket is not None and self._handshake is not None:
+        if self._socket is not None and self._handshake is not None and self.ours:
             self._handshake.close()
             self._socket.close()
             self._socket = None
 
     def send(self, message: list[frames.Buffer]) -> None:
-        self._opened()[0].send_multipart(message, copy=False)
+        try:
+            self._opened()[0].send_multipart(message, copy=False)
+        except zmq.Again:
+            raise Unreachable(
+                f"{self.endpoint}: no room for another message for {self.timeout:g} s: nobody there takes them"
+            ) from None
 
     def receive(self, timeout_ms: float) -> tuple[dict[str, Any], NamedArrays] | None:
         """The next message within the time, or None. Raises Refused where the daemon does not let this client in."""
@@ -131,6 +200,7 @@ class _Connection:
 
 @dataclass(slots=True)
 class _Unacknowledged:
+    kind: str
     message: list[frames.Buffer]
     done_wanted: bool = False
 
@@ -167,12 +237,15 @@ class Producer:
 
     endpoint: the daemon's stream endpoint. producer: this stream's name, 1-128 of ``[A-Za-z0-9._-]``; the daemon
     remembers how far a name has come, so a restarted producer goes on from `durable`. epoch: grows at each restart
-    and fences older processes of the same name; the clock in milliseconds unless given. timeout: seconds without
-    any progress after which Unreachable is raised. gather_bytes: smaller blocks of one task are joined until they
-    come to so many bytes, and travel, are stored, learned from and refused as one message; 0 sends each by itself, so
-    that the same calls always make the same messages. linger: seconds after which gathered blocks are sent anyway.
-    keys: where the daemon asks for keys, this client's secret file of `streamcl keygen`; server_key: the daemon's public
-    key or its file, unless the secret file has it.
+    and fences older processes of the same name; the clock in milliseconds unless given. timeout: seconds for which any
+    call waits while nothing moves: nothing more is stored, and the daemon is not at work on what it has. Then Unreachable
+    is raised with the daemon's reason (training is paused, a disk or budget is full, a barrier is not met, ...), and what
+    was sent is kept; or Refused where it refused a boundary or revisit all that time, which then is forgotten.
+    gather_bytes: smaller blocks of one task are joined until they come to so many bytes, and travel, are stored, learned
+    from and refused as one message; 0 sends each by itself, so that the same calls always make the same messages. linger:
+    seconds after which gathered blocks are sent anyway. on_waiting: called with the daemon's reason while a call waits and
+    nothing moves, each reason once. keys: where the daemon asks for keys, this client's secret file of `streamcl keygen`;
+    server_key: the daemon's public key or its file, unless the secret file has it.
 
     >>> with Producer(producer="camera-1") as producer:     # doctest: +SKIP
     ...     producer.send(x, y, task="monday")
@@ -188,9 +261,11 @@ class Producer:
         timeout: float = 60.0,
         gather_bytes: int = GATHER_BYTES,
         linger: float = LINGER_SECONDS,
+        on_waiting: Callable[[str], None] | None = None,
         keys: KeysGiven = None,
         server_key: ServerGiven = None,
     ) -> None:
+        self.on_waiting = on_waiting
         self.producer = producer
         self.gather_bytes = gather_bytes
         self.linger = linger
@@ -204,12 +279,13 @@ class Producer:
         self._next = 1
         self._kept: OrderedDict[int, _Unacknowledged] = OrderedDict()
         self._done: dict[int, dict[str, Any]] = {}
-        self._last_heard = time.monotonic()
+        self._patience = _Patience(timeout)
+        self._told: str | None = None
         self._gathered: _Gathered | None = None
         self._lock = threading.RLock()  # between the caller's thread and the one that sends what has lingered
         self._closed = threading.Event()
         self._lingering: threading.Thread | None = None
-        self._connection = _Connection(endpoint, client_keys(keys, server_key))
+        self._connection = _Connection(endpoint, client_keys(keys, server_key), timeout)
         try:
             self._connect()
         except BaseException:
@@ -222,19 +298,24 @@ class Producer:
 
         x: [n, ...], y: [n] or [n, ...]. The batch may still be on its way, or be waiting to be joined by others: `flush`
         waits until it is durable. The arrays must not be changed before that. Raises Refused, Unreachable; a refusal
-        may be of an earlier batch, and then nothing sent since is stored.
+        may be of an earlier batch, and then nothing sent since is stored. Where Unreachable is raised these rows are not
+        taken, and may be given again; all before them are kept.
         """
         x, y = frames.portable("x", _array(x)), frames.portable("y", _array(y))
-        with self._lock:
+        with self._call():
             sound = _is_block(x, y)
             if self._gathered is not None and not (sound and self._gathered.takes(x, y, task)):
                 self._send_gathered()
+            gathered = self._gathered.nbytes if self._gathered is not None else 0
+            now = boundary or not sound or gathered + x.nbytes + y.nbytes >= self.gather_bytes
+            if now:
+                self._wait_for_credit()
             if not sound:  # for the daemon to refuse, by itself
                 return self._send_batch({"x": x, "y": y}, task, boundary)
             if self._gathered is None:
                 self._gathered = _Gathered(task, time.monotonic())
             self._gathered.add(x, y)
-            if boundary or self._gathered.nbytes >= self.gather_bytes:
+            if now:
                 return self._send_gathered(boundary)
             self._watch_linger()
             return self._next
@@ -249,32 +330,47 @@ class Producer:
         """Close a task; with `wait`, until it is consolidated, and return the `done` (samples, loss, seconds, set_aside).
 
         weight: lambda_t, instead of scale * N_t. barrier: sequence numbers of other producers to wait for. set_aside: rows
-        that could not be learned and are kept, 0 as a rule. Raises Refused ``unlearnable`` where none could be: the task is
-        held, with all its rows. Without `wait` the next call that hears of it raises that.
+        that could not be learned and are kept, 0 as a rule. It waits as long as the daemon is at work. Raises Unreachable
+        (what is stored by then is consolidated all the same), and Refused, ``unlearnable`` where nothing could be learned:
+        the task is held, with all its rows. Without `wait` the next call that hears of it raises that.
         """
-        with self._lock:
+        with self._call():
             self._send_gathered()
             seq = self._post(_boundary(task, weight, barrier), {}, done_wanted=wait)
             return self._wait_for_done(seq) if wait else {"seq": seq, "task": task}
 
     def revisit(self, task: str, damping: float | None = None) -> int:
         """Reopen a consolidated task, whose data is sent again after this; returns the sequence number."""
-        with self._lock:
+        with self._call():
             self._send_gathered()
             seq = self._post(_revisit(task, damping), {})
-            self.flush()
+            self._flush()
         return seq
 
     def flush(self) -> int:
         """Wait until everything sent is durable; returns the last durable sequence number."""
-        with self._lock:
+        with self._call():
             self._send_gathered()
-            while any(seq > self.durable for seq in self._kept):
-                self._pump()
+            self._flush()
         return self.durable
+
+    def _flush(self) -> None:
+        while any(seq > self.durable for seq in self._kept):
+            self._pump()
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """What every call begins with: it is this process's producer, nobody else uses it, and patience begins anew."""
+        self._connection.check_process("Producer")  # before the lock, which a fork may have left taken for ever
+        with self._lock:
+            self._patience.seconds = self.timeout
+            self._patience.moved()
+            yield
 
     def close(self) -> None:
         """Close the connection; what is not durable yet is left to the next process of this name."""
+        if not self._connection.ours:
+            return  # sockets and thread stayed with the process that made them
         self._closed.set()
         if self._lingering is not None:
             self._lingering.join()
@@ -294,13 +390,13 @@ class Producer:
 
     def _send_gathered(self, boundary: bool = False) -> int:
         """Send what has been gathered, if anything; returns its sequence number."""
-        gathered, self._gathered = self._gathered, None
-        if gathered is None:
+        if self._gathered is None:
             return self._next - 1
+        self._wait_for_credit()
+        gathered, self._gathered = self._gathered, None
         return self._send_batch(gathered.joined(), gathered.task, boundary)
 
     def _send_batch(self, arrays: dict[str, Array], task: str, boundary: bool) -> int:
-        self._wait_for_credit()
         return self._post({"type": "batch", "task": task, "boundary": boundary}, arrays)
 
     def _watch_linger(self) -> None:
@@ -319,7 +415,8 @@ class Producer:
                 if due and self._unsafe() < self.credit:
                     gathered, self._gathered = self._gathered, None
                     assert gathered is not None
-                    self._transmit({"type": "batch", "task": gathered.task}, gathered.joined())
+                    with contextlib.suppress(StreamclError, zmq.ZMQError):  # it is kept, for the caller's thread to send
+                        self._transmit({"type": "batch", "task": gathered.task}, gathered.joined())
 
     # -- the conversation ----------------------------------------------------------------------------------------
 
@@ -332,7 +429,7 @@ class Producer:
         seq = self._next
         message = frames.build({**header, "seq": seq}, arrays)
         self._next += 1
-        self._kept[seq] = _Unacknowledged(message, done_wanted)
+        self._kept[seq] = _Unacknowledged(header["type"], message, done_wanted)
         self._connection.send(message)
         return seq
 
@@ -355,7 +452,8 @@ class Producer:
 
     def _pump(self, wait: bool = True) -> None:
         """Take in what the daemon said; when it owes a word and stays silent, connect again and send again."""
-        received = self._connection.receive(SILENCE_MS if wait else 0)
+        silence = min(SILENCE_MS, 250 * self.timeout, 1000 * max(self._patience.left(), 0.001))
+        received = self._connection.receive(silence if wait else 0)
         if received is None and wait:
             self._reconnect()
         while received is not None:
@@ -363,11 +461,16 @@ class Producer:
             received = self._connection.receive(0)
 
     def _hear(self, header: dict[str, Any]) -> None:
-        self._last_heard = time.monotonic()
+        self._patience.heard = True
         match header["type"]:
-            case "ack" | "welcome":
+            case "ack":
                 self._acknowledge(header)
+            case "welcome":
+                self._acknowledge(header)
+                self._patience.told(header)
+                self._say_why()
             case "done":
+                self._patience.moved()
                 self._done[header["seq"]] = header
             case "failed":
                 kept = self._kept.get(header["seq"])
@@ -383,6 +486,8 @@ class Producer:
                 f"producer {self.producer}: the daemon had acknowledged {self.durable} messages, it now knows of "
                 f"{header['durable']}: its state directory was replaced; start this producer again to go on from there"
             )
+        if header["durable"] > self.durable:
+            self._patience.moved()
         self.durable, self.applied = header["durable"], header["applied"]
         self.credit = header["credit"]["messages"]
         for seq in [s for s, kept in self._kept.items() if s <= self.durable and not kept.done_wanted]:
@@ -393,11 +498,17 @@ class Producer:
         no_room = nack["code"] in NO_ROOM_SECONDS and seq in self._kept
         if nack["code"] in ("not_ready", "gap") or no_room:
             if no_room:
-                self.credit = 0
+                self.credit, self._patience.no_room = 0, nack["message"]
                 time.sleep(NO_ROOM_SECONDS[nack["code"]])  # ask again, no faster than this
+            if nack["code"] == "not_ready" and seq is not None and seq == self._first_unsafe():
+                self._patience.refusal = Refused(nack["code"], nack["message"], retryable=True, seq=seq)
             self._rewind(nack)
             return
-        # A refused message's number may be used again: forget it and everything sent behind it.
+        self._forget_from(nack)
+
+    def _forget_from(self, nack: Mapping[str, Any]) -> NoReturn:
+        """A refused message's number may be used again: forget it and everything sent behind it; raises Refused."""
+        seq = nack["seq"]
         lost = [s for s in self._kept if seq is not None and s >= seq]
         for s in lost:
             del self._kept[s]
@@ -428,40 +539,64 @@ class Producer:
             if seq > self.durable or kept.done_wanted:
                 self._connection.send(kept.message)
 
+    def _say_why(self) -> None:
+        """Tell whoever wants to know why nothing moves, once for each reason."""
+        words = self._patience.words
+        if words is not None and words != self._told and self.on_waiting is not None and (self._kept or self.credit == 0):
+            self.on_waiting(words)
+        self._told = words
+
     def _check_patience(self) -> None:
-        if time.monotonic() - self._last_heard > self.timeout:
-            raise Unreachable(
-                f"{self._connection.endpoint}: no answer for {self.timeout:g} s; "
-                f"{len(self._kept)} messages from seq {self._first_unsafe()} on are not known to be stored"
-            )
+        """Raise Unreachable, or what is refused again and again, once nothing has moved for too long."""
+        if self._patience.left() > 0:
+            return
+        refusal, first = self._patience.refusal, self._first_unsafe()
+        if refusal is not None and first is not None and self._kept[first].kind != "batch":
+            words = f"{refusal.message} (sent again and again for {self.timeout:g} s)"
+            self._forget_from({"code": refusal.code, "message": words, "seq": first, "retryable": True})
+        if refusal is not None:
+            self._patience.words = refusal.message
+        raise Unreachable(f"{self._connection.endpoint}: {self._patience.reason()}; {self._what_is_stored(first)}")
+
+    def _what_is_stored(self, first: int | None) -> str:
+        if first is None:
+            return "everything sent is stored"
+        return f"{self._unsafe()} messages from seq {first} on are not known to be stored; they are kept here"
 
     def _connect(self) -> None:
         """Say hello until welcomed; a fresh producer whose clock is behind takes the next free epoch."""
-        started = time.monotonic()
         while True:
             self._connection.open()
             self._connection.send(frames.build({"type": "hello", "producer": self.producer, "epoch": self._epoch}))
             if self._welcomed():
                 return
-            if time.monotonic() - started > self.timeout:
+            if self._patience.left() <= 0:
+                if self._patience.heard:
+                    self._check_patience()
+                refusal, first = self._patience.refusal, self._first_unsafe()
+                said = "" if refusal is None else f"; it was last refused: {refusal}"
+                kept = "" if first is None else f"; {self._what_is_stored(first)}"
                 raise Unreachable(
-                    f"{self._connection.endpoint}: no streamcl daemon answered within {self.timeout:g} s; "
-                    "start one with `streamcl serve`, or check the endpoint"
+                    f"{self._connection.endpoint}: no streamcl daemon answered within {self.timeout:g} s{said}; "
+                    f"start one with `streamcl serve`, or check the endpoint{kept}"
                 )
 
     def _welcomed(self) -> bool:
-        received = self._connection.receive(min(SILENCE_MS, self.timeout * 1000))
+        received = self._connection.receive(min(SILENCE_MS, max(self._patience.left(), 0.001) * 1000))
         if received is None:
             return False
         header = received[0]
         if header["type"] == "welcome":
             self.welcome, self._epoch_is_ours = header, False
+            if self._patience.refusal is not None and self._patience.refusal.seq is None:  # of a hello before this one
+                self._patience.refusal = None
             self._hear(header)
             return True
         if header.get("code") == "stale_epoch" and self._epoch_is_ours:
             self._epoch = header["epoch"] + 1
             return False
         if header.get("retryable"):
+            self._patience.refusal = Refused(header["code"], header["message"], retryable=True)
             time.sleep(0.05)
             return False
         raise Refused(header.get("code", "internal"), header.get("message", str(header)))
@@ -507,7 +642,8 @@ class _Requester:
     def __init__(self, endpoint: str, timeout: float, keys: KeysGiven = None, server_key: ServerGiven = None) -> None:
         self.timeout = timeout
         self._ids: Iterator[int] = iter(range(1, 2**62))
-        self._connection = _Connection(endpoint, client_keys(keys, server_key))
+        self._lock = threading.Lock()  # between threads, of which one at a time asks
+        self._connection = _Connection(endpoint, client_keys(keys, server_key), timeout)
         self._connection.open()
 
     def close(self) -> None:
@@ -523,19 +659,35 @@ class _Requester:
     def _request(
         self, header: Mapping[str, Any], arrays: dict[str, Array] | None = None, *, patient: bool = False
     ) -> tuple[dict[str, Any], NamedArrays]:
-        """Ask and wait for the answer; `patient`: for as long as the daemon shows that it lives."""
-        number = next(self._ids)
+        """Ask and wait for the answer; `patient`: for as long as the daemon shows that it is at work."""
+        self._connection.check_process(type(self).__name__)
+        with self._lock:
+            return self._answered(next(self._ids), header, arrays, _Patience(self.timeout), patient)
+
+    def _answered(
+        self,
+        number: int,
+        header: Mapping[str, Any],
+        arrays: dict[str, Array] | None,
+        patience: _Patience,
+        patient: bool,
+    ) -> tuple[dict[str, Any], NamedArrays]:
         self._connection.send(frames.build({**header, "id": number}, arrays))
-        heard = time.monotonic()
-        while (left := heard + self.timeout - time.monotonic()) > 0:
-            received = self._connection.receive(1000 * min(left, PING_SECONDS))
+        ping = min(PING_SECONDS, self.timeout / 4)
+        while (left := patience.left()) > 0:
+            received = self._connection.receive(1000 * min(left, ping))
             if received is None and patient:
                 self._connection.send(frames.build({"type": "status", "id": 0}))
             elif received is not None and received[0].get("id") == number:
                 return self._checked(received)
-            elif received is not None and patient:
-                heard = time.monotonic()
+            elif received is not None and patient and received[0]["type"] == "ok":
+                patience.told(received[0])
         self._connection.open()  # a late answer must not meet the next request
+        if patience.heard:
+            raise Unreachable(
+                f"{self._connection.endpoint}: {header['type']!r} is not done: {patience.reason()}; the daemon goes on "
+                "with it when it can"
+            )
         raise Unreachable(
             f"{self._connection.endpoint}: no answer to {header['type']!r} within {self.timeout:g} s; "
             "is a daemon running there (`streamcl serve`)?"
@@ -590,7 +742,8 @@ class ParameterVectors:
 class Admin(_Requester):
     """An operator's requests; `keys` and `server_key` as for a Producer.
 
-    Each returns the reply's fields; raises Refused, Unreachable.
+    timeout: seconds to wait for an answer; of what takes effect later (a boundary, `abandon`, `forget`, a checkpoint),
+    seconds for which the daemon is not at work and says why. Each returns the reply's fields; raises Refused, Unreachable.
     """
 
     def __init__(

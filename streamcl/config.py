@@ -26,6 +26,7 @@ from streamcl.errors import ConfigError
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0.0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
+LAST_PORT = 65535
 IPC_PATH_BYTES = 107  # what the kernel takes
 PREFIX = "STREAMCL_"  # of environment variables: STREAMCL_TRAIN__EPOCHS
 
@@ -464,7 +465,10 @@ def _addresses(endpoints: Endpoints) -> Iterator[Problem]:
 
 
 def _wrong_endpoint(endpoint: str) -> str | None:
-    if re.fullmatch(r"tcp://[^\s/]+:(\d{1,5}|\*)", endpoint):
+    tcp = re.fullmatch(r"tcp://[^\s/]+:(\d{1,5}|\*)", endpoint)
+    if tcp is not None and tcp[1] != "*" and int(tcp[1]) > LAST_PORT:
+        return f"expected a port up to {LAST_PORT}, got {endpoint!r}"
+    if tcp is not None:
         return None
     if not re.fullmatch(r"ipc://[^@].*", endpoint):  # an abstract name (@) has no permissions
         return f"expected tcp://HOST:PORT or ipc://PATH, got {endpoint!r}"
@@ -500,6 +504,11 @@ def _exposure(endpoints: Endpoints, security: Security) -> Iterator[Problem]:
         yield Problem("endpoints.http", text, also=("security.http_token", *tls))
 
 
+def is_ipv6(endpoint: str) -> bool:
+    """Whether an endpoint, or HOST:PORT, names a numerical IPv6 address: ``tcp://[::1]:5757``."""
+    return ":" in endpoint.removeprefix("tcp://").rpartition(":")[0] and not endpoint.startswith("ipc://")
+
+
 def is_local(endpoint: str) -> bool:
     """Whether only this machine can reach an endpoint: ipc, or tcp on a loopback address."""
     if endpoint.startswith("ipc://"):
@@ -512,8 +521,11 @@ def is_local(endpoint: str) -> bool:
 
 
 def split_host_port(address: str) -> tuple[str, int]:
-    """``127.0.0.1:5780`` as ("127.0.0.1", 5780); port 0 or * means any free one. Raises ConfigError."""
+    """``127.0.0.1:5780`` as ("127.0.0.1", 5780), ``[::1]:5780`` as ("::1", 5780); port 0 or * means any free one.
+
+    Raises ConfigError.
+    """
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not (port == "*" or (port.isdigit() and int(port) < 65536)):
+    if not colon or not host or not (port == "*" or (port.isdigit() and int(port) <= LAST_PORT)):
         raise ConfigError(f"endpoints.http: expected HOST:PORT, got {address!r}")
     return host.strip("[]"), 0 if port == "*" else int(port)

@@ -122,11 +122,16 @@ def reader(options: argparse.Namespace) -> Reader:
 
 
 def producer(options: argparse.Namespace, name: str) -> Producer:
-    """A Producer connected to the daemon."""
+    """A Producer connected to the daemon, which says on standard error why it waits."""
     from streamcl.client import Producer
 
     # ungathered, so that a file sent again makes the same messages
-    return Producer(endpoint(options, "stream"), name, gather_bytes=0, keys=keys(options))
+    return Producer(endpoint(options, "stream"), name, gather_bytes=0, on_waiting=say_waiting, keys=keys(options))
+
+
+def say_waiting(reason: str) -> None:
+    """Why a command does not get on."""
+    print(f"streamcl: waiting: {reason}", file=sys.stderr, flush=True)
 
 
 def print_json(data: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -24,14 +25,16 @@ from streamcl.cli.common import (
 )
 from streamcl.cli.files import Agreement, add_columns, opened, read_as, say
 from streamcl.cli.progress import Silent, display, waited_for
-from streamcl.errors import DataError, Refused
+from streamcl.errors import DataError, Refused, StreamclError, Unreachable
 
 if TYPE_CHECKING:
-    from streamcl.client import Prediction, Reader
+    from streamcl.client import Admin, Prediction, Reader
     from streamcl.datafiles import Array, Reading
 
 PREDICT_ROWS = 4096
 SCORES = frozenset({"accuracy", "rmse"})
+ASK_SECONDS = 1.0  # between two looks at a daemon that ends
+END_SECONDS = 60.0
 TASK_COLUMNS = ["task", "samples", "weight", "loss", "revisits", "penalty", "penalty_rise", "closed", "state"]
 
 
@@ -269,9 +272,30 @@ def stop(options: argparse.Namespace) -> None:
     pid = _pid(options)
     with admin(options) as daemon:
         daemon.stop(drain=not options.no_drain)
-    while not options.no_wait and pid is not None and _lives(pid):
-        time.sleep(0.05)
+        if not options.no_wait and pid is not None:
+            daemon.timeout = ASK_SECONDS
+            _wait_for_end(pid, daemon)
     _show(options, {"state": "stopping" if options.no_wait or pid is None else "stopped"})
+
+
+def _wait_for_end(pid: int, daemon: Admin) -> None:
+    """Until the daemon has ended; raises Unreachable with its reason where it does not get on with finishing."""
+    since = asked = time.monotonic()
+    reason = "it does not answer"
+    while _lives(pid):
+        time.sleep(0.05)
+        now = time.monotonic()
+        if now - asked > ASK_SECONDS:
+            asked = now
+            with contextlib.suppress(StreamclError):  # the sockets close before the last process ends
+                said = daemon.status()
+                reason = said["waiting"] or "it has nothing to do"
+                since = time.monotonic() if said["working"] else since
+        if now - since > END_SECONDS:
+            raise Unreachable(
+                f"the daemon (pid {pid}) has not ended, and nothing has moved for {END_SECONDS:g} s: {reason}; "
+                "`streamcl stop --no-drain` ends it now, and what is stored is learned after the next start"
+            )
 
 
 def _pid(options: argparse.Namespace) -> int | None:

@@ -500,7 +500,7 @@ class DiagonalFisher:
         """Whether a few random rows come out as the loop has them, in the block that they were in.
 
         For a random mixture of their cotangents, of size 1 in every row: those of rows that a model is sure of are so small
-        that their squares vanish, sooner in a closed form than in the loop. True where everything came from the loop anyway.
+        that their squares vanish, in a closed form sooner than in the loop. True where everything came from the loop.
         """
         if self._kept is None or self._plan is None:
             return True

@@ -126,7 +126,7 @@ class Admin:
             self.later.check_room()
         match message:
             case messages.Status():
-                self._ok(request, ingest.view.status())
+                self._ok(request, ingest.view.status() | self._what_waits(request.peer))
             case messages.Tasks():
                 tasks = ingest.view.tasks()
                 self._ok(request, {**self._page("tasks", tasks[message.offset :]), "total": len(tasks)})
@@ -166,6 +166,20 @@ class Admin:
             case messages.Stop():
                 ingest.up.send("stop", drain=message.drain)
                 self._ok(request, {"drain": message.drain})
+
+    def _what_waits(self, peer: Peer) -> dict[str, Any]:
+        """To who asks while a boundary of its own waits behind a barrier, or a retry behind an open task: for whom."""
+        session = self.ingest.session
+        for request, message in self.later.waiting:
+            if request is None or request.peer.routing_id != peer.routing_id:
+                continue
+            match message:
+                case messages.AdminBoundary() if self.ingest.view.trouble() is None:
+                    return {"working": False, "waiting": session.unmet(message.task, message.barrier)}
+                case messages.Retry() if session.open_task is not None:
+                    text = f"task {message.task!r} is learned once task {session.open_task!r} is closed"
+                    return {"working": False, "waiting": text}
+        return {}
 
     def _pause(self, paused: bool) -> None:
         """Training stops at the end of its batch, or goes on."""

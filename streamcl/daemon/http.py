@@ -1,5 +1,7 @@
 """The HTTP port: /metrics, /healthz, /readyz, JSON, and the dashboard at /. Reads only; nothing here changes state.
 
+HEAD is answered as GET, without the body; every other method with 405.
+
 Serves from threads of the ingest process; what it shows are whole snapshots that the loop replaces. At most
 `MOST_CONNECTIONS` at once, each for `CONNECTION_SECONDS` at the most. With a token, nothing is shown without it: as
 `Authorization: Bearer TOKEN` or, for browsers, as the password of any user. With a certificate it speaks TLS only.
@@ -27,6 +29,7 @@ from prometheus_client.exposition import choose_encoder
 from streamcl.config import Security
 from streamcl.daemon.dashboard import PAGE, POLICY
 from streamcl.daemon.shown import Json, Query, encode
+from streamcl.daemon.sockets import cannot_listen
 from streamcl.errors import ConfigError, Refused
 from streamcl.keys import read_private
 
@@ -36,7 +39,9 @@ Routes = dict[str, Callable[[Query, str], tuple[int, str, bytes]]]
 MOST_CONNECTIONS = 32
 SHORTEST_TOKEN = 16
 CONNECTION_SECONDS = 15.0
+MOST_BODY = 64 * 1024  # of a request that has none to speak of
 TEXT = "text/plain; charset=utf-8"
+UNAUTHORISED = b"expected the token: Authorization: Bearer TOKEN\n"
 SAFE_HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -73,9 +78,10 @@ class HttpServer:
         try:
             self._server = _Server(address, Handler)
         except OSError as error:
+            place = _host_port(*address)
             raise ConfigError(
-                f"endpoints.http {address[0]}:{address[1]}: cannot listen there: {error.strerror}; stop what listens there "
-                "(another daemon?), or give another address (--endpoints.http; port 0 is any free one)"
+                f"endpoints.http {place}: cannot listen there: {cannot_listen(error, place)}, or give another address "
+                "(--endpoints.http; port 0 is any free one)"
             ) from None
         self._take_secrets()
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
@@ -85,7 +91,7 @@ class HttpServer:
     def address(self) -> str:
         """HOST:PORT as bound."""
         host, port = self._server.server_address[:2]
-        return f"{host!s}:{port}"
+        return _host_port(str(host), port)
 
     def _take_secrets(self) -> None:
         self._server.token, self._server.context = read_secrets(self._security)
@@ -103,6 +109,10 @@ class HttpServer:
         """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def _host_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def read_secrets(security: Security) -> tuple[str | None, ssl.SSLContext | None]:
@@ -207,9 +217,9 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10
 
     def do_GET(self) -> None:
-        """Answer a known path, 404 for any other."""
+        """Answer a known path, 404 for any other; HEAD likewise, without the body."""
         if not self._may():
-            self._reply(401, TEXT, b"expected the token: Authorization: Bearer TOKEN\n")
+            self._reply(401, TEXT, UNAUTHORISED)
             return
         address = urlsplit(self.path)
         route = self.routes.get(address.path)
@@ -218,6 +228,23 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(404, TEXT, f"not found; there are {known}\n".encode())
         else:
             self._reply(*route(dict(parse_qsl(address.query)), self.headers.get("Accept", "")))
+
+    do_HEAD = do_GET
+
+    def _not_allowed(self) -> None:
+        """Nothing here changes anything."""
+        with contextlib.suppress(ValueError):  # or the answer may be lost with what was not read
+            self.rfile.read(min(int(self.headers.get("Content-Length", 0)), MOST_BODY))
+        if self._may():
+            self._reply(405, TEXT, f"expected GET or HEAD, got {self.command}\n".encode())
+        else:
+            self._reply(401, TEXT, UNAUTHORISED)
+
+    def __getattr__(self, name: str) -> Any:
+        """`do_` with any other method's name."""
+        if name.startswith("do_"):
+            return self._not_allowed
+        raise AttributeError(name)
 
     def _may(self) -> bool:
         """Whether the request brings the token, compared in constant time."""
@@ -234,12 +261,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(code)
         if code == 401:
             self.send_header("WWW-Authenticate", 'Basic realm="streamcl"')
+        if code == 405:
+            self.send_header("Allow", "GET, HEAD")
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         for name, value in SAFE_HEADERS.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are counted by nobody and logged nowhere."""

@@ -317,9 +317,19 @@ class Ingest:
                 "limits": self.session.limits(),
                 "task": self.session.open_task,
                 "revisit": self.session.revisit_lsn,
+                **self._what_waits(message.producer),
             },
             message.id,
         )
+
+    def _what_waits(self, producer: str) -> dict[str, Any]:
+        """Whether the daemon is at work on what a producer waits for; if not, why."""
+        pending = next(iter(self.waiting.get(producer, {}).values()), None)
+        if pending is None or self.view.problem() is not None:
+            return {"working": self.view.working(), "waiting": self.view.waiting()}
+        if isinstance(pending.message, messages.Boundary):
+            return {"working": False, "waiting": self.session.unmet(pending.message.task, pending.message.barrier)}
+        return {"working": True, "waiting": "the first batch waits until the trainer has tried the model on it"}
 
     def _forget_the_oldest(self) -> None:
         """Bound what is kept of connections and producers; the session has forgotten those that stored nothing."""
@@ -617,6 +627,7 @@ class Ingest:
             match message["type"]:
                 case "closing":
                     self.closing = True
+                    self.view.paused = False  # what is stored is learned before the end, paused or not
                 case "begin":
                     self.admin.retry_all()
                 case "stop":
@@ -624,6 +635,8 @@ class Ingest:
                 case "failed":
                     self.view.failed(message["role"], message["message"])
                     self.chronicle.note("crashed", f"{message['role']}: {message['message']}")
+                case "trouble":
+                    self._in_trouble(message["process"], message["message"])
                 case "reload":
                     self._reload()
                 case "refused":
@@ -631,6 +644,14 @@ class Ingest:
                         self.metrics.batches_rejected.labels(code).inc(number)
                     self._note_turned_away(message["notes"])
         self.finished = self.finished or self.up.closed
+
+    def _in_trouble(self, role: str, text: str | None) -> None:
+        """A process dies again and again, or lives again."""
+        if text is None and self.view.troubles.pop(role, None) is not None:
+            self.chronicle.note("recovered", f"the {role} lives again")
+        elif text is not None:
+            self.view.troubles[role] = text
+            self.chronicle.note("crashed", text)
 
     def _reload(self) -> None:
         """Take the policy, token and certificate as they are now; what is wrong leaves everything as it was."""

@@ -1,10 +1,12 @@
 """``streamcl serve``: start-up, main loop, shutdown. Supervises the three working processes and does none of the work.
 
 Guarantees: one daemon a state directory; `daemon.json` is there exactly while the daemon is ready; a process that
-dies, or makes no progress, is started again, after a growing pause; SIGTERM and SIGINT drain for at most
-`DRAIN_SECONDS`, a second one stops at once; SIGHUP has policy, token and certificate read again (where none is configured
-and no service manager listens, it ends the daemon, as a closed terminal should). Killed itself, its children end too, since
-their channels close. A service manager is told all of it, and its watchdog is fed by the trainer's words.
+dies, or makes no progress, is started again, after a growing pause, and one that dies again and again is a problem that
+`status` and readiness show, whatever it dies of; starting is progress as long as it takes processor time; SIGTERM and
+SIGINT drain for at most `DRAIN_SECONDS`, a second one stops at once; SIGHUP has policy, token and certificate read again
+(where none is configured and no service manager listens, it ends the daemon, as a closed terminal should). Killed itself,
+its children end too, since their channels close. A service manager is told all of it, and its watchdog is fed by the
+trainer's words.
 """
 
 from __future__ import annotations
@@ -41,12 +43,21 @@ WATCH_SECONDS = 60.0  # without a sign of life of ingest or the predictor
 LOOK_SECONDS = 1.0
 EXTENSION_SECONDS = 30.0  # asked of the service manager again and again while the trainer finishes
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
+DEATHS = 3  # one after another before it is a problem
+DEATHS_SECONDS = 600.0  # between one and the next, or they have nothing to do with each other
+STEADY_SECONDS = 20.0  # after which a process that is ready, and passed what the one before died at, counts as living
+START_SECONDS = 600.0  # of processor time; what is not ready by then never will be
 FATAL = 3
 
 
 @dataclass(slots=True)
 class Child:
-    """One working process, its channel, and when it may be started again."""
+    """One working process, its channel, and when it may be started again.
+
+    busy: processor time taken so far. deaths: when it died, the last few; cause: of the last. watchdog: why it was ended.
+    passed: up to which record the trainer's checkpoint has come, fatal_at: had come when it died last. at_work: whether it
+    has something to learn.
+    """
 
     role: str
     side: socket.socket | None = None
@@ -59,6 +70,14 @@ class Child:
     pause: float = FIRST_PAUSE
     restart_at: float = 0.0
     expected_to_end: bool = False
+    ready_at: float = float("inf")
+    busy: float = 0.0
+    deaths: list[float] = field(default_factory=list)
+    cause: str = ""
+    watchdog: str | None = None
+    passed: int = -1
+    fatal_at: int = -1
+    at_work: bool = False
 
     def start(self, config: Config, lock: int) -> None:
         """Start the process; it inherits the state directory's lock and is handed its configuration."""
@@ -72,6 +91,7 @@ class Child:
         theirs.close()
         self.channel, self.ready = Channel(ours), None
         self.started = self.heard = time.monotonic()
+        self.busy, self.ready_at, self.watchdog, self.at_work = 0.0, float("inf"), None, False
         self.channel.send("config", config=msgspec.to_builtins(config))
         structlog.get_logger().debug("process started", child=self.role, pid=self.process.pid)
 
@@ -86,6 +106,56 @@ class Child:
     def alive(self) -> bool:
         """Whether the process runs."""
         return self.process is not None and self.process.poll() is None
+
+    def died(self, status: int | None) -> None:
+        """Count a death; those long before it have nothing to do with it."""
+        now = time.monotonic()
+        if self.deaths and now - self.deaths[-1] > DEATHS_SECONDS:
+            self.deaths = []
+        self.deaths = [*self.deaths, now][-DEATHS:]
+        self.cause = self.watchdog or death(status)
+        self.fatal_at = self.passed
+
+    def trouble(self) -> str | None:
+        """Why this is a process that dies again and again, or None; of how many deaths does not change the words."""
+        if len(self.deaths) < DEATHS or self._lives():
+            return None
+        return (
+            f"the {self.role} has died again and again, {DEATHS} times or more, the last time {self.cause}; it is started "
+            "again after a pause (the daemon's log has the reason; `streamcl doctor` examines a stopped daemon's state)"
+        )
+
+    def _lives(self) -> bool:
+        """Whether it has lived since: it is ready and, if it learns, has come past where the one before it died."""
+        if self.passed > self.fatal_at >= 0:
+            self.deaths = []
+            return True
+        return self.alive and time.monotonic() - self.ready_at > STEADY_SECONDS and not self.at_work
+
+    def starting(self) -> bool:
+        """Whether it is not ready yet, but getting there: it takes processor time, however little there is."""
+        if self.ready is not None or self.process is None:
+            return False
+        before, self.busy = self.busy, processor_seconds(self.process.pid)
+        return before < self.busy < START_SECONDS
+
+
+def death(status: int | None) -> str:
+    """What a process died of, in words."""
+    if status is None or status >= 0:
+        return f"with exit status {status}"
+    name = signal.Signals(-status).name if -status in set(signal.Signals) else "unknown"
+    killed = " (kill -9, or the kernel for want of memory)" if -status == signal.SIGKILL else ""
+    return f"by signal {-status}, {name}{killed}"
+
+
+def processor_seconds(pid: int) -> float:
+    """The processor time that a process has taken so far; without /proc, the time that passes."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return time.monotonic() if not Path("/proc/self/stat").exists() else 0.0
 
 
 def serve(config: Config) -> int:
@@ -133,6 +203,7 @@ class Supervisor:
     activity: str = "recovering"
     problem: str | None = None
     ended: bool = False
+    troubles: dict[str, str | None] = field(default_factory=dict)
     _wake: int = -1
 
     def run(self) -> int:
@@ -251,6 +322,7 @@ class Supervisor:
                 self._stop(drain=False, deadline=time.monotonic() + DRAIN_SECONDS)
             case "alive":
                 self.activity = message.get("activity", self.activity)
+                child.passed, child.at_work = message.get("checkpointed", -1), message.get("at_work", False)
             case "reloaded":
                 self._reloaded(message["problem"])
             case "refused":
@@ -261,7 +333,9 @@ class Supervisor:
     def _ready(self, child: Child, message: dict[str, Any]) -> None:
         seconds = round(time.monotonic() - child.started, 3)
         structlog.get_logger().debug("process ready", child=child.role, seconds=seconds)
-        child.ready = message
+        child.ready, child.ready_at = message, time.monotonic()
+        if child.role == "ingest":
+            self.troubles = {}  # it knows of none
         for name, endpoint in message.get("endpoints", {}).items():  # a restart binds the same ports again
             endpoints = msgspec.structs.replace(self.config.endpoints, **{name: endpoint})
             self.config = msgspec.structs.replace(self.config, endpoints=endpoints)
@@ -292,6 +366,7 @@ class Supervisor:
             self._watch(child)
             if not child.alive and not child.expected_to_end:
                 self._died(child)
+            self._tell_trouble(child)
         if self.stopping is not None:
             self._go_on_stopping()
 
@@ -300,8 +375,11 @@ class Supervisor:
         patience = self.config.train.watchdog_seconds
         if child.role != "trainer":
             patience = min(patience, WATCH_SECONDS)
+        if child.starting():
+            child.heard = time.monotonic()
         if child.process is not None and child.alive and time.monotonic() - child.heard > patience:
             structlog.get_logger().error("no progress; ending the process", role=child.role, seconds=patience)
+            child.watchdog = f"by this daemon's watchdog, having made no progress for {patience:g} s"
             child.process.kill()
             child.process.wait()
 
@@ -310,10 +388,24 @@ class Supervisor:
         if child.restart_at <= child.started:
             structlog.get_logger().error("process ended", role=child.role, status=status)
             child.schedule_restart()
+            if self.stopping is None:
+                child.died(status)
         if status == FATAL or self.stopping is not None:
             child.expected_to_end = True
         elif time.monotonic() >= child.restart_at:
             child.start(self.config, self.lock.fd)
+
+    def _tell_trouble(self, child: Child) -> None:
+        """Have ingest show that a process dies again and again, and that it lives again."""
+        trouble = child.trouble()
+        if trouble == self.troubles.get(child.role) or not self.children["ingest"].ready:
+            return
+        self.troubles[child.role] = trouble
+        self._tell("ingest", "trouble", process=child.role, message=trouble)
+        if trouble is None:
+            structlog.get_logger().info("the process lives again", role=child.role)
+        else:
+            structlog.get_logger().error("a process dies again and again", role=child.role, reason=trouble)
 
     # -- the service manager -------------------------------------------------------------------------------------
 
@@ -330,6 +422,9 @@ class Supervisor:
             return f"cannot go on: {self.failure}"
         if self.stopping is not None:
             return f"stopping: {self.activity if trainer.alive else 'closing'}"
+        for child in self.children.values():
+            if (trouble := child.trouble()) is not None:
+                return trouble
         missing = [child.role for child in self.children.values() if child.ready is None or not child.alive]
         if missing:
             return f"{'starting' if not self.announced else 'starting again'}: {', '.join(missing)}"

@@ -7,8 +7,10 @@ takes over a routing id that was another's gets none of its replies.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import socket as socket_module
 import struct
 import termios
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 
 import zmq
 
+from streamcl.config import is_ipv6
 from streamcl.daemon.gate import Gate
 from streamcl.errors import ConfigError, Refused
 from streamcl.protocol.frames import MESSAGE_BYTES, Buffer, is_delimited
@@ -61,6 +64,7 @@ def bind_router(endpoint: str, gate: Gate | None = None) -> zmq.Socket[bytes]:
         (zmq.BACKLOG, 128),
     ):
         socket.setsockopt(option, value)
+    socket.setsockopt(zmq.IPV6, int(is_ipv6(endpoint)))
     if gate is not None:
         gate.guard(socket)
     mask = os.umask(0o177)  # an ipc socket is its owner's alone from the first moment
@@ -70,12 +74,35 @@ def bind_router(endpoint: str, gate: Gate | None = None) -> zmq.Socket[bytes]:
     except (zmq.ZMQError, OSError) as error:
         socket.close(0)
         raise ConfigError(
-            f"endpoint {endpoint}: cannot listen there: {error}; stop what listens there (another daemon?), or give this "
-            "socket another endpoint (--endpoints.stream, .predict, .admin; port 0 is any free one)"
+            f"endpoint {endpoint}: cannot listen there: {cannot_listen(error, endpoint)}, or give this socket another "
+            "endpoint (--endpoints.stream, .predict, .admin; port 0 is any free one)"
         ) from None
     finally:
         os.umask(mask)
     return socket
+
+
+def cannot_listen(error: OSError | zmq.ZMQError, endpoint: str) -> str:
+    """Why nobody can listen at an endpoint, as the system has it, and what to do: the first half of a remedy."""
+    reason = error.strerror or str(error)
+    match error.errno:
+        case errno.EADDRINUSE | errno.EWOULDBLOCK:
+            return f"{reason}; stop what listens there (another daemon?)"
+        case errno.EADDRNOTAVAIL | errno.ENODEV | errno.EAFNOSUPPORT if is_ipv6(endpoint) and not _has_ipv6():
+            return f"{reason}: this machine, or this container, has no IPv6; enable it (net.ipv6.conf.all.disable_ipv6 = 0)"
+        case errno.EADDRNOTAVAIL | errno.ENODEV | socket_module.EAI_NONAME:
+            return f"{reason}: no network interface of this machine has that address; use one that it has"
+        case errno.EACCES | errno.EPERM:
+            return f"{reason}; low ports and other users' paths take more rights: use a higher port or a path of your own"
+    return f"{reason}; use an address and port of this machine"
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket_module.create_server(("::1", 0), family=socket_module.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 def _lock_path(endpoint: str) -> None:

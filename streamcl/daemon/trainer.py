@@ -543,7 +543,8 @@ class Trainer:
         self._last_report = now
         learner = self.learner
         activity = "paused" if self.paused else self.activity
-        self.up.alive(activity=activity if learner.open_task is None else f"{activity}, task {learner.open_task.name}")
+        shown = activity if learner.open_task is None else f"{activity}, task {learner.open_task.name}"
+        self.up.alive(activity=shown, checkpointed=self.checkpointed_lsn, at_work=self._at_work())
         self.side.send(
             "progress",
             state=activity,
@@ -565,6 +566,10 @@ class Trainer:
         )
         self._reported_samples = learner.samples
         self._step_seconds = []
+
+    def _at_work(self) -> bool:
+        """Whether there is something to learn, that a trainer which died might have died of."""
+        return not self.paused and self.learner.next_lsn < self.durable
 
     def _shown_forecast(self) -> dict[str, Any] | None:
         if self.activity != "consolidating":

@@ -16,6 +16,7 @@ from streamcl.protocol.session import KEPT_REMEDY, StreamSession
 from streamcl.storage import ledger
 
 SILENCE_SECONDS = 30.0
+PAUSED = "training is paused (`streamcl resume` lets it go on)"
 SHOWN = ("task", "samples", "weight", "loss", "revisits", "penalty", "penalty_rise", "closed_at")
 
 
@@ -32,6 +33,7 @@ class View:
         self.penalties: dict[str, tuple[float, float]] = {}
         self.accuracies: dict[str, float] = {}
         self.quarantine: list[dict[str, Any]] = []
+        self.troubles: dict[str, str] = {}  # of processes that die again and again, by role
         self.torn_bytes = 0
         self._warning: str | None = None
         self.progress: Mapping[str, Any] = {}
@@ -66,6 +68,38 @@ class View:
         self._problem = f"{role}: {message}"
         self._heard = 0.0 if role == "trainer" else self._heard
 
+    # -- what waits ----------------------------------------------------------------------------------------------
+
+    def working(self) -> bool:
+        """Whether the daemon goes on with what it has by itself, so that whoever waits for it may go on waiting.
+
+        Also while the trainer is silent: the supervisor ends one that makes no progress, and counts how often.
+        """
+        return self.trouble() is None and not self.paused and self._behind()
+
+    def waiting(self) -> str | None:
+        """Why what is stored is not learned now, or nothing more is taken in, and the remedy; None where nothing waits.
+
+        The same words as long as it is the same reason.
+        """
+        if self.trouble() is not None:
+            return self.trouble()
+        if self.paused and self._behind():
+            return PAUSED
+        budget = self.session.terms.task_bytes
+        if self.session.credit()["messages"] == 0 and not self._behind():
+            task = self.session.open_task
+            return (
+                f"the disk budget of the open task {task!r} is used up ({budget} bytes, stream.task_bytes): close it "
+                f"(`streamcl boundary {task}`), or raise the budget and restart"
+            )
+        return None
+
+    def _behind(self) -> bool:
+        """Whether the trainer has yet to learn, or to consolidate, what is stored."""
+        progress = self.progress
+        return progress.get("next_lsn", 0) < self.session.next_lsn or progress.get("consolidation") is not None
+
     # -- what is shown -------------------------------------------------------------------------------------------
 
     def closed_by(self, producer: str, seq: int) -> dict[str, Any] | None:
@@ -84,6 +118,12 @@ class View:
 
     def problem(self) -> str | None:
         """What an operator must see to now, or None."""
+        return self.trouble() or self._kept()
+
+    def trouble(self) -> str | None:
+        """What keeps the daemon from working, or None."""
+        for trouble in list(self.troubles.values()):
+            return trouble
         if self._problem is not None:
             return self._problem
         if self.session.full:
@@ -91,7 +131,9 @@ class View:
         full = self.progress.get("full")
         if full is not None:
             return f"the disk of {self.config.state_dir} is full: {full}; training waits for room"
-        return self._kept()
+        if self.paused and self.session.credit()["messages"] == 0:
+            return f"{PAUSED}; the disk budget (stream.task_bytes) is used up, so producers wait"
+        return None
 
     def _kept(self) -> str | None:
         """What could not be learned, in words that name the way out."""
@@ -132,6 +174,8 @@ class View:
             **self._ingest(),
             "steps": progress.get("steps", 0),
             "problem": self.problem(),
+            "working": self.working(),
+            "waiting": self.waiting(),
             "warning": self._warning,
             "torn_bytes": self.torn_bytes,
             "held_tasks": len(self.standing.held),

@@ -338,6 +338,13 @@ class StreamSession:
         """Whether every producer of a barrier has its sequence number stored and synced."""
         return all(name in self.producers and self.producers[name].durable >= seq for name, seq in (barrier or {}).items())
 
+    def unmet(self, task: str, barrier: Mapping[str, int] | None) -> str:
+        """What a boundary's barrier waits for, in words."""
+        producers = self.producers
+        late = {n: s for n, s in (barrier or {}).items() if n not in producers or producers[n].durable < s}
+        far = (f"{n!r} to reach {s} (now {producers[n].durable if n in producers else 0})" for n, s in late.items())
+        return f"the boundary of {task!r} waits for producer {', '.join(far)}"
+
     def is_open(self, task: str) -> bool:
         """Whether this is the open task, by its own name or its producers'."""
         return self.open_tag is not None and task in (self.open_task, self.open_tag)
