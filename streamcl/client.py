@@ -71,6 +71,11 @@ def _boundary(task: str, weight: float | None, barrier: Mapping[str, int] | None
     return {**header, "barrier": dict(barrier)} if barrier else header
 
 
+def _unlearnable(failed: Mapping[str, Any]) -> Refused:
+    rows = f"task {failed['task']!r}: {failed['samples']} rows could not be learned"
+    return Refused("unlearnable", f"{rows}: {failed['message']}", seq=failed["seq"])
+
+
 def _revisit(task: str, damping: float | None) -> dict[str, Any]:
     header: dict[str, Any] = {"type": "revisit", "task": task}
     return header if damping is None else {**header, "damping": float(damping)}
@@ -322,10 +327,12 @@ class Producer:
         barrier: Mapping[str, int] | None = None,
         wait: bool = True,
     ) -> dict[str, Any]:
-        """Close a task; with `wait`, until it is consolidated, and return the `done` (samples, loss, seconds).
+        """Close a task; with `wait`, until it is consolidated, and return the `done` (samples, loss, seconds, set_aside).
 
-        weight: lambda_t, instead of scale * N_t. barrier: sequence numbers of other producers to wait for. It waits as long
-        as the daemon is at work. Raises Refused, Unreachable; what is stored by then is consolidated all the same.
+        weight: lambda_t, instead of scale * N_t. barrier: sequence numbers of other producers to wait for. set_aside: rows
+        that could not be learned and are kept, 0 as a rule. It waits as long as the daemon is at work. Raises Unreachable
+        (what is stored by then is consolidated all the same), and Refused, ``unlearnable`` where nothing could be learned:
+        the task is held, with all its rows. Without `wait` the next call that hears of it raises that.
         """
         with self._call():
             self._send_gathered()
@@ -438,7 +445,10 @@ class Producer:
         while seq not in self._done:
             self._pump()
         self._kept.pop(seq, None)
-        return self._done.pop(seq)
+        done = self._done.pop(seq)
+        if done["type"] == "failed":
+            raise _unlearnable(done)
+        return done
 
     def _pump(self, wait: bool = True) -> None:
         """Take in what the daemon said; when it owes a word and stays silent, connect again and send again."""
@@ -461,6 +471,11 @@ class Producer:
                 self._say_why()
             case "done":
                 self._patience.moved()
+                self._done[header["seq"]] = header
+            case "failed":
+                kept = self._kept.get(header["seq"])
+                if kept is None or not kept.done_wanted:
+                    raise _unlearnable(header)
                 self._done[header["seq"]] = header
             case "nack":
                 self._refused(header)
@@ -777,6 +792,29 @@ class Admin(_Requester):
     def forget(self, task: str) -> dict[str, Any]:
         """Withdraw a task's factor for good; returns once the posterior is without it."""
         return self._ask({"type": "forget", "task": task}, patient=True)
+
+    def retry(self, task: str) -> dict[str, Any]:
+        """Have what was kept of a task learned; returns once it is. Raises Refused ``unlearnable`` where it cannot be."""
+        return self._ask({"type": "retry", "task": task}, patient=True)
+
+    def drop(self, task: str) -> dict[str, Any]:
+        """Give up what was kept of a task because it could not be learned, for good."""
+        return self._ask({"type": "drop", "task": task}, patient=True)
+
+    def quarantine(self, offset: int = 0) -> list[dict[str, Any]]:
+        """What could not be learned and is kept, a map each: task, state (held or set-aside), rows, reason, time; of a
+        batch also its producer and seq."""
+        return self._pages("quarantine", "quarantine", offset)
+
+    def rollback(self, task: str) -> dict[str, Any]:
+        """Undo a task's newest boundary, or revisit, and everything learned since: parameters and posterior are those from
+        before it, to the bit. `undone`: the tasks that are unknown again."""
+        return self._ask({"type": "rollback", "task": task}, patient=True)
+
+    def versions(self) -> list[dict[str, Any]]:
+        """What a rollback of each task would do, where one is possible: task, version, undone, bytes, problem."""
+        versions: list[dict[str, Any]] = self._ask({"type": "versions"})["versions"]
+        return versions
 
     def history(self) -> list[dict[str, Any]]:
         """Each task's penalty and its rise after every boundary: lsn, time, task, penalty, penalty_rise."""

@@ -70,7 +70,10 @@ class Train(_Section, frozen=True):
 
 
 class Posterior(_Section, frozen=True):
-    """The quadratic penalty: which form it has and how much each task weighs."""
+    """The quadratic penalty: which form it has and how much each task weighs.
+
+    keep: how many of the last boundaries can be rolled back.
+    """
 
     mode: Literal["single", "factors", "multi-anchor", "online"] = "single"
     prior_precision: PositiveFloat = 1.0
@@ -81,6 +84,7 @@ class Posterior(_Section, frozen=True):
     curvature: Literal["diagonal", "kronecker"] = "diagonal"
     fisher: Literal["exact", "mc", "empirical"] = "exact"
     damping: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.5
+    keep: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 3
 
     @property
     def effective_scale(self) -> float:
@@ -91,6 +95,7 @@ class Posterior(_Section, frozen=True):
 class Stream(_Section, frozen=True):
     """What producers meet: when tasks close, how much they may send ahead and store.
 
+    on_failure: whether new tasks wait (hold) or go on (set-aside) while one that could not be learned is kept.
     drift_delta: ADWIN's significance. drift_rows: of a task before drift may close it.
     """
 
@@ -98,6 +103,7 @@ class Stream(_Section, frozen=True):
     drift_delta: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.002
     drift_rows: Positive = 500
     task_bytes: Positive = 8589934592
+    on_failure: Literal["hold", "set-aside"] = "hold"
     credit: Positive = 16
     tasks: Positive = 100_000
     producers: Positive = 100_000

@@ -40,7 +40,18 @@ class Unreachable(StreamclError):
 
 
 class ModelRefused(StreamclError):
-    """The model factory or its module cannot be used; the message names the remedy."""
+    """The model factory or its module cannot be used; the message names the remedy.
+
+    private: whether the message has words of the model's own in it, which may quote the data.
+    """
+
+    def __init__(self, message: str, private: bool = False) -> None:
+        super().__init__(message)
+        self.private = private
+
+
+class WrongOutput(ModelRefused):
+    """A model gave something else than its likelihood takes, on rows where it need not have."""
 
 
 class Damaged(StreamclError):

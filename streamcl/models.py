@@ -10,13 +10,17 @@ import importlib
 import inspect
 import itertools
 import math
+import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from streamcl.errors import ConfigError, ModelRefused
 
@@ -83,27 +87,79 @@ def convnet(input_shape: Sequence[int], outputs: int, channels: Sequence[int] = 
     return nn.Sequential(Cast(nn.Sequential(*layers, *head), flatten=False), *first, *layers, *head)
 
 
-def build(factory: str, args: Mapping[str, Any], input_shape: Sequence[int], outputs: int, seed: int) -> nn.Module:
-    """Call a factory, seeded; PyTorch's global generator is left as it was.
+def build(
+    factory: str,
+    args: Mapping[str, Any],
+    input_shape: Sequence[int],
+    outputs: int,
+    seed: int,
+    integers: bool = False,
+) -> nn.Module:
+    """Call a factory, seeded; the global generators (PyTorch's, NumPy's, Python's) are left as they were.
 
-    Raises ConfigError where there is no such callable, ModelRefused where it fails or returns something else.
+    Lazy layers get their sizes from rows of zeros, or of ones, of `input_shape` (int64 for `integers`). Raises ConfigError
+    where there is no such callable, ModelRefused where it fails or returns something else.
     """
     function = load_factory(factory)
     sizes = {"input_shape": tuple(input_shape), "outputs": outputs}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         try:
             module = function(**_accepted(function, sizes), **args)
         except ModelRefused:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ModelRefused(
                 f"model.factory {factory}{_signature(function)} failed with args {dict(args)} for rows of shape "
                 f"{list(input_shape)} and {outputs} outputs: {type(error).__name__}: {error}"
             ) from error
-    if not isinstance(module, nn.Module):
-        raise ModelRefused(f"model.factory {factory}: expected a torch.nn.Module, got {type(module).__name__}")
+        if not isinstance(module, nn.Module):
+            raise ModelRefused(f"model.factory {factory}: expected a torch.nn.Module, got {type(module).__name__}")
+        _materialise(module, input_shape, integers)
     return module
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Every global generator that a factory or a model may draw from, seeded; afterwards as before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _materialise(module: nn.Module, input_shape: Sequence[int], integers: bool) -> None:
+    """Give lazy layers their sizes: the same for the same shape of rows, whatever is in them."""
+    flags = [(part, part.training) for part in module.modules()]
+    reason = ""
+    for value, training in itertools.product((0, 1), (False, True)):
+        if not _lazy(module):
+            break
+        for part, flag in flags:
+            part.training = flag and training
+        example = torch.full((2, *input_shape), value, dtype=torch.int64 if integers else torch.get_default_dtype())
+        try:
+            with torch.no_grad():
+                module(example)
+        except (Exception, SystemExit) as error:
+            reason = f" ({type(error).__name__}: {error})"
+    for part, flag in flags:
+        part.training = flag
+    if _lazy(module):
+        raise ModelRefused(
+            f"the lazy layers {', '.join(_lazy(module))} do not get their sizes from rows of zeros or ones of shape "
+            f"{list(input_shape)}{reason}; give them their sizes in the factory, which may take input_shape"
+        )
+
+
+def _lazy(module: nn.Module) -> list[str]:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return [name for name, tensor in tensors if is_lazy(tensor)]
 
 
 def load_factory(factory: str) -> Callable[..., Any]:
@@ -116,6 +172,8 @@ def load_factory(factory: str) -> Callable[..., Any]:
         function = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"model.factory {factory!r}: {error}; expected 'package.module:callable'") from None
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        raise ConfigError(f"model.factory {factory!r}: importing it fails: {type(error).__name__}: {error}") from error
     if not callable(function):
         raise ConfigError(f"model.factory {factory!r}: expected a callable, got {type(function).__name__}")
     return function  # type: ignore[no-any-return]

@@ -63,6 +63,12 @@ class PlainClient:
         self.socket.close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What commands note for later runs stays among the tests."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def connect() -> Iterator[Callable[..., PlainClient]]:
     """Makes plain clients and closes them."""

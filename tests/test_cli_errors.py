@@ -26,7 +26,7 @@ FILES = {
     "ragged.csv": "a,b,y\n1,2,3\n1,2\n",
     "no.parquet": "not one",
     "no.npz": "not one",
-    "no.txt": "text",
+    "no.doc": "text",
     "good.csv": "a,b,y\n1,2,0\n3,4,1\n",
     "wide.csv": "a,b,c,y\n1,2,3,0\n",
     "label.csv": "a,b,y\n1,2,77\n",
@@ -93,7 +93,7 @@ def test_a_refusal_is_followed_by_what_to_do(run: Run, arguments: tuple[str, ...
         ("ragged.csv", "expected lines of as many numbers"),
         ("no.parquet", "not a Parquet file"),
         ("no.npz", "numpy.savez"),
-        ("no.txt", ".csv, .parquet or .npz"),
+        ("no.doc", ".csv, .parquet or .npz"),
     ],
 )
 def test_a_data_file_that_cannot_be_read_is_said_with_its_name_and_the_remedy(run: Run, file: str, said: str) -> None:

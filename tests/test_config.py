@@ -45,6 +45,8 @@ OURS = {
     "train.watchdog_seconds": 300.0,
     "posterior.convention": "streamcl",
     "posterior.gamma": 0.95,
+    "posterior.keep": 3,
+    "stream.on_failure": "hold",
     "evaluation.directory": "",
     "stream.drift_delta": 0.002,
     "stream.drift_rows": 500,

@@ -490,6 +490,8 @@ def test_tasks_have_the_fields_of_the_contract(daemon: LocalDaemon, stream: Any)
         "loss",
         "revisits",
         "penalty",
+        "state",
+        "set_aside",
         "penalty_rise",
         "closed_at",
     }

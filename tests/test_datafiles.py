@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from streamcl.datafiles import Columns, open_data
+from streamcl.datafiles import Columns, choice, open_data
 from streamcl.errors import DataError
 
 X = np.arange(30, dtype="<f4").reshape(10, 3) / 4
@@ -47,7 +49,7 @@ def test_every_kind_gives_the_same_rows_in_blocks_of_one_size(tmp_path: Path, ki
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
     assert y.dtype.str == "<i8"
-    assert x.dtype.str == "<f4"
+    assert x.dtype.str == ("<f8" if kind == "csv" else "<f4")  # a text file says nothing of its numbers' precision
     assert sizes == [size] * (10 // size) + ([10 % size] if 10 % size else [])
     assert open_data(path).count() in (10, None)
 
@@ -91,8 +93,8 @@ def test_named_arrays_and_odd_dtypes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "columns", "said"),
     [
-        ("a.txt", "1,2", None, ".csv, .parquet or .npz"),
-        ("a.csv", "a,b\n1,\n", None, "column 'b', row 0"),
+        ("a.doc", "1,2", None, ".csv, .parquet or .npz"),
+        ("a.csv", "a,b\n1,\n", None, "line 2, column 'b'"),
         ("a.csv", "a,b\n1,red\n", None, "expected numbers"),
         ("a.csv", "a,b\n1,2\n", Columns(label="c"), "no column 'c'"),
         ("a.csv", "a\n1\n", None, "beside the label"),
@@ -116,3 +118,109 @@ def test_a_pickle_in_an_npz_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         open_data(tmp_path / "none.csv")
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_the_types_of_a_column_are_those_of_the_whole_file(tmp_path: Path) -> None:
+    whole = 200_000
+    path = write(tmp_path / "a.csv", "a,y\n" + "1,0\n" * whole + "0.5,1.5\n")
+    x, y, _ = rows(path, size=50_000)
+    assert x[-1].tolist() == [0.5]
+    assert (y[0], y[-1], y.dtype.str) == (0.0, 1.5, "<f8")
+    assert len(x) == whole + 1
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"), [("red", "expected numbers, got 'red'"), ("", "it is empty"), ("nan", "it is 'nan'")]
+)
+def test_what_is_wrong_at_the_end_is_found_before_the_first_block(tmp_path: Path, cell: str, said: str) -> None:
+    path = write(tmp_path / "a.csv", "a,y\n" + "1,0\n" * 300_000 + f"{cell},1\n")
+    with pytest.raises(DataError, match="line 300002, column 'a'") as caught:
+        next(open_data(path).blocks())
+    assert said in str(caught.value)
+
+
+def test_a_ragged_line_far_down_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "a,y\n" + "1,0\n" * 300_000 + '"1\n",2\n1,0,0\n')
+    with pytest.raises(DataError, match=r"line 300004: .*, 2 as in the others, got 3"):
+        open_data(path).check()
+
+
+def test_lines_longer_than_a_read_are_read(tmp_path: Path) -> None:
+    width, cell = 20_000, "0.25".ljust(90, "0")
+    path = write(tmp_path / "a.csv", "\n".join([f"{cell}," * width + f"{label}" for label in (0, 1)]) + "\n")
+    x, y, _ = rows(path)
+    assert x.shape == (2, width)
+    assert (x == 0.25).all()
+    assert y.tolist() == [0, 1]
+
+
+def test_a_file_in_latin1_from_far_down_is_read_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"a,note,y\n" + b"1,x,0\n" * 300_000 + "2,ß,1\n".encode("latin-1"))
+    reading = open_data(path, Columns(drop=("note",))).check()
+    assert any("Windows-1252" in note for note in reading.notes)
+    assert reading.rows == 300_001
+
+
+def test_rows_may_be_passed_over(tmp_path: Path) -> None:
+    data = open_data(table(tmp_path / "a.csv"), rows=4)
+    for skip in (0, 1, 4, 9, 10):
+        blocks = list(data.blocks(skip))
+        np.testing.assert_array_equal(np.concatenate([X[:0], *(x for x, _ in blocks)]), X[skip:])
+        assert [len(x) for x, _ in blocks] == [4] * ((10 - skip) // 4) + [(10 - skip) % 4] * ((10 - skip) % 4 > 0)
+
+
+def test_blocks_of_large_rows_are_of_fewer(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((20, 1 << 19)), y=np.zeros(20, int))
+    assert rows(tmp_path / "a.npz", size=256)[2] == [4] * 5  # of 4 MiB a row
+
+
+@pytest.mark.parametrize("kind", ["integer", "real"])
+def test_another_kind_of_numbers_only_without_a_change(tmp_path: Path, kind: Any) -> None:
+    data = open_data(table(tmp_path / "a.parquet"))
+    if kind == "integer":
+        with pytest.raises(DataError, match=r"row 1 \(from 0\), column 'f0': a fraction"):
+            data.form(kind)
+    else:
+        x, y = data.form(kind).of(*next(data.blocks()))
+        assert (x.dtype, y is not None and y.dtype) == (np.float32, np.int64)
+
+
+def test_whole_numbers_go_both_ways(tmp_path: Path) -> None:
+    data = open_data(write(tmp_path / "a.csv", "a,b,y\n1,2,0.0\n3,4,1.0\n"))
+    (block,) = data.blocks()
+    assert block[0].dtype.str == "<f8"
+    assert data.whole_targets()
+    x, y = data.form("integer", integer_targets=True).of(*block)
+    assert y is not None
+    assert (x.dtype.str, y.dtype.str) == ("<i8", "<i8")
+    assert (x.tolist(), y.tolist()) == ([[1, 2], [3, 4]], [0, 1])
+    large = open_data(write(tmp_path / "b.csv", f"a,y\n{2**53 + 1},0\n"))
+    with pytest.raises(DataError, match="more digits"):
+        large.form("real")
+
+
+def test_a_file_that_is_written_to_meanwhile_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "a,y\n1,0\n")
+    data = open_data(path)
+    data.check()
+    write(path, "a,y\n1,0\n2,0\n")
+    with pytest.raises(DataError, match="changed while it was read"):
+        list(data.blocks())
+
+
+def test_what_is_no_file_to_be_read_twice_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path, said in ((tmp_path / "pipe.csv", "pipe"), (tmp_path, "directory"), (Path("-"), "standard input")):
+        with pytest.raises(DataError, match=said):
+            open_data(path)
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    assert doctest.testmod(choice).attempted > 0
+    assert doctest.testmod(choice).failed == 0

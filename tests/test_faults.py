@@ -25,9 +25,32 @@ def test_a_fault_at_every_operation_changes_nothing(fault: campaigns.Fault, alon
 
 @pytest.mark.parametrize("alone", [False, True], ids=["all processes", "one process"])
 def test_a_kill_at_every_operation_amid_drift_leaves_the_same_tasks(alone: bool) -> None:
-    tally = campaigns.every_step(["kill"], alone=alone, drift=True)
+    tally = campaigns.every_step(["kill"], alone=alone, about="drift")
     assert tally.violations == []
     assert tally.met["kill"] > 100
+
+
+@pytest.mark.parametrize("fault", campaigns.FAULTS)
+def test_a_fault_at_every_operation_loses_nothing_that_could_not_be_learned(fault: campaigns.Fault) -> None:
+    tally = campaigns.every_step([fault], alone=False, about="kept", stride=2 if fault == "kill" else 9)
+    assert tally.violations == []
+    assert tally.met[fault] > 10
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["kills", "power cuts"])
+def test_random_crashes_lose_nothing_that_could_not_be_learned(cut: bool) -> None:
+    tally = campaigns.random_crashes(20, cut=cut, about="kept")
+    assert tally.violations == []
+    assert tally.runs > 12
+
+
+def test_the_script_of_what_cannot_be_learned_meets_what_it_is_about() -> None:
+    with campaigns._world(campaigns.kept_script(), tree=campaigns.MOODY) as world:
+        end = world.run()
+    assert list(end["tasks"]) == ["a", "b", "h", "g"]
+    assert [end["tasks"][task][3] for task in "ahg"] == [12, 12, 18]
+    assert end["held"]["w"][3] == 12
+    assert all(figures[8] == [] for figures in end["tasks"].values())
 
 
 def test_the_drifting_script_meets_what_it_is_about() -> None:
@@ -42,7 +65,7 @@ def test_the_drifting_script_meets_what_it_is_about() -> None:
 
 @pytest.mark.parametrize("cut", [False, True], ids=["kills", "power cuts"])
 def test_random_crashes_amid_drift_leave_the_same_tasks(cut: bool) -> None:
-    tally = campaigns.random_crashes(40, cut=cut, drift=True)
+    tally = campaigns.random_crashes(40, cut=cut, about="drift")
     assert tally.violations == []
     assert tally.runs > 25
 

@@ -15,6 +15,8 @@ from streamcl.core.fisher import DiagonalFisher
 from streamcl.core.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
 from streamcl.core.parameters import FlatParameters
 from streamcl.core.products import _keeps_single_precision, fast_products
+from streamcl.core.provenance import Rows
+from streamcl.core.recorder import Recorder
 
 OUT = 3
 
@@ -444,3 +446,106 @@ def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
     fisher.add(x)
     torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-12)
+
+
+class Stretching(nn.Module):
+    """Beyond three rows, times come before rows: as many numbers on the same axis, which belong to others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each, self.head = nn.Linear(4, 5), nn.Linear(5, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) <= 3:
+            return self.head(torch.tanh(self.each(x.flatten(0, 1))).reshape(len(x), 3, -1).sum(1))
+        return self.head(torch.tanh(self.each(x.transpose(0, 1).flatten(0, 1))).reshape(3, len(x), -1).sum(0))
+
+
+class Company(nn.Module):
+    """What a row becomes depends on the rows beside it, once there are more than three."""
+
+    def __init__(self, detached: bool) -> None:
+        super().__init__()
+        self.detached = detached
+        self.one, self.head = nn.Linear(4, 5), nn.Linear(5, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        if len(x) > 3:
+            mean = h.mean(0)
+            h = h - (mean.detach() if self.detached else mean)
+        return self.head(torch.tanh(h))
+
+
+@pytest.mark.parametrize("module", [Stretching(), Company(False), Company(True)])
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+def test_a_block_whose_rows_are_not_where_they_seem_takes_the_loop(module: nn.Module, kind: Any) -> None:
+    torch.manual_seed(0)
+    module = copy.deepcopy(module).double()
+    x = torch.randn(13, 3, 4, dtype=torch.float64) if isinstance(module, Stretching) else torch.randn(13, 4).double()
+    y = torch.arange(13) % OUT
+    expected = loop("categorical", module, x, kind, y)
+    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT), kind)
+    for start, end in ((0, 3), (3, 9), (9, 13)):
+        fisher.add(x[start:end], y[start:end])
+    torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-10 * float(expected.max()))
+    assert "10 of 13 rows" in str(fisher.slow)
+    assert fisher.verified()
+
+
+@pytest.mark.parametrize("model", ["mlp with in-place relu and dropout", "convolutional", "frozen", "group norm"])
+def test_plain_models_are_proven_and_need_no_check(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = build(model)
+    monkeypatch.setattr(DiagonalFisher, "_add_checked", None)
+    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher.add(x)
+    assert fisher.unvectorised is None
+    assert fisher.verified()
+
+
+def test_a_layer_under_two_names_stays_itself() -> None:
+    """`functional_call` left to itself puts a detached tensor in the place of its weight."""
+    again = nn.Linear(4, 4)
+    module = nn.Sequential(again, nn.Tanh(), again, nn.Linear(4, OUT)).double()
+    parameters, x = FlatParameters(module), torch.randn(5, 4, dtype=torch.float64)
+    expected = loop("categorical", module, x, "exact", torch.zeros(5))
+    fisher = DiagonalFisher(module, parameters, Categorical(OUT))
+    fisher.add(x)
+    assert again.weight is parameters.parameters[0]
+    torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-10 * float(expected.max()))
+
+
+def test_a_recurrent_layer_in_single_precision_needs_no_loop() -> None:
+    torch.manual_seed(0)
+    module, x = Recurrent(), torch.randn(20, 3, 4)
+    expected = loop("categorical", copy.deepcopy(module).double(), x.double(), "exact", torch.zeros(20))
+    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher.add(x)
+    assert fisher.slow is None
+    torch.testing.assert_close(fisher.total, expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
+
+
+def test_what_ends_a_proof() -> None:
+    """Reading the batch's length, writing through a view, and what is not listed: none is followed any further."""
+    for function in (
+        lambda x: torch.relu(x) * len(x),
+        lambda x: torch.relu(x).flip(0),
+        lambda x: torch.relu(x) + x.mean(0),
+        lambda x: x.flatten(0, 1),
+        lambda x: torch.relu(x)[torch.arange(4)],
+    ):
+        x = torch.randn(4, 2)
+        rows = Rows(x, [])
+        with Recorder([], rows):
+            output = function(x)
+        assert not rows.apart(output)
+    x = torch.randn(4, 2)
+    rows = Rows(x, [])
+    with Recorder([], rows):
+        hidden = torch.relu(x)
+        view = hidden.unflatten(1, (2, 1))
+    assert rows.apart(view)
+    with Recorder([], rows):
+        F.relu(hidden, inplace=True)
+    assert rows.apart(hidden)
+    assert not rows.apart(view)

@@ -275,8 +275,9 @@ def test_every_row_is_scored_before_a_step_learns_from_it(factory: str, steady: 
     """One batch, one minibatch: the score is that of the untrained model in evaluation mode, dropout or not."""
     run = Run(tmp_path, model={"factory": factory, "classes": 3}, train={"epochs": 1})
     untrained = Network(run.learner.config, SIGNATURE, run.learner.labels, torch.device("cpu"))
-    assert untrained.steady == steady
     run.task("a", 1)
+    assert run.learner.network is not None
+    assert run.learner.network.steady == steady
     x, y = rows(1)
     with untrained.evaluating():
         output = untrained.module(torch.from_numpy(x))

@@ -11,7 +11,7 @@ from torch import nn
 
 from streamcl import models
 from streamcl.core.likelihood import Bernoulli, Categorical, Gaussian
-from streamcl.core.modes import TrainingFlags, refuse_batchnorm
+from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
 from streamcl.errors import ConfigError, ModelRefused
 
@@ -71,12 +71,9 @@ def test_a_factory_beside_the_configuration_is_found(tmp_path: Path, monkeypatch
     assert isinstance(models.build("my_model_xyz:make", {}, (4,), 2, 0), nn.Linear)
 
 
-def test_batch_norm_in_training_mode_is_refused_with_the_remedy() -> None:
+def test_training_flags_come_back_as_they_were() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    with pytest.raises(ModelRefused, match=r"GroupNorm.*\.eval\(\)"):
-        refuse_batchnorm(model)
     model[1].eval()
-    refuse_batchnorm(model)
     flags = TrainingFlags(model)
     flags.eval()
     flags.train()

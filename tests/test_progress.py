@@ -95,7 +95,7 @@ def test_elsewhere_there_is_nothing_but_the_result(daemon: LocalDaemon, tmp_path
     command = [sys.executable, "-m", "streamcl", *on(daemon, "send", data(tmp_path / "p.npz", 500), "--task", "piped")]
     piped = subprocess.run([*command, "--boundary"], capture_output=True, text=True, check=True, timeout=120)
     assert piped.stderr == ""
-    assert len(piped.stdout.splitlines()) == 2
+    assert [line.split()[0] for line in piped.stdout.splitlines()] == ["read", "sent", "consolidated:"]
     assert "\x1b" not in piped.stdout
     with Terminal(*on(daemon, "tasks", "--json")) as terminal:
         assert terminal.end() == 0

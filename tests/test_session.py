@@ -134,7 +134,7 @@ def test_with_drift_a_name_not_heard_of_may_yet_come() -> None:
     store(state, messages.Boundary(seq=2, task="a"))
     state.trained(state.next_lsn)
     assert refused(state, messages.Revisit(seq=3, task="a.2")) == "not_ready"
-    state.heard(state.next_lsn)
+    state.took_effect(state.next_lsn)
     assert refused(state, messages.Revisit(seq=3, task="a.2")) == "unknown_task"
 
 

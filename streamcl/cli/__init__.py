@@ -49,6 +49,7 @@ def build_parser() -> Parser:
         completion,
         configuration,
         health,
+        kept,
         offline,
         operate,
         plot,
@@ -67,6 +68,20 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"streamcl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, configuration, produce, sweep, operate, top, health, plot, secure, offline, benches, completion):
+    for module in (
+        run,
+        configuration,
+        produce,
+        sweep,
+        operate,
+        kept,
+        top,
+        health,
+        plot,
+        secure,
+        offline,
+        benches,
+        completion,
+    ):
         module.add_commands(commands)
     return parser

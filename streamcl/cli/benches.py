@@ -47,6 +47,7 @@ def add_commands(commands: Any) -> None:
     _add_soak(benches)
     _add_fuzz(benches)
     _add_curve(benches)
+    _add_zoo(benches)
 
 
 def _add_permuted_mnist(benches: Any) -> None:
@@ -196,6 +197,19 @@ def _add_curve(benches: Any) -> None:
     _add_figures(parser)
 
 
+def _add_zoo(benches: Any) -> None:
+    parser = command(
+        benches,
+        "zoo",
+        zoo,
+        "Small architectures as people write them, in both precisions, with all three kinds of Fisher: each is learned "
+        "with the Fisher of a loop over samples, or refused on its first batch with a remedy. Ends with 1 if one is not.",
+        "streamcl bench zoo --json zoo.json",
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="only architectures whose name contains this")
+    _add_figures(parser)
+
+
 def _add_mnist(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """What every benchmark on permuted images takes."""
     parser.add_argument("--data", type=Path, required=required, help="NPZ with train_x train_y test_x test_y (uint8)")
@@ -304,6 +318,13 @@ def curve(options: argparse.Namespace) -> int:
     from streamcl.bench.curve import run
 
     return run(options.rounds, options.json)
+
+
+def zoo(options: argparse.Namespace) -> int:
+    """Go through the zoo."""
+    from streamcl.bench.zoo import run
+
+    return run(options.json, options.only)
 
 
 def speed(options: argparse.Namespace) -> int:

@@ -170,6 +170,19 @@ def _text(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
+def said_of_rows_aside(done: Mapping[str, Any]) -> int:
+    """The exit status of a boundary: 1, and why on standard error, where rows of it could not be learned."""
+    rows = done.get("set_aside", 0)
+    if not rows:
+        return 0
+    print(
+        f"streamcl: {rows} rows of task {done['task']!r} could not be learned and are set aside: `streamcl quarantine` "
+        f"says why, `streamcl retry {done['task']}` tries again, `streamcl drop {done['task']}` gives them up",
+        file=sys.stderr,
+    )
+    return 1
+
+
 def event_line(event: Mapping[str, Any]) -> str:
     """An event of the daemon's history, as a line."""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))

@@ -21,16 +21,21 @@ from streamcl.cli.common import (
     print_json,
     print_table,
     reader,
+    said_of_rows_aside,
 )
+from streamcl.cli.files import Agreement, add_columns, opened, read_as, say
 from streamcl.cli.progress import Silent, display, waited_for
-from streamcl.errors import DataError, StreamclError, Unreachable
+from streamcl.errors import DataError, Refused, StreamclError, Unreachable
 
 if TYPE_CHECKING:
-    from streamcl.client import Admin
+    from streamcl.client import Admin, Prediction, Reader
+    from streamcl.datafiles import Array, Reading
 
+PREDICT_ROWS = 4096
+SCORES = frozenset({"accuracy", "rmse"})
 ASK_SECONDS = 1.0  # between two looks at a daemon that ends
 END_SECONDS = 60.0
-TASK_COLUMNS = ["task", "samples", "weight", "loss", "revisits", "penalty", "penalty_rise", "closed"]
+TASK_COLUMNS = ["task", "samples", "weight", "loss", "revisits", "penalty", "penalty_rise", "closed", "state"]
 
 
 def add_commands(commands: Any) -> None:
@@ -128,13 +133,18 @@ def _add_predict(commands: Any) -> None:
         commands,
         "predict",
         predict,
-        "Predict every row of a data file; with targets in it, score the predictions too.",
+        "Predict every row of a data file, one line each; with targets in it, score the predictions too. The score, and "
+        "what in the file was taken for what, go to standard error, beside the predictions (with --out or --json, they are "
+        "among the results).",
         "streamcl predict test.csv --label price",
     )
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument("--samples", type=int, default=0, help="average over so many draws from the posterior")
-    parser.add_argument("--label", "--y", help="the target's column or array, if the file has one")
-    parser.add_argument("--x", help="the array of inputs in an NPZ file")
+    add_columns(
+        parser,
+        "the target's column or array, if the file has one (default: one named label, target, class or y; else the last "
+        "column, where the model takes one column fewer; said)",
+    )
     parser.add_argument("--out", type=Path, help="write the predictions to this NPZ file")
     add_connection(parser, "predict")
     add_json(parser)
@@ -185,18 +195,21 @@ def tasks(options: argparse.Namespace) -> None:
     for row in rows:
         row["closed"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["closed_at"]))
     advised = "revisit_rank" in rows[0] if rows else False
-    print_table(rows, TASK_COLUMNS + ["revisit_rank"] * advised, "no task has been consolidated yet")
+    aside = any(row["set_aside"] for row in rows)
+    columns = TASK_COLUMNS + ["set_aside"] * aside + ["revisit_rank"] * advised
+    print_table(rows, columns, "no task has been consolidated yet")
     best = next((row for row in rows if row.get("revisit_rank") == 1), None)
     if best is not None:
         print(f"A revisit of {best['task']} would repay most: it is {best['revisit_reason']}.")
 
 
-def boundary(options: argparse.Namespace) -> None:
-    """Close a task."""
+def boundary(options: argparse.Namespace) -> int:
+    """Close a task; status 1 where not all of it could be learned."""
     showing = display(options) if options.wait else Silent()
     with admin(options) as daemon, showing as show, waited_for(show, options, options.task):
         done = daemon.boundary(options.task, weight=options.weight, wait=options.wait)
     _show(options, done)
+    return said_of_rows_aside(done)
 
 
 def revisit(options: argparse.Namespace) -> None:
@@ -324,55 +337,101 @@ def predict(options: argparse.Namespace) -> None:
     """Predict a file's rows."""
     import numpy as np
 
-    from streamcl.datafiles import Columns, open_data
-
-    labelled = options.label is not None or options.file.suffix.lower() == ".npz"
-    data = open_data(options.file, Columns(options.x, options.label, labelled), rows=4096)
     with reader(options) as daemon:
-        try:
-            blocks = list(data.blocks())
-        except DataError:
-            if options.label is not None:
-                raise
-            blocks = list(open_data(options.file, Columns(options.x, None, False), rows=4096).blocks())
-        answers = [daemon.predict(x, samples=options.samples) for x, _ in blocks]
-    if not answers:
-        raise DataError(f"{options.file}: expected at least one row")
+        file, (answers, targets) = _asked(options, daemon)
     arrays = {name: np.concatenate([answer.arrays[name] for answer in answers]) for name in answers[0].arrays}
     if "probs" in arrays and answers[0].labels is not None:
         arrays["label"] = np.concatenate([answer.label for answer in answers])
-    targets = [y for _, y in blocks if y is not None]
-    _report(options, arrays, np.concatenate(targets) if targets else None, answers[-1].version)
+    _report(options, file, arrays, np.concatenate(targets) if targets else None, answers[-1].version)
 
 
-def _report(options: argparse.Namespace, arrays: dict[str, Any], y: Any, version: int) -> None:
+def _asked(options: argparse.Namespace, daemon: Reader) -> tuple[Agreement, tuple[list[Prediction], list[Array]]]:
+    """A file, its rows' predictions and their targets.
+
+    A table in which nothing is named as targets are may still have one: its last column, if the model takes one fewer.
+    """
+    data = opened(options, options.file, PREDICT_ROWS, labelled=options.label is not None)
+    try:
+        agreement = Agreement(data, options.numbers)
+        answered = _answers(options, daemon, agreement)
+    except Refused as refused:
+        if (
+            refused.code != "bad_shape"
+            or data.choice.label is not None
+            or len(data.choice.features) < 2
+            or options.features
+        ):
+            _say(options, data.reading)
+            raise
+        other = opened(options, options.file, PREDICT_ROWS)
+        agreement = Agreement(other, options.numbers)
+        try:
+            answered = _answers(options, daemon, agreement)
+        except Refused:
+            _say(options, data.reading)
+            raise refused from None
+    _say(options, agreement.data.reading)
+    return agreement, answered
+
+
+def _say(options: argparse.Namespace, reading: Reading) -> None:
+    say(options, reading, sys.stdout if options.out is not None else sys.stderr)
+
+
+def _answers(options: argparse.Namespace, daemon: Reader, agreement: Agreement) -> tuple[list[Prediction], list[Array]]:
+    def ask(x: Array, y: Array | None) -> tuple[Prediction, Array | None]:
+        return daemon.predict(x, samples=options.samples), y
+
+    pairs = list(agreement.blocks(ask, ask))
+    return [answer for answer, _ in pairs], [y for _, y in pairs if y is not None]
+
+
+def _report(options: argparse.Namespace, file: Agreement, arrays: dict[str, Any], y: Any, version: int) -> None:
     import numpy as np
 
     if options.out is not None:
-        with options.out.open("wb") as file:
-            np.savez(file, **arrays)
+        with options.out.open("wb") as out:
+            np.savez(out, **arrays)
     summary: dict[str, Any] = {"rows": len(next(iter(arrays.values()))), "version": version}
     if y is not None:
-        summary |= scores(arrays, y)
+        summary |= _scored(file, arrays, y)
     if options.json:
-        print_json(summary | {name: array.tolist() for name, array in arrays.items()})
+        print_json(summary | {name: array.tolist() for name, array in arrays.items()} | {"read": read_as(file)})
         return
-    if options.out is None:
-        name = next(name for name in ("label", "mean", "probs") if name in arrays)
-        for value in arrays[name]:
-            print(value if np.ndim(value) == 0 else " ".join(f"{v:.6g}" for v in np.ravel(value)))
-    else:
+    notes = sys.stdout if options.out is not None else sys.stderr
+    print(*file.notes, sep="\n", end="\n" if file.notes else "", file=notes)
+    if options.out is not None:
         print_fields(summary)
+        return
+    name = next(name for name in ("label", "mean", "probs") if name in arrays)
+    for value in arrays[name]:
+        print(value if np.ndim(value) == 0 else " ".join(f"{v:.6g}" for v in np.ravel(value)))
+    sys.stdout.flush()
+    for kind in SCORES & summary.keys():
+        print(f"{kind} {summary[kind]:.4g} over {summary['rows']} rows", file=sys.stderr)
+
+
+def _scored(file: Agreement, arrays: dict[str, Any], y: Any) -> dict[str, float]:
+    """The score, unless the targets are none of this model's, which is said."""
+    try:
+        return scores(arrays, y)
+    except DataError as error:
+        file.notes.append(f"{file.data.path}: not scored: {error}")
+        return {}
 
 
 def scores(arrays: dict[str, Any], y: Any) -> dict[str, float]:
+    """Accuracy, or the root mean square error. Raises DataError where targets have another shape than predictions."""
     import numpy as np
 
-    if "label" in arrays:
-        return {"accuracy": float(np.mean(arrays["label"] == y))}
-    if "probs" in arrays:
-        return {"accuracy": float(np.mean((arrays["probs"] > 0.5) == y.reshape(arrays["probs"].shape)))}
-    return {"rmse": float(np.sqrt(np.mean((arrays["mean"] - y.reshape(arrays["mean"].shape)) ** 2)))}
+    name = next(name for name in ("label", "probs", "mean") if name in arrays)
+    predicted = arrays[name]
+    if predicted.size != y.size or len(predicted) != len(y):
+        raise DataError(f"expected targets of shape {list(predicted.shape)}, as the predictions, got {list(y.shape)}")
+    y = y.reshape(predicted.shape)
+    if name == "mean":
+        return {"rmse": float(np.sqrt(np.mean((predicted.astype(np.float64) - y) ** 2)))}
+    return {"accuracy": float(np.mean(predicted == y if name == "label" else (predicted > 0.5) == y))}
 
 
 def export(options: argparse.Namespace) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamcl.cli.common import add_connection, add_json, command, print_json, producer
+from streamcl.cli.common import add_connection, add_json, command, print_json, said_of_rows_aside
+from streamcl.cli.files import Agreement, add_columns, opened, placed, read_as, say
 from streamcl.cli.progress import Silent, display, waited_for
+from streamcl.cli.upload import Upload, starting
 from streamcl.errors import DataError
 
 if TYPE_CHECKING:
     from streamcl.cli.bars import Bars
+    from streamcl.datafiles import DataFile
 
 
 def add_commands(commands: Any) -> None:
@@ -31,9 +33,9 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--task", required=True, help="the task the data belongs to")
     parser.add_argument("--boundary", action="store_true", help="close the task behind it and wait for it")
     parser.add_argument("--weight", type=float, help="with --boundary: lambda_t instead of scale * N_t")
-    parser.add_argument("--label", "--y", help="the target's column or array (default: y, label, target or the last)")
-    parser.add_argument("--x", help="the array of inputs in an NPZ file")
-    parser.add_argument("--rows", type=int, default=256, help="rows a batch (default 256)")
+    add_columns(parser, "the target's column or array (default: label, target, class or y, by name, else the last; said)")
+    parser.add_argument("--rows", type=int, default=256, help="rows a batch (default 256; fewer if large)")
+    parser.add_argument("--skip-rows", type=int, default=0, metavar="N", help="send only what is behind the first N rows")
     parser.add_argument(
         "--producer",
         help="a name of your own for the stream; the file is then sent whole, every time (default: made of the file's "
@@ -45,61 +47,65 @@ def add_commands(commands: Any) -> None:
 
 def send(options: argparse.Namespace) -> int:
     """Send what the daemon does not hold yet, then close the task if asked."""
-    from streamcl.datafiles import Columns, open_data
-
-    if options.rows < 1:
-        print("streamcl: --rows: expected at least 1", file=sys.stderr)
+    wrong = _wrong_use(options)
+    if wrong is not None:
+        print(f"streamcl: {wrong}", file=sys.stderr)
         return 2
-    if options.weight is not None and not options.boundary:
-        print("streamcl: --weight is given at a task's boundary; add --boundary", file=sys.stderr)
-        return 2
-    data = open_data(options.file, Columns(options.x, options.label), options.rows)
     started = time.monotonic()
-    with _stream(options) as stream, display(options) as show:
-        report = _send_blocks(options, data, stream, show)
+    data = opened(options, options.file, options.rows)
+    if options.skip_rows >= data.count():
+        raise DataError(f"{options.file}: it has {data.count()} rows; nothing is behind --skip-rows {options.skip_rows}")
+    say(options, data.reading)
+    agreement = Agreement(data, options.numbers)
+    upload = starting(options, data)
+    with upload.stream as stream, display(options) as show:
+        report = _send_blocks(options, data, upload, agreement, show)
         if options.boundary:
             with waited_for(show, options, options.task):
                 done = stream.boundary(options.task, weight=options.weight)
-            report |= {name: done[name] for name in ("samples", "loss", "seconds")}
-    _print(options, report | {"elapsed": time.monotonic() - started})
-    return 0
+            report |= {name: done[name] for name in ("samples", "loss", "seconds", "set_aside")}
+    _print(options, report | {"elapsed": time.monotonic() - started, "read": read_as(agreement)})
+    return said_of_rows_aside(report)
 
 
-def _stream(options: argparse.Namespace) -> Any:
-    """The producer for this file; of a task that is being revisited, one for this very revisit."""
-    stream = producer(options, options.producer or _name(options))
-    revisit = stream.welcome["revisit"]
-    if options.producer or stream.welcome["task"] != options.task or revisit is None:
-        return stream
-    stream.close()
-    return producer(options, f"{_name(options)}-{revisit}")
+def _wrong_use(options: argparse.Namespace) -> str | None:
+    if options.rows < 1:
+        return "--rows: expected at least 1"
+    if options.skip_rows < 0:
+        return "--skip-rows: expected at least 0"
+    if options.weight is not None and not options.boundary:
+        return "--weight is given at a task's boundary; add --boundary"
+    return None
 
 
-def _send_blocks(options: argparse.Namespace, data: Any, stream: Any, show: Bars | Silent) -> dict[str, Any]:
-    rows = batches = skipped = 0
-    held = 0 if options.producer else stream.durable  # a name of one's own goes on counting, and repeats nothing
-    with show.counting(options.file.name, data.count()) as advance:
-        for number, (x, y) in enumerate(data.blocks(), start=1):
-            if number <= held:
-                skipped += 1
+def _send_blocks(
+    options: argparse.Namespace, data: DataFile, upload: Upload, agreement: Agreement, show: Bars | Silent
+) -> dict[str, Any]:
+    rows = batches = 0
+    stream, before = upload.stream, upload.stream.durable
+    start = options.skip_rows + upload.rows
+
+    def first_row(seq: int) -> int:
+        return int(start + (seq - 1 - before) * data.block_rows)
+
+    def send_first(x: Any, y: Any) -> None:
+        stream.send(x, y, options.task)
+        stream.flush()  # so that what is refused is refused now
+
+    with show.counting(options.file.name, data.count() - options.skip_rows) as advance, placed(data, first_row):
+        advance(upload.rows)
+        for number, (x, y) in enumerate(data.blocks(start), start=upload.batches + 1):
+            upload.note(number, x, y)
+            if agreement.form is None:
+                agreement.try_on(x, y, send_first)
             else:
-                stream.send(x, y, options.task)
-                rows, batches = rows + len(x), batches + 1
+                stream.send(*agreement.of(x, y), options.task)
+            rows, batches = rows + len(x), batches + 1
             advance(len(x))
         stream.flush()
-    if rows == skipped == 0:
-        raise DataError(f"{options.file}: expected at least one row")
-    return {"task": options.task, "rows": rows, "batches": batches, "batches_already_there": skipped}
-
-
-def _name(options: argparse.Namespace) -> str:
-    """A stable name for this file, task and way of cutting it, so that an interrupted upload is recognised."""
-    digest = hashlib.sha256(repr((options.task, options.x, options.label, options.rows)).encode())
-    if options.file.is_file():
-        with options.file.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return f"send-{digest.hexdigest()[:16]}"
+    skipped = upload.batches
+    notes = [note for note in (upload.said, *agreement.notes) if note is not None]
+    return {"task": options.task, "rows": rows, "batches": batches, "batches_already_there": skipped, "notes": notes}
 
 
 def _print(options: argparse.Namespace, report: dict[str, Any]) -> None:
@@ -107,6 +113,7 @@ def _print(options: argparse.Namespace, report: dict[str, Any]) -> None:
         print_json(report)
         return
     there = report["batches_already_there"]
+    print(*report["notes"], sep="\n", end="\n" if report["notes"] else "")
     print(
         f"sent {report['rows']} rows in {report['batches']} batches to task {report['task']!r}"
         + (f" ({there} batches were there already)" if there else "")

@@ -19,6 +19,8 @@ REMEDIES = {
     "--state-dir, and send the tasks again",
     "no_credit": "wait until the trainer has caught up (`streamcl top` shows it), or close the task; then try again",
     "no_space": "make room on the daemon's disk; it goes on by itself",
+    "unlearnable": "mend the model or the configuration and start the daemon again, which tries again by itself; or "
+    "`streamcl retry TASK`, or `streamcl drop TASK`; `streamcl quarantine` lists what is kept",
     "not_allowed": "have this key granted the role and the names it needs, in the daemon's policy (security.policy; "
     "a SIGHUP has it read again), or give another with --key",
     "not_ready": "try again in a moment; `streamcl status` says what the daemon is doing",

@@ -22,13 +22,14 @@ from streamcl.cli.common import (
     producer,
     reader,
 )
+from streamcl.cli.files import Agreement, add_columns, opened, placed, read_as, say
 from streamcl.cli.operate import scores
 from streamcl.cli.progress import Silent, display
 from streamcl.errors import DataError, StreamclError
 
 if TYPE_CHECKING:
     from streamcl.cli.bars import Bars
-    from streamcl.client import Admin, Producer, Reader
+    from streamcl.client import Admin, Prediction, Producer, Reader
     from streamcl.datafiles import DataFile
 
 ORDERS = ("given", "reverse", "random", "advised")
@@ -37,10 +38,11 @@ PRODUCER = "sweep"
 
 @dataclass(frozen=True, slots=True)
 class TaskFile:
-    """A task and the file with its data."""
+    """A task and the file with its data, and in which form the daemon takes it."""
 
     task: str
     data: DataFile
+    agreement: Agreement
 
 
 def add_commands(commands: Any) -> None:
@@ -66,9 +68,8 @@ def add_commands(commands: Any) -> None:
         help="stop once a sweep moves the posterior mean by less than this, relative to its length (default 0.001)",
     )
     parser.add_argument("--test", nargs="+", default=[], metavar="[TASK=]FILE", help="score these instead of the data")
-    parser.add_argument("--label", "--y", help="the target's column or array (default: y, label, target or the last)")
-    parser.add_argument("--x", help="the array of inputs in an NPZ file")
-    parser.add_argument("--rows", type=int, default=256, help="rows a batch (default 256)")
+    add_columns(parser, "the target's column or array (default: label, target, class or y, by name, else the last; said)")
+    parser.add_argument("--rows", type=int, default=256, help="rows a batch (default 256; fewer if large)")
     add_connection(parser, "stream", "predict", "admin")
     add_json(parser)
 
@@ -82,6 +83,9 @@ def sweep(options: argparse.Namespace) -> int:
     tests = [_task_file(text, options) for text in options.test] or files
     if len({file.task for file in files}) < len(files):
         raise DataError("two files name the same task; write TASK=FILE")
+    every = files if tests is files else [*files, *tests]
+    for file in every:
+        say(options, file.data.reading)
     with (
         admin(options) as operator,
         reader(options) as model,
@@ -89,7 +93,7 @@ def sweep(options: argparse.Namespace) -> int:
         display(options) as show,
     ):
         rows = _swept(_Walk(options, operator, model, stream, show), files, tests)
-    _print(options, rows)
+    _print(options, rows, every)
     return 0
 
 
@@ -109,11 +113,9 @@ def _swept(walk: _Walk, files: list[TaskFile], tests: list[TaskFile]) -> list[di
 
 
 def _task_file(text: str, options: argparse.Namespace) -> TaskFile:
-    from streamcl.datafiles import Columns, open_data
-
     task, equals, path = text.rpartition("=")
-    data = open_data(Path(path), Columns(options.x, options.label), options.rows)
-    return TaskFile(task if equals else Path(path).stem, data)
+    data = opened(options, Path(path), options.rows)
+    return TaskFile(task if equals else Path(path).stem, data, Agreement(data, options.numbers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +146,30 @@ class _Walk:
 
     def feed(self, file: TaskFile, text: str) -> None:
         """One task's data and its boundary."""
-        with self.show.counting(text, file.data.count()) as advance:
-            for x, y in file.data.blocks():
-                self.stream.send(x, y, file.task)
-                advance(len(x))
+        base = self.stream.durable
+
+        def send(x: Any, y: Any) -> int:
+            self.stream.send(x, y, file.task)
+            return len(x)
+
+        def send_first(x: Any, y: Any) -> int:
+            send(x, y)
+            self.stream.flush()  # so that what is refused is refused now
+            return len(x)
+
+        with (
+            self.show.counting(text, file.data.count()) as advance,
+            placed(file.data, lambda seq: (seq - 1 - base) * file.data.block_rows, stored=False),
+        ):
+            for count in file.agreement.blocks(send_first, send):
+                advance(count)
+            self.stream.flush()
         with self.show.waiting(file.task, lambda: admin(self.options)):
             self.stream.boundary(file.task)
 
     def report(self, number: int, tests: list[TaskFile], before: Any, seconds: float) -> dict[str, Any]:
         """The scores of every test file, and how far the posterior mean has moved."""
-        by_task = {file.task: self._score(file.data) for file in tests}
+        by_task = {file.task: self._score(file.agreement) for file in tests}
         (kind,) = {name for score in by_task.values() for name in score}
         values = [score[kind] for score in by_task.values()]
         movement = None if before is None else _movement(before, self._mean())
@@ -179,17 +195,17 @@ class _Walk:
         got = self.operator.parameters()
         return np.divide(got.shift, got.precision, out=np.zeros_like(got.shift), where=got.precision > 0)
 
-    def _score(self, data: DataFile) -> dict[str, float]:
+    def _score(self, file: Agreement) -> dict[str, float]:
         import numpy as np
 
-        answers, targets = [], []
-        for x, y in data.blocks():
-            answers.append(self.model.predict(x))
-            targets.append(y)
+        def ask(x: Any, y: Any) -> tuple[Prediction, Any]:
+            return self.model.predict(x), y
+
+        answers, targets = zip(*file.blocks(ask, ask), strict=True)
         arrays = {name: np.concatenate([a.arrays[name] for a in answers]) for name in answers[0].arrays}
         if answers[0].labels is not None:
             arrays["label"] = np.concatenate([answer.label for answer in answers])
-        return scores(arrays, np.concatenate([y for y in targets if y is not None]))
+        return scores(arrays, np.concatenate(targets))
 
 
 def _movement(before: Any, after: Any) -> float:
@@ -198,9 +214,11 @@ def _movement(before: Any, after: Any) -> float:
     return float(np.linalg.norm(after - before) / max(np.linalg.norm(after), np.finfo(float).tiny))
 
 
-def _print(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+def _print(options: argparse.Namespace, rows: list[dict[str, Any]], files: list[TaskFile]) -> None:
     if options.json:
-        print_json({"sweeps": rows})
+        print_json({"sweeps": rows, "read": [{"task": file.task, **read_as(file.agreement)} for file in files]})
         return
+    for file in files:
+        print(*file.agreement.notes, sep="\n", end="\n" if file.agreement.notes else "")
     kind = next(name for name in rows[0] if name in ("accuracy", "rmse"))
     print_table(rows, ["sweep", kind, "movement", "seconds"], "nothing was swept")

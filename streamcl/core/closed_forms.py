@@ -10,6 +10,9 @@ over samples of its squares is
 * embeddings: ``sum_n (sum over the places t of a token of G_nt)^2``;
 * biases: ``sum_n (sum_t G_nt)^2``.
 
+Each form can also give ``sum_n w_n g_n``, the same gradients weighted and summed without squaring, which one plain backward
+pass gives as well (`mix`, `moments`): equal for random weights, they are the samples' own gradients.
+
 Knows nothing of likelihoods and of how calls are found (`recorder`). Whether a form holds for a parameter (used twice,
 tied, samples along another axis) is for the caller to check.
 """
@@ -61,6 +64,7 @@ class Site:
         self.numbers = output.numel()
         self._features = features
         self._layout, self._samples = FIRST, 0
+        self._mixed: Tensor | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -80,7 +84,7 @@ class Site:
 
     def fits(self, layout: Layout, samples: int) -> bool:
         """Whether the output has an axis like that."""
-        return self.shape[layout.axis] % samples == 0
+        return self.numbers > 0 and self.shape[layout.axis] % samples == 0
 
     def prepare(self) -> None:
         """Bring what came in into the shape of the form, once for all cotangents; `axis` and `names` are final."""
@@ -91,6 +95,21 @@ class Site:
 
     def finish(self, sums: dict[str, Tensor]) -> None:
         """Add what was put off until all cotangents were seen."""
+
+    def mix(self, gradient: Tensor, weights: Tensor) -> None:
+        """Remember one cotangent's gradient of the output, each sample's times its weight [n]."""
+        times = self.shape[self._layout.axis] // self._samples
+        spread = weights.repeat(times) if self._layout.inner else weights.repeat_interleave(times)
+        spread = spread.reshape(-1, *[1] * (gradient.ndim - self._layout.axis - 1))
+        self._mixed = gradient * spread if self._mixed is None else self._mixed.addcmul_(gradient, spread)
+
+    def moments(self, sums: dict[str, Tensor]) -> None:
+        """Add ``sum_n w_n g_n`` of all that was mixed."""
+        if self._mixed is not None:
+            self._add_moments(self._mixed, sums)
+
+    def _add_moments(self, mixed: Tensor, sums: dict[str, Tensor]) -> None:
+        raise NotImplementedError
 
     def _rows(self, values: Tensor, features: int = 1) -> Tensor:
         """[n, t, features]."""
@@ -137,6 +156,14 @@ class Dense(Site):
         if bias is not None:
             sums[bias] += self._squares.sum(0)
 
+    def _add_moments(self, mixed: Tensor, sums: dict[str, Tensor]) -> None:
+        weight, bias = self.names
+        g = self._rows(mixed).flatten(0, 1)
+        if weight is not None:
+            sums[weight] += g.mT @ self.inputs.flatten(0, 1)
+        if bias is not None:
+            sums[bias] += g.sum(0)
+
 
 @dataclass(frozen=True, slots=True)
 class Windows:
@@ -171,7 +198,7 @@ class Convolution(Site):
         self.numbers += output[:, 0].numel() * inputs.shape[1] * math.prod(windows.kernel)
 
     def fits(self, layout: Layout, samples: int) -> bool:
-        return layout == FIRST and self.shape[0] == samples
+        return layout == FIRST and self.shape[0] == samples > 0
 
     def prepare(self) -> None:
         if self.names[0] is not None:
@@ -184,6 +211,15 @@ class Convolution(Site):
             add_squared_products(sums[weight], g.reshape(len(g), self._windows.groups, -1, g.shape[2]), self.inputs)
         if bias is not None:
             sums[bias] += g.sum(2).square_().sum(0)
+
+    def _add_moments(self, mixed: Tensor, sums: dict[str, Tensor]) -> None:
+        weight, bias = self.names
+        g = mixed.flatten(2)
+        if bias is not None:
+            sums[bias] += g.sum((0, 2))
+        if weight is not None:
+            g = g.reshape(len(g), self._windows.groups, -1, g.shape[2]).permute(1, 2, 0, 3).flatten(2)
+            sums[weight] += (g @ self.inputs.permute(1, 0, 3, 2).flatten(1, 2)).view_as(sums[weight])
 
 
 class Scaling(Site):
@@ -205,6 +241,14 @@ class Scaling(Site):
             sums[weight] += (g * self.normalised).sum((1, 3)).square_().sum(0).view_as(sums[weight])
         if bias is not None:
             sums[bias] += g.sum((1, 3)).square_().sum(0).view_as(sums[bias])
+
+    def _add_moments(self, mixed: Tensor, sums: dict[str, Tensor]) -> None:
+        weight, bias = self.names
+        g = self._folded(mixed)
+        if weight is not None:
+            sums[weight] += (g * self.normalised).sum((0, 1, 3)).view_as(sums[weight])
+        if bias is not None:
+            sums[bias] += g.sum((0, 1, 3)).view_as(sums[bias])
 
     def _folded(self, values: Tensor) -> Tensor:
         """[n, t, features, u], to be summed over t and u."""
@@ -230,11 +274,18 @@ class Lookup(Site):
         self._pairs, self._place = torch.unique(pairs, dim=1, return_inverse=True)
 
     def add(self, gradient: Tensor, sums: dict[str, Tensor]) -> None:
+        self._scatter(gradient, sums, squared=True)
+
+    def _add_moments(self, mixed: Tensor, sums: dict[str, Tensor]) -> None:
+        self._scatter(mixed, sums, squared=False)
+
+    def _scatter(self, gradient: Tensor, sums: dict[str, Tensor], squared: bool) -> None:
+        weight = self.names[0]
+        if weight is None:  # the form does not hold for a table that is used elsewhere too
+            return
         g = self._rows(gradient).flatten(0, 1)[self._used]
         each = g.new_zeros(self._pairs.shape[1], g.shape[1]).index_add_(0, self._place, g)
-        weight = self.names[0]
-        assert weight is not None
-        sums[weight].index_add_(0, self._pairs[1], each.square_().to(sums[weight].dtype))
+        sums[weight].index_add_(0, self._pairs[1], (each.square_() if squared else each).to(sums[weight].dtype))
 
 
 def add_squared_products(total: Tensor, g: Tensor, a: Tensor) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamcl.errors import ModelRefused
+from streamcl.errors import WrongOutput
 
 FisherKind = Literal["exact", "mc", "empirical"]
 
@@ -25,7 +25,7 @@ class Likelihood(Protocol):
         """How many outputs the model needs for targets [n, *target_row]."""
 
     def nll(self, output: Tensor, target: Tensor) -> Tensor:
-        """Negative log likelihood of each sample, [n], in nats. Raises ModelRefused for outputs of a wrong shape."""
+        """Negative log likelihood of each sample, [n], in nats. Raises WrongOutput for outputs of a wrong shape."""
 
     def predict(self, output: Tensor) -> dict[str, Tensor]:
         """The predictive distribution: ``probs``, or ``mean`` and ``variance``."""
@@ -70,7 +70,7 @@ class Categorical:
 
     def _checked(self, output: Tensor) -> Tensor:
         if output.ndim != 2 or output.shape[1] != self.classes:
-            raise ModelRefused(f"model output: expected [n, {self.classes}] logits, got {list(output.shape)}")
+            raise WrongOutput(f"model output: expected [n, {self.classes}] logits, got {list(output.shape)}")
         return output
 
 
@@ -175,7 +175,7 @@ def _like(values: Tensor, other: Tensor) -> Tensor:
     if values.shape == other.shape:
         return values
     if len(values) != len(other) or values.numel() != other.numel():
-        raise ModelRefused(f"model output: expected the targets' shape {list(other.shape)}, got {list(values.shape)}")
+        raise WrongOutput(f"model output: expected the targets' shape {list(other.shape)}, got {list(values.shape)}")
     return values.reshape(other.shape)
 
 

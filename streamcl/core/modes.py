@@ -6,9 +6,6 @@ A factory may freeze a part of its model by putting it into evaluation mode; ``m
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
-from streamcl.errors import ModelRefused
 
 
 class TrainingFlags:
@@ -28,17 +25,3 @@ class TrainingFlags:
         for part, _ in self._flags:
             if part.training:
                 part.training = False
-
-
-def refuse_batchnorm(module: nn.Module) -> None:
-    """Raise ModelRefused for batch normalisation in training mode, naming the layers and the remedy.
-
-    Its running statistics follow the newest data, are not part of the posterior, and so would be forgotten freely.
-    """
-    layers = [name for name, part in module.named_modules() if isinstance(part, _BatchNorm) and part.training]
-    if layers:
-        raise ModelRefused(
-            f"batch normalisation in training mode ({', '.join(layers) or 'the model itself'}): its running statistics "
-            "are not part of the posterior, so every task would overwrite them. Use GroupNorm or LayerNorm, or freeze "
-            "the statistics by calling .eval() on these layers in the factory"
-        )

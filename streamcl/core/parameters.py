@@ -64,7 +64,22 @@ class FlatParameters:
 def _check_uniform(trainable: dict[str, nn.Parameter]) -> None:
     if not trainable:
         raise ModelRefused("the model has no trainable parameters; expected at least one with requires_grad")
+    for name, p in trainable.items():
+        _check_real(name, p)
     kinds = {(p.dtype, p.device) for p in trainable.values()}
     if len(kinds) > 1:
         found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
         raise ModelRefused(f"the model's parameters must share one dtype and device, got {found}")
+
+
+def _check_real(name: str, p: nn.Parameter) -> None:
+    if p.is_complex():
+        raise ModelRefused(
+            f"model: parameter {name} is complex, and the posterior is one over real numbers; make its real and imaginary "
+            "parts the parameter (torch.view_as_real) and use torch.view_as_complex of it in forward"
+        )
+    if not p.is_floating_point() or p.layout != torch.strided:
+        raise ModelRefused(
+            f"model: parameter {name} is of {p.dtype}, {p.layout}; expected dense real numbers: train its values as a "
+            "dense parameter and put them in their places in forward, or keep it from training (requires_grad_(False))"
+        )

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from streamcl.core.closed_forms import Convolution, Dense, Lookup, Names, Scaling, Site, Windows
+from streamcl.core.provenance import Rows
 
 PLAIN_ATTENTION = 128 * 128  # scores of a head and sample, up to which they are held
 
@@ -24,12 +25,13 @@ PLAIN_ATTENTION = 128 * 128  # scores of a head and sample, up to which they are
 class Recorder(TorchFunctionMode):
     """Notes calls of functions with a closed form while it is active.
 
-    parameters: by name. sites: in the order of the calls.
+    parameters: by name. rows: follows the batch's rows. sites: in the order of the calls.
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
+    def __init__(self, parameters: Iterable[tuple[str, Tensor]], rows: Rows) -> None:
         super().__init__()
         self._names = {id(p): name for name, p in parameters}
+        self.rows = rows
         self.sites: list[Site] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -38,7 +40,9 @@ class Recorder(TorchFunctionMode):
             with self:
                 return _attention(*args, **kwargs)
         noted = _NOTED.get(func)
-        return func(*args, **kwargs) if noted is None else noted(self, func, *args, **kwargs)
+        output = func(*args, **kwargs) if noted is None else noted(self, func, *args, **kwargs)
+        self.rows.saw(func, args, kwargs, output)
+        return output
 
     def names(self, weight: Tensor | None, bias: Tensor | None) -> Names:
         """Of these two, where they are parameters."""

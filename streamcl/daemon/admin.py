@@ -16,18 +16,32 @@ from streamcl.daemon.view import figures
 from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import HEADER_BYTES, Array, Buffer
-from streamcl.storage import published
+from streamcl.protocol.session import KEPT_REMEDY
+from streamcl.storage import checkpoint, ledger, published
 from streamcl.storage.records import Record
+from streamcl.storage.versions import Versions, undoing
 
 if TYPE_CHECKING:
     from streamcl.daemon.ingest import Ingest
 
 MOST_WAITING = 256  # requests that are answered later
 PAGE_ROWS = 2000  # read of the history at once; the header's size decides how many are sent
-CHANGING = frozenset({"boundary", "revisit", "abandon", "forget", "checkpoint", "pause", "resume", "stop"})
-ANSWERED_LATER = frozenset(
-    {messages.AdminBoundary, messages.AdminRevisit, messages.Abandon, messages.Forget, messages.Checkpoint}
+CHANGING = frozenset(
+    {"boundary", "revisit", "abandon", "forget", "retry", "drop", "rollback", "checkpoint", "pause", "resume", "stop"}
 )
+ANSWERED_LATER = frozenset(
+    {
+        messages.AdminBoundary,
+        messages.AdminRevisit,
+        messages.Abandon,
+        messages.Forget,
+        messages.Retry,
+        messages.Drop,
+        messages.Rollback,
+        messages.Checkpoint,
+    }
+)
+Waiting = messages.AdminBoundary | messages.Retry | messages.Rollback
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +54,18 @@ class Request:
 
 @dataclass(slots=True)
 class Later:
-    """Answers owed: when a record of this LSN has taken effect, for checkpoints by number; boundaries behind a barrier."""
+    """Answers owed: when a record of this LSN has taken effect, for checkpoints by number; and requests that cannot be
+    stored yet: boundaries behind a barrier, retries while a task is open, rollbacks behind a boundary."""
 
-    done: dict[int, Request] = field(default_factory=dict)
+    done: dict[int, list[Request]] = field(default_factory=dict)
     checkpoints: dict[int, Request] = field(default_factory=dict)
-    barriers: list[tuple[Request, messages.AdminBoundary]] = field(default_factory=list)
+    waiting: list[tuple[Request | None, Waiting]] = field(default_factory=list)
     stored: list[tuple[Request, dict[str, Any]]] = field(default_factory=list)
     next_checkpoint: int = 0
 
     def check_room(self) -> None:
         """Raise Refused ``no_credit`` where too many wait already."""
-        waiting = len(self.done) + len(self.checkpoints) + len(self.barriers) + len(self.stored)
+        waiting = len(self.done) + len(self.checkpoints) + len(self.waiting) + len(self.stored)
         if waiting >= MOST_WAITING:
             raise Refused("no_credit", f"{waiting} requests wait for their answers already; ask later", retryable=True)
 
@@ -127,6 +142,17 @@ class Admin:
                 self._store(request, ingest.session.admit_abandon(message.task), wait=True)
             case messages.Forget():
                 self._store(request, ingest.session.admit_forget(message.task), wait=True)
+            case messages.Retry():
+                self._retry(request, message)
+            case messages.Drop():
+                self._store(request, ingest.session.admit_drop(message.task), wait=True)
+            case messages.Rollback():
+                self._roll_back(request, message)
+            case messages.Quarantine():
+                rows = ingest.view.quarantined()
+                self._ok(request, {**self._page("quarantine", rows[message.offset :]), "total": len(rows)})
+            case messages.Versions():
+                self._ok(request, self._page("versions", self._versions()))
             case messages.History():
                 self._ok(request, self._page("rows", ingest.history.read(message.offset, PAGE_ROWS)))
             case messages.Producers():
@@ -142,10 +168,17 @@ class Admin:
                 self._ok(request, {"drain": message.drain})
 
     def _what_waits(self, peer: Peer) -> dict[str, Any]:
-        """To who asks while a boundary of its own waits behind a barrier: for whom."""
-        for request, message in self.later.barriers:
-            if request.peer.routing_id == peer.routing_id and self.ingest.view.problem() is None:
-                return {"working": False, "waiting": self.ingest.session.unmet(message.task, message.barrier)}
+        """To who asks while a boundary of its own waits behind a barrier, or a retry behind an open task: for whom."""
+        session = self.ingest.session
+        for request, message in self.later.waiting:
+            if request is None or request.peer.routing_id != peer.routing_id:
+                continue
+            match message:
+                case messages.AdminBoundary() if self.ingest.view.trouble() is None:
+                    return {"working": False, "waiting": session.unmet(message.task, message.barrier)}
+                case messages.Retry() if session.open_task is not None:
+                    text = f"task {message.task!r} is learned once task {session.open_task!r} is closed"
+                    return {"working": False, "waiting": text}
         return {}
 
     def _pause(self, paused: bool) -> None:
@@ -192,21 +225,82 @@ class Admin:
         for number in self.later.checkpoints:
             self.ingest.side.send("checkpoint", id=number)
 
-    def _boundary(self, request: Request, message: messages.AdminBoundary) -> None:
+    def _boundary(self, request: Request | None, message: messages.AdminBoundary) -> None:
         session = self.ingest.session
         if not session.barrier_holds(message.barrier):
-            self.later.barriers.append((request, message))
+            self.later.waiting.append((request, message))
             return
         self._store(request, session.admit_admin_boundary(message.task, message.weight), message.wait)
 
-    def _store(self, request: Request, records: Sequence[Record], wait: bool) -> None:
+    def retry_all(self) -> None:
+        """The daemon has started, perhaps with a mended model or configuration: everything kept is tried again."""
+        session = self.ingest.session
+        tasks = dict.fromkeys([*sorted(session.held), *session.set_aside])
+        self.later.waiting += [(None, messages.Retry(task=task)) for task in tasks if task not in session.resolving]
+
+    def _retry(self, request: Request | None, message: messages.Retry) -> None:
+        """As soon as no task is open: what is learned then has the whole posterior to itself."""
+        session = self.ingest.session
+        if message.task in session.resolving:  # by itself, after a start: whoever asks now waits for that
+            if request is not None:
+                self.later.done.setdefault(session.resolving[message.task], []).append(request)
+            return
+        if session.open_task is not None and (message.task in session.held or message.task in session.set_aside):
+            self.later.waiting.append((request, message))
+            return
+        self._store(request, session.admit_retry(message.task), wait=True)
+
+    def _roll_back(self, request: Request | None, message: messages.Rollback) -> None:
+        """Once every boundary before it has taken effect: only then is it known what there is to undo."""
+        ingest = self.ingest
+        if ingest.session.unsettled:
+            self.later.waiting.append((request, message))
+            return
+        versions = Versions(ingest.state.path, ingest.disk)
+        found = undoing(message.task, self._entries(), versions.numbers(), ingest.config.posterior.keep)
+        if found is None:
+            raise Refused(
+                "unknown_task",
+                f"task {message.task!r}: expected one whose boundary is among the last {ingest.config.posterior.keep} "
+                f"(posterior.keep), with no withdrawal since; `streamcl versions` lists what can be undone",
+            )
+        problem = versions.problem(found.version)
+        if problem is not None:
+            raise Refused("internal", f"version {found.version} cannot be used: {problem}")
+        self._store(request, ingest.session.admit_rollback(message.task, found.version, found.undone), wait=True)
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """The ledger, as far as the checkpoint counts it."""
+        path = self.ingest.state.path
+        meta = checkpoint.read_meta(path)
+        return [] if meta is None else ledger.read(path, meta["ledger"])
+
+    def _versions(self) -> list[dict[str, Any]]:
+        """What a rollback of each task would do, for those of which one is possible, the newest last."""
+        versions, entries = Versions(self.ingest.state.path, self.ingest.disk), self._entries()
+        numbers, rows = versions.numbers(), []
+        for task, entry in ledger.standing(entries).tasks.items():
+            found = undoing(task, entries, numbers, self.ingest.config.posterior.keep)
+            if found is not None:
+                row = {
+                    "task": task,
+                    "closed_at": entry["closed_at"],
+                    "version": found.version,
+                    "undone": list(found.undone),
+                }
+                rows.append(row | {"bytes": versions.size(found.version), "problem": versions.problem(found.version)})
+        return rows
+
+    def _store(self, request: Request | None, records: Sequence[Record], wait: bool) -> None:
         """Put an operator's records into the log; answered when durable or, with `wait`, when the last took effect."""
         if self.ingest.closing:
             raise Refused("not_ready", "the daemon is stopping", retryable=True)
         for record in records:
             lsn = self.ingest.append(record)
+        if request is None:
+            return
         if wait:
-            self.later.done[lsn] = request
+            self.later.done.setdefault(lsn, []).append(request)
         else:
             self.later.stored.append((request, {"task": records[-1].task}))
 
@@ -214,22 +308,47 @@ class Admin:
 
     def release(self) -> None:
         """Everything appended is durable: answer who waits for that, and boundaries whose barrier holds now."""
-        for request, fields in self.later.stored:
-            self._ok(request, fields)
+        for asked, fields in self.later.stored:
+            self._ok(asked, fields)
         self.later.stored.clear()
-        waiting, self.later.barriers = self.later.barriers, []
+        waiting, self.later.waiting = self.later.waiting, []
         for request, message in waiting:
             try:
-                self.ingest.guard.check(request.peer, message)
-                self._boundary(request, message)
+                if request is not None:
+                    self.ingest.guard.check(request.peer, message)
+                self._take_up(request, message)
             except Refused as refused:
-                self._error(request, refused)
+                if request is not None:
+                    self._error(request, refused)
+                elif refused.retryable:
+                    self.later.waiting.append((request, message))
+
+    def _take_up(self, request: Request | None, message: Waiting) -> None:
+        match message:
+            case messages.Retry():
+                self._retry(request, message)
+            case messages.Rollback():
+                self._roll_back(request, message)
+            case messages.AdminBoundary():
+                self._boundary(request, message)
 
     def done(self, entry: dict[str, Any]) -> None:
         """A record took effect: answer whoever waits for it."""
-        request = self.later.done.pop(entry["lsn"], None)
-        if request is not None:
-            self._ok(request, figures(entry))
+        for request in self.later.done.pop(entry["lsn"], ()):
+            self._answer_done(request, entry)
+
+    def _answer_done(self, request: Request, entry: dict[str, Any]) -> None:
+        match entry["kind"]:
+            case "held" | "still-aside":
+                rows = f"task {entry['task']!r}: {entry['samples']} rows could not be learned"
+                reason = self.ingest.view.reason(entry["task"])
+                self._error(request, Refused("unlearnable", f"{rows}: {reason}; they are kept: {KEPT_REMEDY}"))
+            case "rollback-failed":
+                self._error(request, Refused("internal", f"task {entry['task']!r}: {entry['reason']}"))
+            case "boundary" | "revisit" | "confirm":
+                self._ok(request, self.ingest.verdict(entry))
+            case _:
+                self._ok(request, figures(entry))
 
     def checkpointed(self, message: dict[str, Any]) -> None:
         """A checkpoint was written, for these requests or of itself."""

@@ -94,7 +94,13 @@ class Evaluator:
 
     def _score(self, task: str, path: Path, network: Network) -> Iterator[Evaluated | None]:
         hits, rows = 0.0, 0
-        for x, y in open_data(path, rows=BLOCK_ROWS).blocks():
+        data = open_data(path, rows=BLOCK_ROWS)
+        for _ in data.checking():
+            yield None
+        labels = network.conversion.to_outputs is not None
+        form = data.form("integer" if network.signature.x_integer else "real", integer_targets=labels)
+        for block in data.blocks():
+            x, y = form.of(*block)
             wrong = _what_is_wrong(x, y, network)
             if wrong is not None or y is None:
                 self._complain(task, path, f"{path.name}: {wrong}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 import zmq
 from prometheus_client import CollectorRegistry
@@ -32,15 +33,16 @@ from streamcl.daemon.sockets import Peer
 from streamcl.daemon.view import View, figures
 from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
+from streamcl.protocol.firsts import chosen
 from streamcl.protocol.frames import Buffer, NamedArrays
-from streamcl.protocol.session import StreamSession, Terms
+from streamcl.protocol.session import KEPT_REMEDY, StreamSession, Terms
 from streamcl.protocol.signature import Signature
-from streamcl.storage import ledger, log, quarantine
+from streamcl.storage import ledger, log, published, quarantine
 from streamcl.storage.audit import Audit
 from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.history import History
 from streamcl.storage.owners import Owners
-from streamcl.storage.records import Record
+from streamcl.storage.records import Batch, Record
 from streamcl.storage.state import StateDirectory
 
 GROUP_BYTES = 32 << 20  # synced together at the most, so that an acknowledgement never waits for more
@@ -48,6 +50,7 @@ IDLE_MS = 1000
 PROBE_SECONDS = 1.0  # between two looks at a full disk
 ROOM_BYTES = 1 << 20  # what must fit before a disk counts as no longer full
 WAITING_BYTES = 512 << 20  # of all messages together that wait for a barrier or for the model
+MOST_DEATHS = 3  # of trainers that try a model on one batch; then it is the model that is refused
 MOST_CONNECTIONS = 10_000  # that have said hello; older ones are asked to say it again
 
 
@@ -68,6 +71,31 @@ class Pending:
     message: messages.Batch | messages.Boundary | messages.Revisit
     arrays: NamedArrays
     nbytes: int
+
+
+@dataclass(slots=True)
+class ModelTrial:
+    """A first batch, on rows of which the trainer tries the model.
+
+    life: which trainer was asked. deaths: how many trainers have ended before they answered.
+    """
+
+    number: int
+    producer: str
+    pending: Pending
+    life: int
+    deaths: int = 0
+
+    @property
+    def signature(self) -> Signature:
+        """Of the batch."""
+        return Signature.of(self.pending.arrays["x"], self.pending.arrays["y"])
+
+    def follow(self, pending: Pending) -> None:
+        """The same batch was sent again: the verdict is about that one too."""
+        old, new = self.pending.arrays, pending.arrays
+        if all(np.array_equal(old[name], new[name]) for name in ("x", "y")):
+            self.pending = pending
 
 
 @dataclass(slots=True)
@@ -119,6 +147,7 @@ class Ingest:
                 mode=config.posterior.mode,
                 on_change=config.stream.boundary == "on-change",
                 drift=config.stream.boundary == "drift",
+                hold=config.stream.on_failure == "hold",
                 task_bytes=config.stream.task_bytes,
                 credit=config.stream.credit,
                 tasks=config.stream.tasks,
@@ -133,8 +162,9 @@ class Ingest:
         self.waiting: dict[str, OrderedDict[int, Pending]] = {}
         self.acks = Acknowledgements()
         self.done_later: list[dict[str, Any]] = []
-        self.model_asked: Signature | None = None
         self.model_accepted: Signature | None = None
+        self.trial: ModelTrial | None = None
+        self._trials = self._lives = 0  # models tried, trainers that have started
         self.closing = False
         self.finished = False
         self._arrivals: list[float] = []
@@ -150,18 +180,19 @@ class Ingest:
 
     def recover(self) -> None:
         """Take over what is on disk."""
-        self.writer, entries = recover(self.state, self.session, self.disk)
+        self.writer, self.view.standing = recover(self.state, self.session, self.disk)
+        self.metrics.kept(self.session)
         if self.writer.torn is not None:
             torn = self.writer.torn
             self.view.torn_bytes = torn.nbytes
             self.log.warning("cut off a torn tail", path=str(torn.path), offset=torn.offset, nbytes=torn.nbytes)
         self.history = History(self.state.history)
         self.chronicle = self.view.chronicle = Chronicle(self.session, self.history)
-        self.view.recovered(entries)
         self._show_penalties(self.history.latest_penalties())
         self._show_accuracies(self.history.latest_accuracies())
         self.view.quarantine = quarantine.load(self.state.path)
         self.model_accepted = self.session.signature
+        published.clear(self.state.trial)
         self._tell_trainer()
         self._watch_spool()
 
@@ -315,6 +346,8 @@ class Ingest:
             return
         waiting = self.waiting.get(producer)
         if waiting and message.seq in waiting:
+            if self.trial is not None and self.trial.pending is waiting[message.seq]:
+                self.trial.follow(pending)
             waiting[message.seq] = pending
             return
         self.session.check_sequence(producer, message.seq, ahead=len(waiting or ()))
@@ -347,25 +380,97 @@ class Ingest:
         if held + pending.nbytes > WAITING_BYTES:
             raise Refused("no_credit", f"{held} bytes wait for barriers already; send it later", retryable=True)
         if not waiting and isinstance(pending.message, messages.Batch):
-            self._ask_for_model(producer, pending)
+            self._records(producer, pending)
         waiting[pending.message.seq] = pending
 
-    def _ask_for_model(self, producer: str, pending: Pending) -> None:
-        """Have the trainer build a model for the first batch's shapes before anything of it is stored."""
-        self.session.admit_batch(producer, pending.message, pending.arrays, pending.nbytes)  # type: ignore[arg-type]
-        signature = Signature.of(pending.arrays["x"], pending.arrays["y"])
-        self.model_asked = signature
-        self.side.send("try_model", signature=signature.plain())
-
-    def _store(self, producer: str, pending: Pending) -> None:
+    def _records(self, producer: str, pending: Pending) -> Sequence[Record]:
+        """What would store a message; raises Refused."""
         message = pending.message
         match message:
             case messages.Batch():
-                records = self.session.admit_batch(producer, message, pending.arrays, pending.nbytes)
+                return self.session.admit_batch(producer, message, pending.arrays, pending.nbytes)
             case messages.Boundary():
-                records = self.session.admit_boundary(producer, message)
-            case _:
-                records = self.session.admit_revisit(producer, message.seq, message.task, message.damping)
+                return self.session.admit_boundary(producer, message)
+        return self.session.admit_revisit(producer, message.seq, message.task, message.damping)
+
+    # -- trying a model ------------------------------------------------------------------------------------------
+
+    def _try_next(self) -> None:
+        """Have the model tried on the next first batch, one at a time: each is judged by its own rows."""
+        if self.session.signature is not None:
+            return
+        for producer, waiting in list(self.waiting.items()):
+            if self.trial is not None:
+                return
+            pending = next(iter(waiting.values()))
+            if isinstance(pending.message, messages.Batch) and self._must_wait(pending.message, pending.arrays):
+                try:
+                    self._try(producer, pending)
+                except Refused as refused:
+                    self._drop_first(producer, refused)
+
+    def _try(self, producer: str, pending: Pending) -> None:
+        """Put a few rows where the trainer finds them, until it has spoken; raises Refused ``no_space`` and others."""
+        (*_, batch) = self._records(producer, pending)
+        assert isinstance(batch, Batch)
+        x, y = chosen(pending.arrays["x"], pending.arrays["y"])
+        self._trials += 1
+        trial = ModelTrial(self._trials, producer, pending, self._lives)
+        meta = {"signature": trial.signature.plain(), "new_labels": list(batch.new_labels)}
+        try:
+            published.publish(self.state.trial, meta, {"x": x, "y": y})
+        except OSError as error:
+            published.clear(self.state.trial)
+            reason = f"no room to try the model on the first batch ({error.strerror}); free some"
+            raise Refused("no_space", reason, retryable=True) from None
+        self.trial = trial
+        self.side.send("try_model", number=trial.number)
+
+    def _try_again(self) -> None:
+        """A trainer has started; where the one before died of trying a model, not for ever."""
+        self._lives += 1
+        trial = self.trial
+        if trial is None:
+            return
+        trial.deaths += trial.life > 0
+        trial.life = self._lives
+        if trial.deaths < MOST_DEATHS:
+            self.side.send("try_model", number=trial.number)
+            return
+        self._judged(
+            trial,
+            f"the process that tried the model on the first batch ended {trial.deaths} times while it did (a crash in "
+            "native code, os._exit, memory, or no sign of life for train.watchdog_seconds); try the model on such rows by "
+            "itself, with python -X faulthandler",
+        )
+
+    def _model_judged(self, message: dict[str, Any]) -> None:
+        """The trainer has tried the model on a first batch, or says why it cannot be learned."""
+        trial = self.trial
+        if trial is not None and trial.number == message["number"]:
+            self._judged(trial, message["refused"])
+
+    def _judged(self, trial: ModelTrial, reason: str | None) -> None:
+        self.trial = None
+        published.clear(self.state.trial)
+        if reason is None:
+            self.model_accepted = trial.signature
+            return
+        self.chronicle.note("failed", f"the model is refused: {reason}")
+        self.log.error("the first batch is refused with the model", producer=trial.producer, seq=trial.pending.message.seq)
+        waiting = self.waiting.get(trial.producer)
+        if waiting and next(iter(waiting.values())) is trial.pending:
+            self._drop_first(trial.producer, Refused("bad_shape", reason))
+
+    def _drop_first(self, producer: str, refused: Refused) -> None:
+        """Refuse the first of a producer's messages that wait, and with it those behind."""
+        _, pending = self.waiting[producer].popitem(last=False)
+        self._refuse_waiting(producer, pending, refused)
+        if not self.waiting[producer]:
+            del self.waiting[producer]
+
+    def _store(self, producer: str, pending: Pending) -> None:
+        message, records = pending.message, self._records(producer, pending)
         for record in records:
             self.append(record, pending.arrays.payloads if record is records[-1] else ())
         if isinstance(message, messages.Batch):
@@ -428,6 +533,7 @@ class Ingest:
                     self._refuse_waiting(producer, pending, refused)
             if not waiting:
                 del self.waiting[producer]
+        self._try_next()
 
     def _refuse_waiting(self, producer: str, pending: Pending, refused: Refused) -> None:
         """Refuse the message, and as a gap all that waited behind it."""
@@ -506,7 +612,14 @@ class Ingest:
         """Tell the producer that closed a task; a REQ socket can take only the reply to its request."""
         peer = self.peers.get(entry["producer"] or "")
         if peer is not None and not peer.waits_for_one:
-            self._reply(peer, {"type": "done", "seq": entry["seq"], **figures(entry)})
+            self._reply(peer, self.verdict(entry) | {"seq": entry["seq"]})
+
+    def verdict(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """What a boundary came to: `done`, or `failed` where nothing was learned."""
+        if entry["kind"] == "held":
+            message = f"{self.view.reason(entry['task'])}; its rows are kept: {KEPT_REMEDY}"
+            return {"type": "failed", "task": entry["task"], "samples": entry["samples"], "message": message}
+        return {"type": "done", **figures(entry), "set_aside": ledger.rows_aside(entry)}
 
     def _offer_credit(self) -> None:
         """Tell every producer when there is credit again; that it has run out stands in the batches' own acks."""
@@ -526,6 +639,8 @@ class Ingest:
                 case "closing":
                     self.closing = True
                     self.view.paused = False  # what is stored is learned before the end, paused or not
+                case "begin":
+                    self.admin.retry_all()
                 case "stop":
                     self.finished = True
                 case "failed":
@@ -588,6 +703,8 @@ class Ingest:
                     self._done(message["entry"], message["warning"])
                 case "failed":
                     self._set_aside(message["failure"])
+                case "forgiven":
+                    self._forgive(set(message["lsns"]))
                 case "penalties":
                     self._take_penalties(message)
                 case "accuracies":
@@ -617,14 +734,17 @@ class Ingest:
         self.metrics.quarantined.inc()
         self.chronicle.note("failed", str(failure["reason"]), failure["task"])
 
+    def _forgive(self, lsns: set[int]) -> None:
+        """Only of these records the failures still matter."""
+        self.view.quarantine = [failure for failure in self.view.quarantine if failure["lsn"] in lsns]
+
     def _greet_trainer(self) -> None:
         """A trainer has (re)started: say how far the log goes and what it was asked before."""
         self._tell_trainer()
         self.view.recovered_trainer()
         if self.view.paused:
             self.side.send("pause")
-        if self.model_asked is not None:
-            self.side.send("try_model", signature=self.model_asked.plain())
+        self._try_again()
         self.admin.ask_again()
 
     def _done(self, entry: dict[str, Any], warning: str | None) -> None:
@@ -632,12 +752,14 @@ class Ingest:
         if entry["lsn"] <= self._done_lsn:  # a restarted trainer says its last word again, in case we have not had it
             return
         self._done_lsn = entry["lsn"]
-        self.session.heard(entry["lsn"])
+        self._settle(entry)
         self.view.done(entry, warning)
         if ledger.by_drift(entry):
             self._drifted(entry)
         if entry["kind"] != "confirm":
-            self.chronicle.note(entry["kind"], _in_words(entry), entry["task"], entry["lsn"])
+            self.chronicle.note(
+                _NOTED.get(entry["kind"], entry["kind"]), self._in_words(entry), entry["task"], entry["lsn"]
+            )
         if warning is not None:
             self.chronicle.note("warning", warning, entry["task"])
         match entry["kind"]:
@@ -645,11 +767,12 @@ class Ingest:
                 self.session.consolidated(entry["task"], entry["lsn"], by_drift=ledger.by_drift(entry))
                 self.metrics.consolidated(entry)
                 self._send_done(entry)
-            case "confirm":
+            case "held" | "confirm":
                 self._send_done(entry)
             case "forget":
-                self.history.forget(entry["task"])
-                self.metrics.forget_task(entry["task"])
+                self._unlearned([entry["task"]])
+            case "rollback":
+                self._unlearned(entry["undone"])
         self.admin.done(entry)
 
     def _drifted(self, entry: Mapping[str, Any]) -> None:
@@ -658,6 +781,45 @@ class Ingest:
         self.log.warning("drift: the task is closed", task=entry["task"], lsn=entry["lsn"], reason=entry["reason"])
         self.chronicle.note("drift", entry["reason"], entry["task"], entry["lsn"])
         self.writer.rotate()  # so that what is stored from now on does not keep the closed task's records on disk
+
+    def _unlearned(self, tasks: Iterable[str]) -> None:
+        for task in tasks:
+            self.history.forget(task)
+            self.metrics.forget_task(task)
+
+    def _settle(self, entry: dict[str, Any]) -> None:
+        """What a record changed holds for everything that comes now."""
+        session, standing = self.session, self.view.standing
+        standing.take(entry, lambda count: ledger.standing(ledger.read(self.state.path, count)))
+        session.took_effect(entry["lsn"])
+        if entry["kind"] in ("boundary", "revisit", "held"):
+            session.consolidated(entry["task"], entry["lsn"], by_drift=ledger.by_drift(entry))
+        if entry["kind"] not in ("boundary", "revisit") or session.held or session.set_aside or ledger.aside(entry):
+            session.settle(standing.closed(), standing.forgotten, standing.held, standing.set_aside())
+        self.metrics.kept(session)
+
+    def _in_words(self, entry: Mapping[str, Any]) -> str:
+        """What a record changed for good."""
+        match entry["kind"]:
+            case "boundary" | "revisit":
+                aside = ledger.rows_aside(entry)
+                kept = f"; {aside} rows could not be learned and are set aside" if aside else ""
+                verb = "consolidated" if entry["kind"] == "boundary" else "revisited"
+                figures = f"{entry['samples']} samples, loss {entry['loss']:.4g}, {entry['seconds']:.2f} s"
+                return f"{verb}: {figures}{kept}"
+            case "held":
+                return f"held: {entry['samples']} rows could not be learned: {self.view.reason(entry['task'])}"
+            case "still-aside":
+                return f"{entry['samples']} rows could not be learned this time either"
+            case "drop":
+                return "what was kept of it is given up"
+            case "rollback":
+                return f"undone: {', '.join(entry['undone']) or 'its revisit'}"
+            case "rollback-failed":
+                return f"could not be undone: {entry['reason']}"
+            case "forget":
+                return "withdrawn: its factor is deleted"
+        return "the revisit was abandoned"
 
     def _take_penalties(self, message: dict[str, Any]) -> None:
         self.history.add_penalties(message["lsn"], message["time"], message["rows"])
@@ -684,29 +846,5 @@ class Ingest:
     def _watch_spool(self) -> None:
         self.session.total_spool = log.spool_bytes(self.state.log)
 
-    def _model_judged(self, message: dict[str, Any]) -> None:
-        """The trainer has built a model for the first batch, or says why it cannot."""
-        signature = Signature.from_plain(message["signature"])
-        self.model_asked = None
-        if message["refused"] is None:
-            self.model_accepted = signature
-            return
-        for producer, waiting in list(self.waiting.items()):
-            pending = next(iter(waiting.values()))
-            if isinstance(pending.message, messages.Batch):
-                waiting.popitem(last=False)
-                self._refuse_waiting(producer, pending, Refused("bad_shape", message["refused"]))
-                if not waiting:
-                    del self.waiting[producer]
 
-
-def _in_words(entry: Mapping[str, Any]) -> str:
-    """What a record changed for good."""
-    match entry["kind"]:
-        case "boundary":
-            return f"consolidated: {entry['samples']} samples, loss {entry['loss']:.4g}, {entry['seconds']:.2f} s"
-        case "revisit":
-            return f"revisited: {entry['samples']} samples, loss {entry['loss']:.4g}, {entry['seconds']:.2f} s"
-        case "forget":
-            return "withdrawn: its factor is deleted"
-    return "the revisit was abandoned"
+_NOTED = {"held": "failed", "still-aside": "failed", "rollback-failed": "failed"}  # kinds of entries as events

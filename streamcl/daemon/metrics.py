@@ -46,6 +46,8 @@ class Metrics:
         self.boundaries = counter("boundaries", "Tasks consolidated.")
         self.revisits = counter("revisits", "Tasks consolidated again.")
         self.quarantined = counter("quarantined", "Times that a record could not be learned and was set aside.")
+        self.held_tasks = gauge("held_tasks", "Tasks that could not be learned; their rows are kept.")
+        self.set_aside_rows = gauge("set_aside_rows", "Rows of consolidated tasks that could not be learned and are kept.")
         self.drift_detected = counter("drift_detected", "Boundaries set by drift detection.")
         self.train_loss = gauge("train_loss", "Mean negative log likelihood of the newest batch or epoch, nats.")
         self.prequential_accuracy = gauge(
@@ -99,6 +101,11 @@ class Metrics:
         self.spool_budget.set(session.terms.task_bytes)
         self.open_task_bytes.set(session.task_spool)
         self.credit.set(session.credit()["messages"])
+
+    def kept(self, session: StreamSession) -> None:
+        """Take over what could not be learned."""
+        self.held_tasks.set(len(session.held))
+        self.set_aside_rows.set(sum(session.set_aside.values()))
 
     def consolidated(self, entry: Mapping[str, Any]) -> None:
         """A task was consolidated; the histogram's exemplar names it (OpenMetrics)."""

@@ -19,15 +19,17 @@ from streamcl.storage.state import StateDirectory
 ATTEMPTS = 5  # a running trainer may replace the checkpoint and drop segments while we read them
 
 
-def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[log.LogWriter, list[dict[str, Any]]]:
-    """Open the log for writing and bring a fresh session up to date; also the ledger's entries.
+def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[log.LogWriter, ledger.Standing]:
+    """Open the log for writing and bring a fresh session up to date; also what holds of the tasks.
 
     Raises Damaged, UnknownFormat.
     """
     for attempt in range(1, ATTEMPTS + 1):
         meta = checkpoint.read_meta(state.path)
+        entries = [] if meta is None else ledger.read(state.path, meta["ledger"])
+        standing = ledger.standing(entries)
         try:
-            writer = log.LogWriter.recover(state.log, disk, *checkpoint.position(meta))
+            writer = log.LogWriter.recover(state.log, disk, *checkpoint.position(meta), kept=standing.kept())
             stored = log.LogReader(state.log).read(writer.first_lsn, writer.next_lsn, verify=False)  # the writer just did
             held = [(e.lsn, e.record, e.nbytes) for e in stored]
         except Damaged:
@@ -39,14 +41,12 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
         writer.close()
     else:
         raise Damaged(f"{state.path}: the checkpoint changed during each of {ATTEMPTS} recoveries; start again")
-    entries = [] if meta is None else ledger.read(state.path, meta["ledger"])
     if meta is not None:
         _take_over(session, meta)
-    session.closed.update(entry["task"] for entry in entries)
-    session.forgotten.update(ledger.standing(entries)[1])
+    session.settle(standing.closed(), standing.forgotten, standing.held, standing.set_aside())
     _replay(session, held, meta or {"next_lsn": 0}, {e["lsn"]: e["task"] for e in entries if ledger.by_drift(e)})
     session.synced()
-    return writer, entries
+    return writer, standing
 
 
 def _has_moved(state: StateDirectory, meta: Mapping[str, Any] | None) -> bool:
@@ -86,6 +86,6 @@ def _replay(
         if lsn >= applied:
             session.apply(lsn, record, nbytes)
     session.trained(applied)
-    session.heard(applied - 1)
+    session.took_effect(applied - 1)
     if session.open_task in session.closed and not session.revisiting:
         session.open_task = session.open_tag = None  # consolidated, but its records were not unlinked before the end

@@ -339,6 +339,8 @@ class Supervisor:
         for name, endpoint in message.get("endpoints", {}).items():  # a restart binds the same ports again
             endpoints = msgspec.structs.replace(self.config.endpoints, **{name: endpoint})
             self.config = msgspec.structs.replace(self.config, endpoints=endpoints)
+        if not self.announced and child.role == "ingest":
+            self._tell("ingest", "begin")  # not after a restart of it alone: nothing has been mended then
         if self.announced and child.role == "ingest":
             self._reloaded(None)  # it has read everything afresh; a reload that it died in is over
         if not self.announced and all(child.ready for child in self.children.values()):

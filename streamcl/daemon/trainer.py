@@ -2,14 +2,15 @@
 
 Order at a boundary, which nothing may change: consolidate in memory; write and verify the factor, if factors are kept;
 append to the ledger and sync; write, verify and rename the checkpoint; only then unlink the task's records and the factor
-that was replaced; last, say so. A crash anywhere repeats the work from the
-checkpoint before, with the same result. One thread; it looks at its channels between steps.
+that was replaced; last, say so. Records whose rows were not learned (`ledger.Standing.kept`) stay. A crash anywhere repeats
+the work from the checkpoint before, with the same result. One thread; it looks at its channels between steps.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,11 +27,12 @@ from streamcl.daemon.memory import Memory
 from streamcl.errors import ConfigError, ModelRefused
 from streamcl.learning.learner import Event, Learner, Outcome, Progress, Unlearnable
 from streamcl.protocol.signature import Signature
-from streamcl.storage import checkpoint, ledger, log, published, quarantine
+from streamcl.storage import checkpoint, ledger, log, published, quarantine, versions
 from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.factors import Factors
 from streamcl.storage.ledger import Ledger
 from streamcl.storage.state import StateDirectory
+from streamcl.storage.versions import Versions
 
 REPORT_SECONDS = 0.05
 LOOK_SECONDS = 0.005  # between two looks at the channels during a record
@@ -61,10 +63,31 @@ def run(config: Config, up: Channel, side: Channel) -> None:
     trainer.run()
 
 
-def _loggable(error: Unlearnable) -> str:
+def _loggable(error: Exception) -> str:
     """The reason as the log may have it: what a model says about its data stays in the state directory."""
     cause = error.__cause__
     return str(error) if cause is None else f"{type(cause).__name__}; its message, which may hold data, is in `status`"
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierStates:
+    """What was learned earlier, as the ledger and the versions on disk have it."""
+
+    directory: Path
+    versions: Versions
+
+    def standing(self, entries: int) -> ledger.Standing:
+        """What held after so many entries of the ledger; raises Damaged."""
+        return ledger.standing(ledger.read(self.directory, entries))
+
+    def version(self, number: int) -> Mapping[str, Any]:
+        """The arrays of a version; raises Damaged, FileNotFoundError."""
+        return self.versions.read(number).tensors
+
+
+def _factors(standing: ledger.Standing) -> set[int]:
+    """The numbers of the factors that stand."""
+    return {entry["factor"] for entry in standing.tasks.values() if entry["factor"] is not None}
 
 
 class Trainer:
@@ -76,7 +99,10 @@ class Trainer:
         self.state = StateDirectory(Path(config.state_dir))
         self.disk = disk or Disk()
         self.factors = Factors(self.state.factors, self.disk)
-        self.learner = Learner(config, self.factors)
+        self.versions = Versions(self.state.path, self.disk)
+        self._version_factors: dict[int, set[int]] = {}
+        self._usable: list[int] = []
+        self.learner = self._new_learner()
         self.log = structlog.get_logger()
         self.memory = Memory()
         self.forecast = Forecast()
@@ -101,10 +127,14 @@ class Trainer:
         self._followed_lsn, self._followed_time = 0, 0.0
         self._penalties: list[list[Any]] = []
         say = self._say_of_evaluation
+        self._judged: tuple[int, str | None] | None = None  # the last model's trial and why it was refused
         self.evaluator = Evaluator(config, self.learner.device, say) if config.evaluation.directory else None
         self._to_evaluate: tuple[int, float, Mapping[str, Any]] | None = None  # LSN, time and parameters
         self._evaluating: Iterator[None] | None = None
         self._evaluation_began = self._evaluation_spent = 0.0
+
+    def _new_learner(self) -> Learner:
+        return Learner(self.config, self.factors, EarlierStates(self.state.path, self.versions))
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -137,24 +167,35 @@ class Trainer:
         saved = checkpoint.load(self.state.path, self.disk)
         self.quarantine = quarantine.load(self.state.path)
         self.learner.wary = quarantine.failures(self.quarantine)
-        entries = 0
+        entries, written = 0, []
         if saved is not None:
             entries = saved.meta["ledger"]
             written = ledger.read(self.state.path, entries)
             self.last_entry = written[-1] if written else None
-            standing, withdrawn = ledger.standing(written)
-            self.learner.restore(saved.meta, saved.tensors, self.reader, standing, withdrawn)
+            self.learner.restore(saved.meta, saved.tensors, self.reader, ledger.standing(written))
             self.checkpointed_lsn = self.durable = self.learner.next_lsn
         if self.ledger is not None:
             self.ledger.close()
         self.ledger = Ledger.recover(self.state.path, entries, self.disk)
         self._reported_samples = self.learner.samples
+        self._recover_versions(written)
         if saved is not None:
+            if saved.meta["open_task"] is None and self.last_entry is not None:
+                self._keep_version(self.last_entry)  # which the life before us may not have come to
             self._drop()
             self._publish(force=True)
             self._follow_tasks()
             self._evaluate_soon()
         self.log.info("recovered", next_lsn=self.learner.next_lsn, ledger=entries)
+
+    def _recover_versions(self, entries: list[dict[str, Any]]) -> None:
+        """What the versions on disk hold, and which of them may be used."""
+        numbers = [number for number in self.versions.numbers() if number <= len(entries)]
+        self._version_factors = {number: _factors(ledger.standing(entries[:number])) for number in numbers}
+        self._usable = []
+        for count, entry in enumerate(entries, start=1):
+            self._usable = versions.usable(self._usable, count, entry)
+        self._prune_versions()
 
     def turn(self) -> None:
         """Learn the next durable record, or wait for one."""
@@ -223,7 +264,7 @@ class Trainer:
         }
         self.log.error("rolled back: a record cannot be learned", **{**failure, "reason": _loggable(error)})
         self._patiently(lambda: quarantine.save(self.state.path, [*self.quarantine, failure], self.disk))
-        self.learner = Learner(self.config, self.factors)
+        self.learner = self._new_learner()
         durable = self.durable
         self.recover()
         self.durable = durable
@@ -285,14 +326,18 @@ class Trainer:
             self._patiently(lambda: self.factors.write(entry["factor"], entry["task"], tensors))
         ledger = self.ledger
         self._patiently(lambda: ledger.append(entry))
+        self.last_entry = entry
         self._save_checkpoint()
+        self._keep_version(entry)
         self._drop()
+        self._forgive()
         self._publish(force=True)
         self._follow_tasks(FOLLOW_SHARE * entry["seconds"])
         if entry["kind"] not in ("abandon", "confirm"):
             self._evaluate_soon()
         self.side.send("done", entry=entry, warning=self.learner.warning)
-        self.log.info(entry["kind"], **{name: entry.get(name) for name in ("task", "samples", "loss", "seconds")})
+        say = self.log.error if entry["kind"] == "held" else self.log.info
+        say(entry["kind"], **{name: entry.get(name) for name in ("task", "samples", "loss", "seconds")})
 
     # -- durability ----------------------------------------------------------------------------------------------
 
@@ -329,14 +374,48 @@ class Trainer:
 
     def _drop(self) -> None:
         """Unlink what the checkpoint has absorbed for good: records of closed tasks, factors that were replaced."""
-        task, posterior = self.learner.open_task, self.learner.posterior
+        task, posterior, standing = self.learner.open_task, self.learner.posterior, self.learner.standing
         first = self.learner.next_lsn if task is None else task.first_lsn
-        log.drop_before(self.state.log, first, self.disk)
+        log.drop_before(self.state.log, first, self.disk, standing.kept())
         self.reader.forget(first)
         if posterior is not None and posterior.keeps_factors:
-            numbers = (entry["factor"] for entry in posterior.tasks.values())
-            self.factors.keep_only(number for number in numbers if number is not None)
+            self.factors.keep_only(_factors(standing).union(*self._version_factors.values()))
         self.side.send("dropped")
+
+    def _keep_version(self, entry: Mapping[str, Any]) -> None:
+        """After a boundary, the checkpoint just written is one to go back to; those beyond the bound, and those that may
+        not be used any more, go."""
+        assert self.ledger is not None
+        number, keep = len(self.ledger), self.config.posterior.keep
+        self._usable = versions.usable(self._usable, number, entry)
+        clean = entry["kind"] != "forget" or self.learner.open_task is None  # no parameters in the midst of a task
+        if keep and clean and number in self._usable and number not in self._version_factors:
+            self._patiently(lambda: self.versions.add(number))
+            self._version_factors[number] = _factors(self.learner.standing)
+        self._prune_versions()
+
+    def _prune_versions(self) -> None:
+        keep = self.config.posterior.keep
+        kept = [number for number in self._usable if number in self._version_factors][-keep - 1 :] if keep else []
+        self.versions.keep_only(kept)
+        self._usable = kept
+        self._version_factors = {number: self._version_factors[number] for number in kept}
+
+    def _forgive(self) -> None:
+        """Failures of records that are neither kept nor to come are no longer of use: none of their rows is lost."""
+        task, next_lsn = self.learner.open_task, self.learner.next_lsn
+        first, kept = next_lsn if task is None else task.first_lsn, self.learner.standing.kept()
+        held = {entry["lsn"] for entry in self.learner.standing.held.values()}
+        failures = [
+            failure
+            for failure in self.quarantine
+            if failure["lsn"] >= first or failure["lsn"] in held or any(a <= failure["lsn"] < b for a, b in kept)
+        ]
+        if len(failures) < len(self.quarantine):
+            self._patiently(lambda: quarantine.save(self.state.path, failures, self.disk))
+            self.quarantine = failures
+            self.learner.wary = quarantine.failures(failures)
+            self.side.send("forgiven", lsns=[failure["lsn"] for failure in failures])
 
     # -- what others see -----------------------------------------------------------------------------------------
 
@@ -540,11 +619,24 @@ class Trainer:
             case "checkpoint":
                 self.wants_checkpoint.append(message["id"])
             case "try_model":
-                self.side.send("model", **self._try_model(message["signature"]))
+                self._judge_model(message["number"])
 
-    def _try_model(self, signature: Mapping[str, Any]) -> dict[str, Any]:
+    def _judge_model(self, number: int) -> None:
+        """Try the model on the rows that ingest has put down, once for each number, and say what came of it."""
+        if self._judged is None or self._judged[0] != number:
+            found = published.read(self.state.trial)
+            if found is None:  # it has been judged, and ingest has heard of it
+                return
+            self._judged = number, self._try_model(*found)
+        self.side.send("model", number=number, refused=self._judged[1])
+
+    def _try_model(self, meta: Mapping[str, Any], arrays: Mapping[str, Any]) -> str | None:
+        """Why the model cannot be learned on rows of a first batch, or None."""
+        signature, labels = Signature.from_plain(meta["signature"]), tuple(meta["new_labels"])
         try:
-            self.learner.try_model(Signature.from_plain(signature))
+            self.learner.try_model(signature, arrays["x"], arrays["y"], labels, self._report)
         except (ModelRefused, ConfigError) as error:
-            return {"signature": dict(signature), "refused": str(error)}
-        return {"signature": dict(signature), "refused": None}
+            private = isinstance(error, ModelRefused) and error.private
+            self.log.error("the model is refused", reason=_loggable(error) if private else str(error))
+            return str(error)
+        return None

@@ -6,13 +6,13 @@ Read by the loop and by HTTP threads; every answer is built afresh, nothing here
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from streamcl import __version__
 from streamcl.config import Config
 from streamcl.daemon.chronicle import Chronicle
-from streamcl.protocol.session import StreamSession
+from streamcl.protocol.session import KEPT_REMEDY, StreamSession
 from streamcl.storage import ledger
 
 SILENCE_SECONDS = 30.0
@@ -29,7 +29,7 @@ class View:
         self.chronicle: Chronicle | None = None
         self.started = time.monotonic()
         self.paused = False
-        self.entries: dict[str, dict[str, Any]] = {}
+        self.standing = ledger.Standing()
         self.penalties: dict[str, tuple[float, float]] = {}
         self.accuracies: dict[str, float] = {}
         self.quarantine: list[dict[str, Any]] = []
@@ -42,9 +42,10 @@ class View:
 
     # -- what happened -------------------------------------------------------------------------------------------
 
-    def recovered(self, entries: Iterable[dict[str, Any]]) -> None:
-        """The ledger's entries at start-up."""
-        self.entries, _ = ledger.standing(entries)
+    @property
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """The newest ledger entry of each consolidated task."""
+        return self.standing.tasks
 
     def recovered_trainer(self) -> None:
         """A trainer has started and restored its checkpoint."""
@@ -55,18 +56,12 @@ class View:
         self.progress, self._heard = message, time.monotonic()
 
     def done(self, entry: dict[str, Any], warning: str | None) -> None:
-        """A task was consolidated, withdrawn, or its revisit abandoned."""
-        match entry["kind"]:
-            case "boundary" | "revisit":
-                self.entries[entry["task"]] = entry
-                self._warning = warning
-            case "confirm":
-                self.entries.get(entry["task"], {}).update(producer=entry["producer"], seq=entry["seq"])
-                self._warning = warning
-            case "forget":
-                self.entries.pop(entry["task"], None)
-                self.penalties.pop(entry["task"], None)
-                self.accuracies.pop(entry["task"], None)
+        """A record took effect on the tasks; `standing` has it already."""
+        if entry["kind"] in ("boundary", "revisit", "confirm"):
+            self._warning = warning
+        for followed in (self.penalties, self.accuracies):
+            for task in [task for task in followed if task not in self.entries]:
+                del followed[task]
 
     def failed(self, role: str, message: str) -> None:
         """A process ended with an error; it is being started again."""
@@ -80,15 +75,15 @@ class View:
 
         Also while the trainer is silent: the supervisor ends one that makes no progress, and counts how often.
         """
-        return self.problem() is None and not self.paused and self._behind()
+        return self.trouble() is None and not self.paused and self._behind()
 
     def waiting(self) -> str | None:
         """Why what is stored is not learned now, or nothing more is taken in, and the remedy; None where nothing waits.
 
         The same words as long as it is the same reason.
         """
-        if self.problem() is not None:
-            return self.problem()
+        if self.trouble() is not None:
+            return self.trouble()
         if self.paused and self._behind():
             return PAUSED
         budget = self.session.terms.task_bytes
@@ -108,8 +103,14 @@ class View:
     # -- what is shown -------------------------------------------------------------------------------------------
 
     def closed_by(self, producer: str, seq: int) -> dict[str, Any] | None:
-        """The entry of the task that this message closed, if it is consolidated already."""
-        return next((e for e in self.entries.values() if (e["producer"], e["seq"]) == (producer, seq)), None)
+        """The entry of the task that this message closed, if it is consolidated already, or held."""
+        closed = (*self.standing.held.values(), *self.entries.values())
+        return next((e for e in closed if (e["producer"], e["seq"]) == (producer, seq)), None)
+
+    def reason(self, task: str) -> str:
+        """Why a task is held, or rows of it are set aside: the newest failure's words."""
+        failures = [failure["reason"] for failure in self.quarantine if failure["task"] == task]
+        return str(failures[-1]) if failures else "the reason was not kept"
 
     def trainer_up(self) -> bool:
         """Whether the trainer has reported lately."""
@@ -117,6 +118,10 @@ class View:
 
     def problem(self) -> str | None:
         """What an operator must see to now, or None."""
+        return self.trouble() or self._kept()
+
+    def trouble(self) -> str | None:
+        """What keeps the daemon from working, or None."""
         for trouble in list(self.troubles.values()):
             return trouble
         if self._problem is not None:
@@ -128,6 +133,17 @@ class View:
             return f"the disk of {self.config.state_dir} is full: {full}; training waits for room"
         if self.paused and self.session.credit()["messages"] == 0:
             return f"{PAUSED}; the disk budget (stream.task_bytes) is used up, so producers wait"
+        return None
+
+    def _kept(self) -> str | None:
+        """What could not be learned, in words that name the way out."""
+        if self.standing.held:
+            task = next(iter(self.standing.held))
+            more = f" (and {len(self.standing.held) - 1} more)" if len(self.standing.held) > 1 else ""
+            return f"task {task!r}{more} is held: its rows could not be learned: {self.reason(task)}; {KEPT_REMEDY}"
+        if self.session.set_aside:
+            task, rows = next(iter(self.session.set_aside.items()))
+            return f"{rows} rows of task {task!r} are set aside: {self.reason(task)}; {KEPT_REMEDY}"
         return None
 
     def not_ready(self) -> str | None:
@@ -162,6 +178,8 @@ class View:
             "waiting": self.waiting(),
             "warning": self._warning,
             "torn_bytes": self.torn_bytes,
+            "held_tasks": len(self.standing.held),
+            "set_aside_rows": sum(self.session.set_aside.values()),
             "quarantined": len(self.quarantine),
             "last_quarantined": self.quarantine[-1] if self.quarantine else None,
         }
@@ -190,14 +208,40 @@ class View:
         }
 
     def tasks(self) -> list[dict[str, Any]]:
-        """One map a consolidated task, in the order they were first closed.
+        """One map a task, in the order they were first closed; `state` says whether it is consolidated or held.
 
         In factor mode with the task's penalty, its rise, and how well a revisit would repay: `revisit_rank` 1 is the
         best, None where nothing is estimated to be lost, and `revisit_reason` says why.
         """
         entries = list(self.entries.values())
         ranks = self._ranks()
-        return [self._task(entry, ranks.get(entry["task"]), entries) for entry in entries]
+        consolidated = [self._task(entry, ranks.get(entry["task"]), entries) for entry in entries]
+        return [
+            *consolidated,
+            *(self._held(entry) for task, entry in self.standing.held.items() if task not in self.entries),
+        ]
+
+    def _held(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """A task of which nothing was learned yet."""
+        shown = dict.fromkeys(SHOWN) | {"revisits": 0, "weight": 0.0, "set_aside": 0, "state": "held"}
+        ranked = {"revisit_rank": None, "revisit_reason": None} if self.config.posterior.mode == "factors" else {}
+        return {**shown, **ranked, **{name: entry[name] for name in ("task", "samples", "closed_at")}}
+
+    def quarantined(self) -> list[dict[str, Any]]:
+        """What could not be learned and is kept, a map each: task, state (held, or set-aside: a batch), rows, reason."""
+        held = [
+            {
+                "task": task,
+                "state": "held",
+                "rows": entry["samples"],
+                "reason": self.reason(task),
+                "time": entry["closed_at"],
+            }
+            for task, entry in self.standing.held.items()
+        ]
+        failures = {failure["lsn"]: failure for failure in self.quarantine}
+        batches = [(task, lsn, rows) for task, entry in self.entries.items() for lsn, rows in ledger.aside(entry)]
+        return [*held, *(_aside(task, rows, failures.get(lsn, {})) for task, lsn, rows in batches)]
 
     def _ranks(self) -> dict[str, int]:
         """Tasks whose penalty has risen since they were learned, the highest rise first."""
@@ -208,6 +252,8 @@ class View:
     def _task(self, entry: dict[str, Any], rank: int | None, entries: list[dict[str, Any]]) -> dict[str, Any]:
         penalty, rise = self.penalties.get(entry["task"], (None, None))
         shown = {name: entry.get(name) for name in SHOWN} | {"penalty": penalty, "penalty_rise": rise}
+        shown["set_aside"] = ledger.rows_aside(entry)
+        shown["state"] = "held" if entry["task"] in self.standing.held else "consolidated"
         if entry["task"] in self.accuracies:
             shown["accuracy"] = self.accuracies[entry["task"]]
         if self.config.posterior.mode != "factors":
@@ -219,9 +265,15 @@ class View:
 
 def figures(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What whoever asked for a record is told of it; `origin` where it was drift that closed the task before."""
-    names = ("task", "kind", "samples", "loss", "seconds", "origin")
+    names = ("task", "kind", "samples", "loss", "seconds", "origin", "undone")
     known = {name: entry[name] for name in names if name in entry}
     return known | ({"kind": "boundary"} if known["kind"] == "confirm" else {})
+
+
+def _aside(task: str, rows: int, failure: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch that was set aside."""
+    known = {name: failure.get(name) for name in ("producer", "seq", "reason", "time")}
+    return {"task": task, "state": "set-aside", "rows": rows, **known}
 
 
 def _reason(rise: float, since: int) -> str:

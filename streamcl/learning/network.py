@@ -1,7 +1,9 @@
 """The model as the daemon sees it: a module from the operator's factory, its flat parameters and its likelihood.
 
-Guarantees: the same configuration and signature build the same network to the bit; evaluation leaves the
-training flags as the factory set them. Knows nothing of tasks, the log or sockets.
+Guarantees: the same configuration and signature build the same network to the bit, and building runs nothing of it but the
+factory (and lazy layers once); evaluation leaves the training flags as the factory set them; frozen parameters and buffers
+keep their values, whatever `train.dtype` is. Whether a model can be learned is found out on rows (`trial`). Knows nothing
+of tasks, the log or sockets.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from torch import Tensor, nn
 from streamcl import models
 from streamcl.config import Config
 from streamcl.core.likelihood import Likelihood, likelihood
-from streamcl.core.modes import TrainingFlags, refuse_batchnorm
+from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
-from streamcl.errors import ConfigError, ModelRefused
+from streamcl.errors import ConfigError
+from streamcl.learning import tensors
 from streamcl.learning.data import Conversion
 from streamcl.protocol.signature import LabelMap, Signature
 
@@ -43,8 +46,8 @@ class Network:
     """A built model; raises ModelRefused where the factory or its module cannot be used.
 
     config: the whole configuration. signature: shapes of one row. labels: the label map (categorical). steady: a training
-    step computes what an evaluation does (no dropout), so that its outputs can be scored. trained: False for predictions
-    alone, which need no gradients.
+    step computes what an evaluation does (no dropout), so that its outputs can be scored; False until `settle`. trained:
+    False for predictions alone, which need no gradients.
     """
 
     def __init__(
@@ -67,8 +70,9 @@ class Network:
         self.flags = TrainingFlags(self.module)
         self.parameters = FlatParameters(self.module, gradients=trained)
         self.conversion = Conversion(self.dtype, device, labels.to_outputs if self._labelled(config) else None)
-        self._try_forward()
-        self.steady = self._is_steady()
+        self.steady = False
+        for name, tensor in self.fixed().items():
+            tensors.check_storable(name, tensor)
 
     @staticmethod
     def _labelled(config: Config) -> bool:
@@ -81,45 +85,48 @@ class Network:
             self.signature.x_shape,
             self.likelihood.outputs(self.signature.y_shape),
             config.train.seed,
+            integers=self.signature.x_integer,
         )
-        refuse_batchnorm(module)
-        return module.to(self.device, self.dtype)
+        return _placed(module, self.device, self.dtype)
 
-    def _two_rows(self) -> Tensor:
-        return self.conversion.x(np.zeros((2, *self.signature.x_shape), "<i8" if self.signature.x_integer else "<f4"))
+    def settle(self, x: Tensor) -> None:
+        """Find out on some rows whether the model is steady; one that raises is not. The same rows, the same answer."""
+        try:
+            self.steady = not self.autocast and self._is_steady(x)
+        except Exception:  # whoever learns from these rows will hear of it
+            self.steady = False
 
-    def _is_steady(self) -> bool:
+    def settle_on_zeros(self) -> None:
+        """As `settle`, for a state directory that does not say: it was made when zeros were what a model was tried on."""
+        zeros = np.zeros((2, *self.signature.x_shape), "<i8" if self.signature.x_integer else "<f4")
+        self.settle(self.conversion.x(zeros))
+
+    def _is_steady(self, x: Tensor) -> bool:
         """Whether a training step draws no random numbers, changes no buffers and computes what evaluation computes."""
-        if self.autocast:
-            return False
-        x = self._two_rows()
-        before = [buffer.clone() for buffer in self.module.buffers()]
+        before = {name: tensor.clone() for name, tensor in self.fixed().items()}
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad():
             states = _random_states(self.device)
             training = self.module(x)
             drew = any(not torch.equal(a, b) for a, b in zip(states, _random_states(self.device), strict=True))
-        changed = False
-        for buffer, old in zip(self.module.buffers(), before, strict=True):
-            changed = changed or not torch.equal(buffer, old)
-            buffer.copy_(old)
+        changed = self.changed(before)
+        self.put_back(before)
         with self.evaluating():
             return not drew and not changed and torch.equal(training, self.module(x))
 
-    def _try_forward(self) -> None:
-        """Two rows of zeros through the model, so that a wrong shape is refused before any data is taken."""
-        x = self._two_rows()
-        target_dtype = "<i8" if self.conversion.to_outputs is not None else "<f4"
-        y = torch.from_numpy(np.zeros((2, *self.signature.y_shape), target_dtype)).to(self.device)
-        try:
-            with self.evaluating():
-                self.likelihood.nll(self.module(x), y if y.dtype == torch.int64 else y.to(self.dtype))
-        except ModelRefused:
-            raise
-        except Exception as error:
-            raise ModelRefused(
-                f"the model cannot take rows of shape {list(self.signature.x_shape)}: {type(error).__name__}: {error}"
-            ) from error
+    def changed(self, before: Mapping[str, Tensor]) -> list[str]:
+        """The names of fixed tensors that are not what they were, or were not there."""
+        now = self.fixed()
+        missing = sorted(before.keys() ^ now.keys())
+        return missing + [name for name in before if name in now and not _same(now[name], before[name])]
+
+    def put_back(self, before: Mapping[str, Tensor]) -> None:
+        """Give fixed tensors the values that they had, where they have kept their shapes."""
+        with torch.no_grad():
+            for name, tensor in self.fixed().items():
+                old = before.get(name)
+                if old is not None and old.shape == tensor.shape and not _same(tensor, old):
+                    tensor.copy_(old)
 
     def training_output(self, x: Tensor) -> Tensor:
         """The module's output for a training step; with `train.autocast`, in bfloat16 wherever PyTorch holds that safe.
@@ -161,7 +168,7 @@ class Network:
 
     def theta(self) -> npt.NDArray[Any]:
         """The flat trainable parameters on the host."""
-        return _host(self.parameters.theta)
+        return tensors.host(self.parameters.theta)
 
     def master(self) -> Tensor:
         """The flat trainable parameters as float64 on the host, [P]: what the posterior is made of."""
@@ -169,8 +176,13 @@ class Network:
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Everything that makes this network's predictions, as host arrays named for a file."""
-        fixed = {f"fixed.{name}": _host(tensor) for name, tensor in self.fixed().items()}
+        fixed = dict(part for name, tensor in self.fixed().items() for part in tensors.packed(f"fixed.{name}", tensor))
         return {"theta": self.theta(), **fixed}
+
+    def takes(self, state: Mapping[str, npt.NDArray[Any]]) -> bool:
+        """Whether these arrays are of a model like this one."""
+        shapes = {name: array.shape for name, array in self.state().items()}
+        return all(name in state and state[name].shape == shape for name, shape in shapes.items())
 
     def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take over what `state` gave; raises ConfigError where the model is another one."""
@@ -179,21 +191,45 @@ class Network:
                 f"model: the state directory holds {state['theta'].size} parameters, the configured model has "
                 f"{self.parameters.size}; use the configuration it was made with, or a new state_dir"
             )
-        self.parameters.load(_tensor(state["theta"]))
+        self.parameters.load(tensors.from_array(state["theta"]))
         for name, tensor in self.fixed().items():
-            tensor.copy_(_tensor(state[f"fixed.{name}"]))
+            tensors.unpack(f"fixed.{name}", tensor, state)
 
 
-def _tensor(array: npt.NDArray[Any]) -> Tensor:
-    """A tensor of an array, copied only where the array is read-only, which PyTorch does not know."""
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The module on its device, what it trains in `dtype`, and with it what is of the same kind and loses nothing by it.
+
+    Other frozen parameters and buffers stay as they are: a table of 64-bit times, complex filters, a backbone in bfloat16.
+    """
+    own = {p.dtype for p in module.parameters() if p.requires_grad}
+
+    def place(tensor: Tensor) -> Tensor:
+        if tensor.is_quantized or not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor.to(device)
+        cast = tensor.to(dtype.to_complex() if tensor.is_complex() else dtype)
+        if tensor.requires_grad:
+            return tensor.to(device) if tensor.is_complex() else cast.to(device)
+        alike = (tensor.real.dtype if tensor.is_complex() else tensor.dtype) in own
+        narrower = cast.dtype.itemsize < tensor.dtype.itemsize
+        return (cast if (alike or narrower) and _same(cast.to(tensor.dtype), tensor) else tensor).to(device)
+
+    module._apply(place)  # type: ignore[no-untyped-call]
+    return module
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """To the bit, but for NaN, which is like itself; of sparse tensors, the numbers that they hold."""
+    if one.layout != torch.strided:
+        one, other = (t.coalesce().values() if t.layout == torch.sparse_coo else t.values() for t in (one, other))
+    if one.is_quantized:
+        one, other = one.int_repr(), other.int_repr()
+    if one.is_complex():
+        one, other = torch.view_as_real(one.resolve_conj()), torch.view_as_real(other.resolve_conj())
+    if torch.equal(one, other) or one.shape != other.shape or not one.is_floating_point():
+        return torch.equal(one, other)
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _random_states(device: torch.device) -> list[Tensor]:
     """Of the generators that a model on this device may draw from."""
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-
-
-def _host(tensor: Tensor) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = tensor.detach().cpu().numpy()
-    return array

@@ -83,10 +83,18 @@ class Posterior:
                 self.total = consolidation.assumed_density_filtering(cavity, curvature, theta)
         return None
 
+    def extend(self, task: str, curvature: Tensor, theta: Tensor) -> DiagonalGaussian | None:
+        """Take in more data of a consolidated task, learned under the whole posterior; arguments as for `absorb`.
+
+        Returns the task's factor with that part, where factors are kept.
+        """
+        more = self.absorb(self.total, curvature, theta, None, 1.0)
+        old = None if more is None else self._factor(task)
+        return more if more is None or old is None else old.times(more)
+
     def forget(self, task: str) -> None:
-        """Withdraw a task's factor: the totals are recomputed from the others."""
+        """The totals without a task's factor, recomputed from the others."""
         self.total = consolidation.product(self.prior, self._factors(without=task))
-        del self.tasks[task]
 
     def follow(self, theta: Tensor, followed: Mapping[str, int]) -> Iterator[tuple[str, float, float]]:
         """Each task's name, its penalty at theta in nats, and the penalty's rise in nats a sample since it was learned.

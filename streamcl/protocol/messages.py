@@ -30,6 +30,7 @@ CODES = {  # every reason to refuse a message, and what it means
     "not_in_factor_mode": "the mode of this daemon keeps nothing that could be revisited or withdrawn",
     "no_credit": "more than may be waiting: unacknowledged messages, requests, rows ahead of training",
     "no_space": "the disk is full",
+    "unlearnable": "the task could not be learned; its rows are kept",
     "not_allowed": "the key may not do this",
     "not_ready": "not now: something else must be done first",
     "internal": "a defect of the daemon",
@@ -144,6 +145,34 @@ class Forget(Message, frozen=True, tag="forget"):
     task: TaskName
 
 
+class Retry(Message, frozen=True, tag="retry"):
+    """Has what was kept of a task learned, a held one or batches that were set aside; answered when it is, or fails."""
+
+    task: TaskName
+
+
+class Drop(Message, frozen=True, tag="drop"):
+    """Gives up what was kept of a task because it could not be learned, for good; answered when it is done."""
+
+    task: TaskName
+
+
+class Quarantine(Message, frozen=True, tag="quarantine"):
+    """What could not be learned and is kept, from number `offset` on; as many as fit in a reply's header."""
+
+    offset: Offset = 0
+
+
+class Rollback(Message, frozen=True, tag="rollback"):
+    """Undoes a task's newest boundary, or revisit, and everything learned since; answered when it is done."""
+
+    task: TaskName
+
+
+class Versions(Message, frozen=True, tag="versions"):
+    """The versions that can be gone back to, oldest first."""
+
+
 class Checkpoint(Message, frozen=True, tag="checkpoint"):
     """Writes a checkpoint of everything applied."""
 
@@ -177,6 +206,11 @@ AdminMessage = (
     | AdminRevisit
     | Abandon
     | Forget
+    | Retry
+    | Drop
+    | Quarantine
+    | Rollback
+    | Versions
     | Checkpoint
     | Pause
     | Resume

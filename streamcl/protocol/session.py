@@ -5,6 +5,8 @@ Rules, stated once:
   * `admit_*` decide and change nothing. They return the records to store, or raise `Refused`; an empty answer is a
     duplicate, to be acknowledged again. Only after the records are stored does `apply` see them.
   * One sequence a producer, from 1, without gaps, over batches, boundaries and revisits.
+  * A task that could not be learned is held, and batches of one may be set aside: their rows stay on disk until they are
+    learned (`retry`) or given up (`drop`). While a task is held no new one is opened, unless the terms say so.
   * One task is open at a time. Its first batch opens it, its boundary closes it. A revisit opens a closed task once
     more, until its boundary or until it is abandoned. A task that was withdrawn stays closed.
   * With boundaries by drift, what producers name (the tag) is a stream of tasks: TAG, TAG.2, TAG.3 and so on, a name once
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -28,10 +30,24 @@ from streamcl.protocol import messages
 from streamcl.protocol.frames import MESSAGE_BYTES, NamedArrays
 from streamcl.protocol.signature import Array, LabelMap, Signature, check_rows
 from streamcl.storage.log import RECORD_OVERHEAD
-from streamcl.storage.records import Abandon, Batch, Boundary, Forget, Lost, Record, Revisit, array_spec
+from streamcl.storage.records import (
+    Abandon,
+    Batch,
+    Boundary,
+    Drop,
+    Forget,
+    Lost,
+    Record,
+    Retry,
+    Revisit,
+    Rollback,
+    array_spec,
+    closes_task,
+)
 
 REVISITING = frozenset({"factors", "online"})  # modes in which a task may be fed again
 TASK_CHARACTERS = 128
+KEPT_REMEDY = "`streamcl retry TASK` has them learned, `streamcl drop TASK` gives them up"
 SPOOL_FACTOR = 2  # closed tasks awaiting consolidation may hold as much disk again as the open one
 
 
@@ -40,7 +56,8 @@ class Terms:
     """What the configuration fixes for a session.
 
     task_bytes: disk budget of the open task. credit: messages a producer may hold unacknowledged. tasks, producers: how
-    many names are kept at the most. drift: the daemon closes tasks when their stream changes.
+    many names are kept at the most. drift: the daemon closes tasks when their stream changes. hold: no new task is opened
+    while one is held.
     """
 
     likelihood: str = "categorical"
@@ -48,6 +65,7 @@ class Terms:
     mode: str = "single"
     on_change: bool = False
     drift: bool = False
+    hold: bool = True
     task_bytes: int = 8 << 30
     credit: int = 16
     message_bytes: int = MESSAGE_BYTES
@@ -73,8 +91,10 @@ class StreamSession:
     """The state that every producer's messages are judged by.
 
     open_tag: what producers call the open task; its name, but for drift. next_lsn: of the record to come. With drift:
-    opened_lsn, of the record that opened the tag; ahead, LSN and bytes on disk of each batch that is not trained on yet;
-    closing_lsn and heard_lsn, of the last record that closed a task, and of the last that the trainer has spoken of.
+    opened_lsn, of the record that opened the tag; ahead, LSN and bytes on disk of each batch that is not trained on yet.
+    held: tasks that could not be learned. set_aside: rows of batches that could not be learned, by task. resolving: of
+    both, by task, the LSN of a retry or drop on its way. closing_lsn: of the newest record whose effect on the tasks is
+    still waited for; settled_lsn: of the last that has taken effect, as have all before it.
     """
 
     terms: Terms
@@ -96,8 +116,12 @@ class StreamSession:
     next_lsn: int = 0
     opened_lsn: int = 0
     ahead: deque[tuple[int, int]] = field(default_factory=deque)
+    held: frozenset[str] = frozenset()
+    set_aside: dict[str, int] = field(default_factory=dict)
+    resolving: dict[str, int] = field(default_factory=dict)
     closing_lsn: int = -1
-    heard_lsn: int = -1
+    settled_lsn: int = -1
+    _closing_lsns: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.labels = LabelMap(self.terms.classes)
@@ -224,7 +248,7 @@ class StreamSession:
     def _check_known(self, task: str) -> None:
         if task in self.forgotten:
             raise Refused("task_closed", f"task {task!r} was withdrawn (forget); its name is not used again")
-        if task not in self.closed and self.terms.drift and (self.ahead or self.closing_lsn > self.heard_lsn):
+        if task not in self.closed and self.terms.drift and (self.ahead or self.unsettled):
             raise Refused(
                 "not_ready",
                 f"task {task!r}: expected a consolidated task; the trainer has yet to come to what is stored, and may find "
@@ -233,6 +257,8 @@ class StreamSession:
             )
         if task not in self.closed:
             raise Refused("unknown_task", f"task {task!r}: expected a consolidated task")
+        if task in self.held:
+            raise Refused("task_closed", f"task {task!r} is held: its rows could not be learned; {KEPT_REMEDY}")
 
     def admit_abandon(self, task: str | None) -> tuple[Record, ...]:
         """The record that gives up the open revisit; raises Refused ``unknown_task``."""
@@ -256,6 +282,48 @@ class StreamSession:
         if task == self.open_task:
             raise Refused("task_mismatch", f"a revisit of task {task!r} is open; abandon it first")
         return (Forget(producer=None, epoch=0, seq=0, task=task),)
+
+    def admit_retry(self, task: str) -> tuple[Record, ...]:
+        """The record that has what was kept of a task learned; raises Refused ``unknown_task not_ready``."""
+        self._check_kept(task)
+        if self.open_task is not None:
+            raise Refused("not_ready", f"task {self.open_task!r} is open; close it first", retryable=True)
+        return (Retry(producer=None, epoch=0, seq=0, task=task),)
+
+    def admit_drop(self, task: str) -> tuple[Record, ...]:
+        """The record that gives up what was kept of a task; raises Refused ``unknown_task not_ready``."""
+        self._check_kept(task)
+        return (Drop(producer=None, epoch=0, seq=0, task=task),)
+
+    def _check_kept(self, task: str) -> None:
+        if task in self._closing_lsns.values():
+            raise Refused("not_ready", f"task {task!r}: its boundary has yet to take effect; ask again", retryable=True)
+        if task not in self.held and task not in self.set_aside:
+            kept = sorted({*self.held, *self.set_aside})
+            raise Refused(
+                "unknown_task",
+                f"task {task!r}: expected one that is held or has rows set aside: {', '.join(kept) or 'there is none'}",
+            )
+        if task in self.resolving:
+            raise Refused(
+                "not_ready", f"task {task!r}: what was kept of it is being learned, or dropped, now", retryable=True
+            )
+
+    def admit_rollback(self, task: str, to: int, undone: tuple[str, ...]) -> tuple[Record, ...]:
+        """The record that undoes everything since version `to`; raises Refused ``task_mismatch``."""
+        if self.revisiting:
+            raise Refused("task_mismatch", f"a revisit of {self.open_task!r} is open; abandon it first")
+        held = sorted(self.held.intersection(undone))
+        if held:
+            raise Refused(
+                "task_mismatch", f"a revisit of {held[0]!r} is held, which this would undo; retry or drop it first"
+            )
+        return (Rollback(producer=None, epoch=0, seq=0, task=task, to=to, undone=undone),)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a boundary, or whatever else changes the tasks, is stored and has not taken effect yet."""
+        return self.closing_lsn > self.settled_lsn
 
     @property
     def revisiting(self) -> bool:
@@ -289,6 +357,8 @@ class StreamSession:
         return said
 
     def _check_task_takes_data(self, task: str) -> None:
+        if task in self.held and task != self.open_tag and not self.terms.drift:
+            raise Refused("task_closed", f"task {task!r} is held: its rows could not be learned; {KEPT_REMEDY}")
         if task in self.closed and task != self.open_tag and not self.terms.drift:
             raise Refused(
                 "task_closed",
@@ -298,6 +368,13 @@ class StreamSession:
             raise Refused(
                 "task_mismatch",
                 f"expected data of the open task {self.open_tag!r}, got {task!r}; close it first",
+            )
+        opens = task != self.open_tag or not (self.open_batches or self.revisiting)
+        if opens and self.held and self.terms.hold:
+            raise Refused(
+                "task_mismatch",
+                f"task {task!r}: no new task is opened while task {min(self.held)!r} is held, which could not be learned; "
+                f"{KEPT_REMEDY}, or have new tasks go on (stream.on_failure = 'set-aside')",
             )
         if task != self.open_tag and len(self.closed) >= self.terms.tasks:
             raise Refused("too_large", f"task {task!r}: {self.terms.tasks} tasks are known already (stream.tasks)")
@@ -367,6 +444,8 @@ class StreamSession:
         self._advance(record)
         self.next_lsn = lsn + 1
         self.total_spool += nbytes
+        if closes_task(record) or isinstance(record, Forget | Drop | Rollback):
+            self.closing_lsn = lsn
         match record:
             case Batch():
                 self._apply_batch(lsn, record, nbytes)
@@ -377,6 +456,8 @@ class StreamSession:
                 self.revisit_lsn = lsn
             case Forget():
                 self.forgotten.add(record.task)
+            case Retry() | Drop():
+                self.resolving[record.task] = lsn
             case Lost():
                 self.open_task = record.task
                 named = record.tag or (_stream_of(record.task) if self.terms.drift else record.task)
@@ -413,13 +494,9 @@ class StreamSession:
 
     def _close(self, lsn: int, task: str) -> None:
         self.closed.add(task)
-        self.closing_lsn = lsn
+        self._closing_lsns[lsn] = task
         self.open_task = self.open_tag = self.revisit_lsn = None
         self.task_spool = self.open_batches = 0
-
-    def heard(self, lsn: int) -> None:
-        """The trainer has said what became of this record, and of all before it."""
-        self.heard_lsn = max(self.heard_lsn, lsn)
 
     def consolidated(self, task: str, lsn: int, by_drift: bool) -> None:
         """The trainer has closed a task of this name at record `lsn`, because of drift or of a boundary."""
@@ -437,6 +514,20 @@ class StreamSession:
         if self.terms.drift:
             self.open_tag, self.opened_lsn, self.open_task, self.revisit_lsn = tag, self.next_lsn, None, None
             self.task_spool = self.open_batches = 0
+
+    def settle(
+        self, closed: Iterable[str], forgotten: Iterable[str], held: Iterable[str], set_aside: Mapping[str, int]
+    ) -> None:
+        """What holds of the tasks now, by the ledger; names that it no longer has may be used again."""
+        self.closed = {*closed, *self._closing_lsns.values()}
+        self.forgotten.update(forgotten)
+        self.held, self.set_aside = frozenset(held), dict(set_aside)
+
+    def took_effect(self, lsn: int) -> None:
+        """A record has, and all before it: nobody need wait for them any more."""
+        self.settled_lsn = max(self.settled_lsn, lsn)
+        self.resolving = {task: number for task, number in self.resolving.items() if number > lsn}
+        self._closing_lsns = {number: task for number, task in self._closing_lsns.items() if number > lsn}
 
     def synced(self) -> None:
         """Everything stored so far has reached the disk."""

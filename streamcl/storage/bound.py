@@ -11,7 +11,7 @@ import msgspec
 
 from streamcl.config import Config, lookup
 from streamcl.errors import ConfigError
-from streamcl.storage import checkpoint
+from streamcl.storage import checkpoint, ledger
 
 KEPT = ("model", "posterior.mode", "posterior.curvature", "train.dtype")  # in every checkpoint
 REASONS = {
@@ -83,4 +83,6 @@ def differences_on_disk(directory: Path, config: Config) -> list[Difference]:
     Raises Damaged, UnknownFormat.
     """
     meta = checkpoint.read_meta(directory)
-    return [] if meta is None else list(differences(meta["fingerprint"], config))
+    if meta is None or not ledger.standing(ledger.read(directory, meta["ledger"])).tasks:
+        return []  # nothing was consolidated that another model could not take
+    return list(differences(meta["fingerprint"], config))

@@ -15,6 +15,8 @@ from streamcl.errors import StreamclError
 
 Buffer = bytes | bytearray | memoryview
 MAX_VECTORS = 512
+COPIED_BYTES = 8 << 20
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # no room; whatever else goes wrong is another matter
 
 
@@ -76,6 +78,32 @@ class Disk:
     def replace(self, source: Path, target: Path) -> None:
         """Atomic rename."""
         os.replace(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        """A second name for a file that is never written to again; where the file system has none, a synced copy.
+
+        Raises OSError.
+        """
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._copy(source, target)
+
+    def _copy(self, source: Path, target: Path) -> None:
+        fd = self.create(target)
+        try:
+            with source.open("rb") as file:
+                offset = 0
+                while block := file.read(COPIED_BYTES):
+                    offset = self.write(fd, [block], offset)
+            self.sync_data(fd)
+        except OSError:
+            self.unlink(target)
+            raise
+        finally:
+            self.close(fd)
 
     def unlink(self, path: Path) -> None:
         """Remove a file; one that is gone already is fine."""

@@ -21,7 +21,7 @@ from streamcl.storage import checkpoint, ledger, quarantine, verified
 from streamcl.storage.disk import Disk
 from streamcl.storage.factors import Factors
 from streamcl.storage.history import open_to_read
-from streamcl.storage.log import SEGMENT_BYTES, LogWriter, unfinished_repair
+from streamcl.storage.log import SEGMENT_BYTES, LogWriter, Ranges, holds, unfinished_repair
 from streamcl.storage.records import Lost, Record
 from streamcl.storage.segments import (
     Head,
@@ -35,6 +35,7 @@ from streamcl.storage.segments import (
 )
 from streamcl.storage.state import StateDirectory
 from streamcl.storage.verified import Saved
+from streamcl.storage.versions import Versions
 
 ROUNDING = 1e-9  # by which the sum of the factors may miss the total, relative to its largest entry
 SYNC_RECORDS = 256
@@ -71,7 +72,8 @@ def _examine(state: StateDirectory) -> Iterator[Finding]:
     except StreamclError as error:
         yield Finding(ledger.NAME, "damaged", str(error))
     yield from _factors(state, saved, entries)
-    yield from _log(state, saved)
+    yield from _log(state, saved, ledger.standing(entries).kept())
+    yield from _versions(state)
     yield from _quarantine(state)
     yield from _history(state)
     yield from _leftovers(state)
@@ -94,8 +96,8 @@ def _checkpoint(saved: Saved | None) -> Finding:
 
 
 def _factors(state: StateDirectory, saved: Saved | None, entries: list[dict[str, Any]]) -> Iterator[Finding]:
-    standing, _ = ledger.standing(entries)
-    numbers = {entry["factor"]: task for task, entry in standing.items() if entry["factor"] is not None}
+    tasks = ledger.standing(entries).tasks
+    numbers = {entry["factor"]: task for task, entry in tasks.items() if entry["factor"] is not None}
     if saved is None or not numbers:
         return
     factors, total, broken = Factors(state.factors, Disk()), np.zeros(()), False
@@ -115,19 +117,24 @@ def _factors(state: StateDirectory, saved: Saved | None, entries: list[dict[str,
         yield Finding("factors", "sound", f"{len(numbers)} factors; with the prior they add up to the total")
 
 
-def _log(state: StateDirectory, saved: Saved | None) -> Iterator[Finding]:
+def _log(state: StateDirectory, saved: Saved | None, kept: Ranges) -> Iterator[Finding]:
     if unfinished_repair(state.log).exists():
         yield Finding("log", "damaged", "a repair was not finished: run `streamcl repair` again")
     next_lsn, needed = checkpoint.position(saved.meta if saved else None)
     end: int | None = None
+    found: list[tuple[int, int]] = []
     for path, scan in _scans(state.log):
         name = f"log/{path.name}"
         first = first_lsn_of(path)
         size = path.stat().st_size
+        found.append((first, scan.next_lsn))
         if scan.damage is not None:
             yield Finding(name, "damaged", str(scan.damage))
         elif end not in (None, first) and first > needed:
             yield Finding(name, "damaged", f"expected a segment from record {end} on, this begins with {first}")
+        elif holds(path, min(scan.next_lsn, needed), kept):
+            what = f"records {first} to {scan.next_lsn - 1}, {size} bytes: kept, since they could not be learned"
+            yield Finding(name, "note", what)
         elif scan.next_lsn <= needed and scan.next_lsn < next_lsn:
             yield Finding(name, "note", "absorbed by the checkpoint; the next start unlinks it")
         elif scan.end < size:
@@ -136,11 +143,33 @@ def _log(state: StateDirectory, saved: Saved | None) -> Iterator[Finding]:
         else:
             yield Finding(name, "sound", f"records {first} to {scan.next_lsn - 1}, {size} bytes")
         end = scan.next_lsn
-    first_needed = list_segments(state.log)[:1]
-    if needed < next_lsn and (end is None or end < next_lsn or first_lsn_of(first_needed[0]) > needed):
+    if not _covered(found, needed, next_lsn):
         yield Finding(
             "log", "damaged", f"records {needed} to {next_lsn - 1} of the open task are needed, not all are there"
         )
+    for first, behind in kept:
+        if not _covered(found, first, behind):
+            text = f"records {first} to {behind - 1} could not be learned and were to be kept; not all are there"
+            yield Finding("log", "damaged", text)
+
+
+def _covered(found: list[tuple[int, int]], first: int, end: int) -> bool:
+    """Whether segments with these records, from and to below, have every one from `first` to below `end`."""
+    for start, behind in sorted(found):
+        if start <= first < behind:
+            first = behind
+    return first >= end
+
+
+def _versions(state: StateDirectory) -> Iterator[Finding]:
+    versions = Versions(state.path, Disk())
+    for number in versions.numbers():
+        problem = versions.problem(number)
+        name = f"{versions.directory.name}/{versions.path(number).name}"
+        if problem is None:
+            yield Finding(name, "sound", "to roll back to")
+        else:
+            yield Finding(name, "note", f"cannot be rolled back to: {problem}")
 
 
 def _scans(directory: Path) -> Iterator[tuple[Path, Scan]]:
@@ -197,11 +226,13 @@ class Found:
 class Plan:
     """What a repair of the log would do.
 
-    kept: the records that go into the new log, by number. replaced: of the open task's, unreadable, whose place is kept.
+    aside: segments of records that could not be learned and are kept, as they are. kept: the records that go into the new
+    log, by number. replaced: of the open task's, unreadable, whose place is kept.
     lost: what is given up behind the first gap that no checkpoint bridges, as far as it can be read.
     """
 
     first: int
+    aside: list[Path] = field(default_factory=list)
     kept: dict[int, Found] = field(default_factory=dict)
     replaced: list[int] = field(default_factory=list)
     lost: list[Record] = field(default_factory=list)
@@ -217,6 +248,8 @@ class Plan:
     def lines(self) -> list[str]:
         """In words."""
         text = [f"kept: {len(self.kept)} records"]
+        if self.aside:
+            text.append(f"kept as they are, since they could not be learned: {', '.join(path.name for path in self.aside)}")
         if self.replaced:
             text.append(
                 f"lost of the open task {self.task!r}: records {_ranges(self.replaced)}; the model has taken its steps on "
@@ -239,7 +272,10 @@ def plan_repair(state: StateDirectory) -> Plan:
             if head.lsn >= first_lsn_of(path):
                 found.setdefault(head.lsn, Found(path, offset, head, record))
     opened = {} if saved is None or needed == next_lsn else saved.meta["open_task"]
-    plan = Plan(needed, task=opened.get("name", ""), tag=opened.get("tag"))
+    entries = ledger.read(state.path, saved.meta["ledger"]) if saved else []
+    kept = ledger.standing(entries).kept()
+    aside = [path for path in list_segments(state.log) if holds(path, needed, kept)]
+    plan = Plan(needed, aside, task=opened.get("name", ""), tag=opened.get("tag"))
     lsn = needed
     while lsn < next_lsn or lsn in found:
         if lsn in found:
@@ -265,6 +301,8 @@ def repair(state: StateDirectory, plan: Plan, disk: Disk) -> Path:
     for path in list_segments(fresh):
         disk.unlink(path)
     disk.make_directory(fresh)
+    for path in plan.aside:
+        disk.link(path, fresh / path.name)
     writer = LogWriter(fresh, disk, SEGMENT_BYTES, plan.first, plan.first)
     task = None
     for lsn in sorted([*plan.kept, *plan.replaced]):

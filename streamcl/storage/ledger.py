@@ -1,5 +1,8 @@
-"""The ledger: an entry for each boundary, revisit, abandoned revisit and withdrawal of a task, and for each boundary whose
-task drift had closed by then (`confirm`).
+"""The ledger: an entry for whatever changed a task's standing for good.
+
+Kinds: boundary, revisit, abandon (of a revisit), forget (a withdrawal), confirm (a boundary of a task that drift had closed
+by then), held (a boundary at which nothing could be learned: its rows are kept), drop (what was kept is given up), rollback
+(everything since a version is undone). `standing` says what holds after all of them.
 
 Appended and synced before the checkpoint that counts it.
 
@@ -12,7 +15,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +68,88 @@ def read(directory: Path, count: int) -> list[dict[str, Any]]:
     return [entry for entry, _ in _entries(directory / NAME, count)]
 
 
-def standing(entries: Iterable[Mapping[str, Any]]) -> tuple[dict[str, dict[str, Any]], set[str]]:
-    """What holds after all entries: the newest of each task, in the order they were first learned; and the withdrawn."""
-    tasks: dict[str, dict[str, Any]] = {}
-    forgotten: set[str] = set()
+@dataclass(slots=True)
+class Standing:
+    """What holds after all entries of a ledger.
+
+    tasks: the newest entry of each consolidated task, in the order they were first learned; its ``aside`` are the batches
+    that could not be learned and are kept, as pairs of LSN and rows. forgotten: withdrawn tasks. held: by task, the entry
+    of a boundary at which nothing could be learned, whose records from ``first_lsn`` to below ``end_lsn`` are kept.
+    """
+
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    forgotten: set[str] = field(default_factory=set)
+    held: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def take(self, entry: Mapping[str, Any], earlier: Callable[[int], Standing]) -> None:
+        """One more entry. earlier: what stood after so many entries, for a rollback."""
+        task = entry["task"]
+        match entry["kind"]:
+            case "boundary" | "revisit":
+                self.tasks[task] = dict(entry)
+                self.held.pop(task, None)
+            case "confirm" if task in self.tasks:  # who asked for a boundary that stands already
+                self.tasks[task] |= {"producer": entry["producer"], "seq": entry["seq"]}
+            case "held":
+                self.held[task] = dict(entry)
+            case "forget":
+                self.tasks.pop(task, None)
+                self.held.pop(task, None)
+                self.forgotten.add(task)
+            case "drop":
+                self._drop(task)
+            case "rollback":
+                self.tasks = self.rolled_back(earlier(entry["to"]).tasks)
+
+    def _drop(self, task: str) -> None:
+        self.held.pop(task, None)
+        if task in self.tasks:
+            self.tasks[task]["aside"] = []
+
+    def rolled_back(self, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """A version's tasks as they stand again: of what was set aside then, what is still kept."""
+        kept = {lsn for entry in self.tasks.values() for lsn, _ in aside(entry)}
+        return {
+            task: {**entry, "aside": [pair for pair in aside(entry) if pair[0] in kept]} for task, entry in tasks.items()
+        }
+
+    def closed(self) -> set[str]:
+        """The names that take no data: of every task that is consolidated, held or withdrawn."""
+        return {*self.tasks, *self.forgotten, *self.held}
+
+    def set_aside(self) -> dict[str, int]:
+        """How many rows are set aside, of each consolidated task of which any are."""
+        counts = {task: rows_aside(entry) for task, entry in self.tasks.items()}
+        return {task: rows for task, rows in counts.items() if rows}
+
+    def kept(self) -> list[tuple[int, int]]:
+        """The records that must stay in the log, from and to below, since their rows were not learned."""
+        held = [(entry["first_lsn"], entry["end_lsn"]) for entry in self.held.values()]
+        single = [(lsn, lsn + 1) for entry in self.tasks.values() for lsn, _ in aside(entry)]
+        return sorted([*held, *single])
+
+
+def aside(entry: Mapping[str, Any]) -> list[list[int]]:
+    """The batches of a consolidated task that were set aside: LSN and rows of each."""
+    return list(entry.get("aside", ()))
+
+
+def rows_aside(entry: Mapping[str, Any]) -> int:
+    """How many rows of a consolidated task were set aside."""
+    return sum(rows for _, rows in aside(entry))
+
+
+def standing(entries: Sequence[Mapping[str, Any]]) -> Standing:
+    """What holds after all entries, from the first one on."""
+    result = Standing()
     for entry in entries:
-        if entry["kind"] == "forget":
-            tasks.pop(entry["task"], None)
-            forgotten.add(entry["task"])
-        elif entry["kind"] == "confirm":  # who asked for a boundary that stands already
-            tasks.get(entry["task"], {}).update(producer=entry["producer"], seq=entry["seq"])
-        elif entry["kind"] != "abandon":
-            tasks[entry["task"]] = dict(entry)
-    return tasks, forgotten
+        result.take(entry, lambda count: standing(entries[:count]))
+    return result
 
 
 def by_drift(entry: Mapping[str, Any]) -> bool:
     """Whether this is a boundary that a change of the stream has set: `lsn` is the batch that showed it."""
-    return entry["kind"] == "boundary" and entry.get("origin") == "drift"
+    return entry["kind"] in ("boundary", "held") and entry.get("origin") == "drift"
 
 
 def _offset_behind(path: Path, count: int) -> int:

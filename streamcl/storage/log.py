@@ -47,6 +47,7 @@ SEGMENT_BYTES = 256 << 20  # a new one costs three syncs
 RECORD_OVERHEAD = 512  # more than a batch's record, headers and padding add to its frames
 
 Array = npt.NDArray[Any]
+Ranges = Sequence[tuple[int, int]]  # of LSNs, from and to below
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +85,29 @@ def spool_bytes(directory: Path) -> int:
     return total
 
 
-def drop_before(directory: Path, lsn: int, disk: Disk) -> int:
+def drop_before(directory: Path, lsn: int, disk: Disk, kept: Ranges = ()) -> int:
     """Unlink every segment all of whose records are below `lsn`; returns how many.
 
-    The last segment goes only if its last record closes its task: the writer never appends to it again then.
+    The last segment goes only if its last record closes its task: the writer never appends to it again then. kept: of the
+    records below `lsn`, those (from, to below) whose segments stay all the same.
     """
     paths = list_segments(directory)
-    doomed = _below(paths, lsn)
-    if paths and first_lsn_of(paths[-1]) < lsn and _is_finished(paths[-1], lsn):
+    doomed = _below(paths, lsn, kept)
+    if paths and first_lsn_of(paths[-1]) < lsn and not holds(paths[-1], lsn, kept) and _is_finished(paths[-1], lsn):
         doomed.append(paths[-1])
     _unlink(doomed, directory, disk)
     return len(doomed)
 
 
-def _below(paths: Sequence[Path], lsn: int) -> list[Path]:
-    """The segments that another one follows and all of whose records are below `lsn`."""
-    return [path for path, following in pairwise(paths) if first_lsn_of(following) <= lsn]
+def _below(paths: Sequence[Path], lsn: int, kept: Ranges) -> list[Path]:
+    """The segments that another one follows and all of whose records are below `lsn`, without those that are kept."""
+    ends = [(path, first_lsn_of(following)) for path, following in pairwise(paths)]
+    return [path for path, end in ends if end <= lsn and not holds(path, end, kept)]
+
+
+def holds(path: Path, end: int, kept: Ranges) -> bool:
+    """Whether a segment whose records end below `end` has one that is kept."""
+    return any(first_lsn_of(path) < behind and first < end for first, behind in kept)
 
 
 def _unlink(doomed: Sequence[Path], directory: Path, disk: Disk) -> None:
@@ -114,19 +122,20 @@ def unfinished_repair(directory: Path) -> Path:
     return directory.with_name(directory.name + ".repaired")
 
 
-def _without_absorbed(directory: Path, needed: int, disk: Disk) -> list[Path]:
-    """The segments that hold records from `needed` on; the others are unlinked.
+def _without_absorbed(directory: Path, needed: int, disk: Disk, kept: Ranges) -> list[Path]:
+    """The segments that hold records from `needed` on; the others are unlinked, but for those that are kept.
 
     A power cut may bring any of the segments back that were being unlinked, so they need not follow on one another.
     """
     paths = list_segments(directory)
-    absorbed = _below(paths, needed)
+    below = _below(paths, needed, ())
     if paths and first_lsn_of(paths[-1]) < needed:
         scan = scan_segment(paths[-1], last=True)
         if scan.damage is None and scan.next_lsn < needed:
-            absorbed = paths
-    _unlink(absorbed, directory, disk)
-    return paths[len(absorbed) :]
+            below = paths
+    ends = [*map(first_lsn_of, paths[1:]), needed]
+    _unlink([path for path, end in zip(below, ends, strict=False) if not holds(path, end, kept)], directory, disk)
+    return paths[len(below) :]
 
 
 def _is_finished(path: Path, lsn: int) -> bool:
@@ -168,11 +177,13 @@ class LogWriter:
         next_lsn: int = 0,
         needed: int | None = None,
         segment_bytes: int = SEGMENT_BYTES,
+        kept: Ranges = (),
     ) -> LogWriter:
         """Drop segments that were absorbed, check every other, cut a torn tail, and go on where the log ends.
 
         next_lsn: everything below is in a checkpoint, so was durable; an empty log goes on there. needed: the oldest
-        record that is still to be read, `next_lsn` unless a task is open. Raises Damaged, UnknownFormat.
+        record that is still to be read, `next_lsn` unless a task is open. kept: older ones whose segments stay, unread.
+        Raises Damaged, UnknownFormat.
         """
         needed = next_lsn if needed is None else needed
         while True:
@@ -181,11 +192,13 @@ class LogWriter:
                     raise Damaged(f"{unfinished_repair(directory)}: a repair was not finished: run `streamcl repair` again")
                 disk.make_directory(directory)
                 disk.sync_directory(directory.parent)  # even if it was there: its maker may have died before this
-                return cls._recover(directory, disk, next_lsn, needed, segment_bytes)
+                paths = _without_absorbed(directory, needed, disk, kept)
+                return cls._recover(directory, disk, next_lsn, needed, segment_bytes, paths)
 
     @classmethod
-    def _recover(cls, directory: Path, disk: Disk, next_lsn: int, needed: int, segment_bytes: int) -> LogWriter:
-        paths = _without_absorbed(directory, needed, disk)
+    def _recover(
+        cls, directory: Path, disk: Disk, next_lsn: int, needed: int, segment_bytes: int, paths: list[Path]
+    ) -> LogWriter:
         first = end = first_lsn_of(paths[0]) if paths else next_lsn
         if first > needed:
             raise Damaged(
@@ -353,7 +366,7 @@ class LogReader:
             yield self._read(lsn, verify)
 
     def forget(self, lsn: int) -> None:
-        """Let go of segments that begin before `lsn`, once they have been dropped."""
+        """Let go of segments that begin before `lsn`, once they were dropped; those kept are mapped again if needed."""
         self._open = [segment for segment in self._open if segment.first_lsn >= lsn]
 
     def _read(self, lsn: int, verify: bool) -> Entry:

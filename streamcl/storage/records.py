@@ -84,13 +84,28 @@ class Forget(_Record, frozen=True, tag="forget"):
     """A task's factor is withdrawn for good."""
 
 
+class Retry(_Record, frozen=True, tag="retry"):
+    """What was kept of a task because it could not be learned is learned now."""
+
+
+class Drop(_Record, frozen=True, tag="drop"):
+    """What was kept of a task because it could not be learned is given up for good."""
+
+
+class Rollback(_Record, frozen=True, tag="rollback"):
+    """Everything learned since a version is undone. to: the version. undone: the tasks that are unknown again."""
+
+    to: int
+    undone: tuple[str, ...] = ()
+
+
 class Lost(_Record, frozen=True, tag="lost"):
     """Stands where a repair found a record of the open task damaged. tag: what its producers call it (drift)."""
 
     tag: str | None = None
 
 
-Record = Batch | Boundary | Revisit | Abandon | Forget | Lost
+Record = Batch | Boundary | Revisit | Abandon | Forget | Retry | Drop | Rollback | Lost
 
 _decoder = msgspec.msgpack.Decoder(Record)
 _encoder = msgspec.msgpack.Encoder()
@@ -113,5 +128,5 @@ def decode(body: bytes | memoryview) -> Record:
 
 
 def closes_task(record: Record) -> bool:
-    """Whether a task's data ends with this record."""
-    return isinstance(record, Boundary | Abandon) or (isinstance(record, Batch) and record.boundary)
+    """Whether a task's data ends with this record; a retry is of data that ended before, with no task open."""
+    return isinstance(record, Boundary | Abandon | Retry) or (isinstance(record, Batch) and record.boundary)

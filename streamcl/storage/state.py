@@ -10,7 +10,8 @@ from pathlib import Path
 class StateDirectory:
     """The paths of a state directory; creates nothing.
 
-    log: segments of raw data. checkpoint, ledger and factors: what was learned. live: parameters for the predictor.
+    log: segments of raw data. checkpoint, ledger and factors: what was learned. live: parameters for the predictor, and
+    while a model is tried some rows of the first batch.
     history: what was observed over time. audit: who asked for what. daemon: pid and endpoints of the running daemon.
     """
 
@@ -40,6 +41,11 @@ class StateDirectory:
     def posterior(self) -> Path:
         """Published posterior, replaced by rename at boundaries."""
         return self.path / "live" / "posterior"
+
+    @property
+    def trial(self) -> Path:
+        """Rows of a first batch, for as long as the model is tried on them."""
+        return self.path / "live" / "trial"
 
     @property
     def audit(self) -> Path:

@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from streamcl.bench.faults import moody
 from streamcl.bench.faults.disk import Fault, Plan
 from streamcl.bench.faults.logs import Story
-from streamcl.bench.faults.world import SOUND, Operate, Phase, Send, Variant, Violation, World
+from streamcl.bench.faults.world import SOUND, Feel, Operate, Phase, Send, Subject, Variant, Violation, World
 from streamcl.protocol import messages
 
 ROWS, FEATURES = 6, 3
 FAULTS: tuple[Fault, ...] = ("kill", "torn", "error", "full")
-TREE = {
+TREE: dict[str, Any] = {
     "model": {"factory": "streamcl.models:linear", "likelihood": "categorical", "classes": 3},
     "train": {"epochs": 2, "batch_size": 4, "learning_rate": 0.05},
     "posterior": {"mode": "factors", "fisher": "mc"},
@@ -35,12 +36,18 @@ DRIFTING = {
     "train": {"epochs": 1, "batch_size": 4, "learning_rate": 0.2},
     "stream": {"boundary": "drift", "drift_rows": 30, "drift_delta": 0.3},
 }
+MOODY = {
+    **TREE,
+    "model": {**TREE["model"], "factory": "streamcl.bench.faults.moody:model"},
+    "stream": {"on_failure": "set-aside"},
+}
 VARIANTS = {
     "no fsync": Variant(sync_data=False),
     "no directory sync": Variant(sync_directory=False),
     "no truncation": Variant(truncate=False),
     "no duplicate check": Variant(check_duplicates=False),
     "acknowledge before write": Variant(acknowledge_late=False),
+    "what was not learned is dropped": Variant(keep=False),
     "drift closes where the log has come to": Variant(close_at_change=False),
 }
 
@@ -85,6 +92,11 @@ class Producers:
         x = 4 * np.eye(FEATURES, dtype="<f4")[sent.arrays["y"]] + 0.1 * sent.arrays["x"]
         return Send(producer, sent.header, {"x": x, "y": (sent.arrays["y"] + shift) % 3})
 
+    def odd(self, producer: str, task: str) -> Send:
+        """Rows that a moody model may refuse."""
+        sent = self.batch(producer, task)
+        return Send(producer, sent.header, {**sent.arrays, "x": sent.arrays["x"] + np.float32(2 * moody.ODD)})
+
     def boundary(self, producer: str, task: str, barrier: bool = False) -> Send:
         """A boundary; with a barrier on all that every producer has made so far."""
         others = dict(self.seq)
@@ -112,10 +124,10 @@ def long_script() -> list[Phase]:
         Operate(messages.Checkpoint()),
         [p.batch("p", "a"), p.boundary("p", "a")],
         [p.revisit("p", "b"), p.batch("p", "b")],
-        Operate(messages.Abandon("b"), over="unknown_task"),
-        Operate(messages.Forget("b"), over="task_closed"),
+        Operate(messages.Abandon("b"), over=frozenset({"unknown_task"})),
+        Operate(messages.Forget("b"), over=frozenset({"task_closed"})),
         [p.batch("p", "c"), p.batch("p", "c")],
-        Operate(messages.AdminBoundary(task="c", wait=False), over="task_closed"),
+        Operate(messages.AdminBoundary(task="c", wait=False), over=frozenset({"task_closed"})),
     ]
 
 
@@ -168,15 +180,56 @@ def drifting_script() -> list[Phase]:
     ]
 
 
-def every_step(faults: Iterable[Fault] = FAULTS, *, alone: bool, drift: bool = False) -> Tally:
-    """A fault at the first, the second, ... operation of a script, until none is left to meet.
+def kept_script() -> list[Phase]:
+    """Tasks that are held, rows that are set aside, retried and dropped; what was learned is rolled back."""
+    p = Producers()
+    closed = frozenset({"unlearnable", "task_closed"})
+    settled = frozenset({"unknown_task"})
+    return [
+        [p.batch("p", "a"), p.batch("p", "a"), p.boundary("p", "a")],
+        [p.batch("p", "h"), p.batch("p", "h")],
+        Feel("never"),
+        Operate(messages.AdminBoundary(task="h"), over=closed),
+        Feel("well"),
+        [p.batch("p", "b"), p.boundary("p", "b")],
+        Operate(messages.Retry(task="h"), over=settled),
+        Feel("rows"),
+        [p.batch("p", "g"), p.odd("p", "g"), p.batch("p", "g")],
+        Operate(messages.AdminBoundary(task="g"), over=frozenset({"task_closed"})),
+        Feel("well"),
+        Operate(messages.Retry(task="g"), over=settled),
+        [p.batch("p", "w"), p.boundary("p", "w")],
+        Operate(messages.Rollback(task="w"), over=settled),
+        [p.revisit("p", "a"), p.batch("p", "a")],
+        Feel("never"),
+        [p.batch("p", "a")],
+        Operate(messages.AdminBoundary(task="a"), over=closed),
+        Operate(messages.Drop(task="a"), over=settled),
+        Feel("well"),
+        [p.batch("p", "w"), p.batch("p", "w")],
+        Feel("never"),
+        Operate(messages.AdminBoundary(task="w"), over=closed),
+    ]
 
-    alone: a kill ends only the process that meets it. drift: of a script whose streams change.
+
+SCRIPTS: dict[Subject, tuple[Callable[[], list[Phase]], dict[str, Any]]] = {
+    "tasks": (long_script, TREE),
+    "drift": (drifting_script, DRIFTING),
+    "kept": (kept_script, MOODY),
+}
+
+
+def every_step(faults: Iterable[Fault] = FAULTS, *, alone: bool, about: Subject = "tasks", stride: int = 1) -> Tally:
+    """A fault at the first, the second, ... operation of a script, or every so many, until none is left to meet.
+
+    alone: a kill ends only the process that meets it. about: tasks that are learned, streams that change, or what cannot be
+    learned.
     """
-    script, tree, tally = (drifting_script(), DRIFTING, Tally()) if drift else (long_script(), TREE, Tally())
+    make, tree = SCRIPTS[about]
+    script, tally = make(), Tally()
     expected = _undisturbed(script, tree=tree)
     for fault in faults:
-        for at in count(1):
+        for at in count(1, stride):
             plan = Plan(at, fault)
             _run(tally, script, plan, lambda _: expected, alone=alone, tree=tree)
             if plan.hit is None:
@@ -184,17 +237,16 @@ def every_step(faults: Iterable[Fault] = FAULTS, *, alone: bool, drift: bool = F
     return tally
 
 
-def random_crashes(runs: int, seed: int = 0, variant: Variant = SOUND, *, cut: bool, drift: bool | None = None) -> Tally:
+def random_crashes(runs: int, seed: int = 0, variant: Variant = SOUND, *, cut: bool, about: Subject | None = None) -> Tally:
     """Kills or power cuts at random operations of random scripts; half of the runs have a second one soon after.
 
-    drift: whether the streams change and the daemon finds out, by default where the variant is about that.
+    about: as for `every_step`, by default what the variant is about.
     """
-    tally = Tally()
-    drift = not variant.close_at_change if drift is None else drift
-    tree = DRIFTING if drift else TREE
+    tally, about = Tally(), about or variant.about
+    tree = SCRIPTS[about][1]
     for number in range(runs):
         rng = random.Random(f"{seed}/{number}")
-        script = drifting(rng) if drift else two_producers(rng)
+        script = kept_script() if about == "kept" else drifting(rng) if about == "drift" else two_producers(rng)
         aim = rng.choice((None, "ingest: sync"))  # when most is at stake: much is written, nothing is synced
         plan = _TwicePlan(rng.randint(1, 200), rng.choice(("kill", "torn")), aim, rng.choice((0, rng.randint(1, 20))))
         expected = partial(_undisturbed, script, tree=tree)

@@ -92,8 +92,13 @@ class Volume:
 
     def remove(self, path: Path) -> None:
         """Take a file's name away, but keep the file."""
-        if path.exists():
-            path.rename(self.root / GONE / str(path.stat().st_ino))
+        if not path.exists():
+            return
+        kept = self.root / GONE / str(path.stat().st_ino)
+        if kept.exists():  # by its other name
+            path.unlink()
+        else:
+            path.rename(kept)
 
     def cut_power(self, after: Path, rng: random.Random) -> None:
         """Leave in the directory `after` one of the states in which the disk may come back."""
@@ -202,6 +207,12 @@ class SimulatedDisk(Disk):
         self.volume.remove(target)
         super().replace(source, target)
         self.volume.changed(target.parent, (source, None), (target, inode))
+
+    def link(self, source: Path, target: Path) -> None:
+        """A second name for a file, certain once its directory is synced."""
+        self._meet("link")
+        super().link(source, target)
+        self.volume.changed(target.parent, (target, source.stat().st_ino))
 
     def unlink(self, path: Path) -> None:
         """Remove a file; one that is gone already is fine."""

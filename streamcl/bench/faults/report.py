@@ -24,9 +24,18 @@ def run(crashes: int, log_cuts: int, kills: int, seed: int, out: Path | None) ->
         "a fault at every operation, one process only": lambda: campaigns.every_step(alone=True).plain(),
         "random kills": lambda: campaigns.random_crashes(crashes, seed, cut=False).plain(),
         "power cuts": lambda: campaigns.random_crashes(crashes, seed, cut=True).plain(),
-        "a fault at every operation amid drift": lambda: campaigns.every_step(alone=False, drift=True).plain(),
-        "kills amid drift": lambda: campaigns.random_crashes(crashes // 4, seed, cut=False, drift=True).plain(),
-        "power cuts amid drift": lambda: campaigns.random_crashes(crashes // 4, seed, cut=True, drift=True).plain(),
+        "a fault at every operation amid drift": lambda: campaigns.every_step(alone=False, about="drift").plain(),
+        "a fault at every operation amid what cannot be learned": lambda: campaigns.every_step(
+            alone=False, about="kept"
+        ).plain(),
+        "kills amid what cannot be learned": lambda: campaigns.random_crashes(
+            crashes // 4, seed, cut=False, about="kept"
+        ).plain(),
+        "power cuts amid what cannot be learned": lambda: campaigns.random_crashes(
+            crashes // 4, seed, cut=True, about="kept"
+        ).plain(),
+        "kills amid drift": lambda: campaigns.random_crashes(crashes // 4, seed, cut=False, about="drift").plain(),
+        "power cuts amid drift": lambda: campaigns.random_crashes(crashes // 4, seed, cut=True, about="drift").plain(),
         "power cuts of the log": lambda: campaigns.log_cuts(log_cuts, seed).plain(),
         "kill -9 of the daemon": lambda: random_kills(kills, seed, _say).plain(),
         "violations found in broken daemons": lambda: campaigns.broken_variants(VARIANT_RUNS, VARIANT_LOG_RUNS, seed),

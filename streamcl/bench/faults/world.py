@@ -16,22 +16,24 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
 from streamcl import config
+from streamcl.bench.faults import moody
 from streamcl.bench.faults.disk import Killed, Plan, SimulatedDisk, Volume
 from streamcl.daemon import ingest, trainer
 from streamcl.daemon.admin import Admin, Request
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.sockets import Peer
-from streamcl.errors import Refused, StreamclError
+from streamcl.errors import Damaged, Refused, StreamclError
 from streamcl.learning.drift import Rise
 from streamcl.learning.learner import Learner
 from streamcl.protocol import frames, messages
 from streamcl.protocol.session import StreamSession
 from streamcl.storage import log
+from streamcl.storage.ledger import Standing
 from streamcl.storage.records import Batch
 
 LIVES = 30  # more starts than any plan causes: something keeps failing
@@ -58,13 +60,22 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Operate:
-    """One request of the operator, sent again after a crash until it is answered; `over` says that it had taken effect."""
+    """One request of the operator, sent again after a crash until it is answered; `over`: refusals that say that it had
+    taken effect, or that are its effect."""
 
     message: messages.Message
-    over: str | None = None
+    over: frozenset[str] = frozenset()
 
 
-Phase = Sequence[Send] | Operate  # a phase begins when all of the one before is acknowledged
+@dataclass(frozen=True, slots=True)
+class Feel:
+    """The model's mood changes (`moody`), once everything before is in a checkpoint: no replay meets another mood."""
+
+    mood: moody.Mood
+
+
+Subject = Literal["tasks", "drift", "kept"]
+Phase = Sequence[Send] | Operate | Feel  # a phase begins when all of the one before is acknowledged
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +87,13 @@ class Variant:
     truncate: bool = True
     check_duplicates: bool = True
     acknowledge_late: bool = True
+    keep: bool = True  # what could not be learned
     close_at_change: bool = True  # drift closes the task behind the batch that showed it, not where the log has come to
+
+    @property
+    def about(self) -> Subject:
+        """Which scripts can tell it from a sound daemon."""
+        return "drift" if not self.close_at_change else "kept" if not self.keep else "tasks"
 
 
 SOUND = Variant()
@@ -124,6 +141,7 @@ class World:
 
     def run(self) -> dict[str, Any]:
         """Until everything is acknowledged and applied; raises Violation."""
+        moody.feel("well")
         with structlog.testing.capture_logs():
             for _ in range(TURNS):
                 running = self._living("ingest", self._turn_ingest) and self._living("trainer", self._turn_trainer)
@@ -215,11 +233,25 @@ class World:
         if missing:
             raise Violation(f"never trained: {missing}")
         meta, tensors = self.trainer.learner.snapshot()
-        posterior = self.trainer.learner.posterior
-        tasks = {} if posterior is None else posterior.tasks
-        figures = ("lsn", "kind", "origin", "samples", "weight", "loss", "producer", "seq")
-        boundaries = {name: [entry.get(figure) for figure in figures] for name, entry in tasks.items()}
-        return {**meta, **{name: tensor.tobytes() for name, tensor in tensors.items()}, "tasks": boundaries}
+        standing = self.trainer.learner.standing
+        self._check_kept(standing.kept())
+        figures = ("lsn", "kind", "origin", "samples", "weight", "loss", "producer", "seq", "aside")
+        boundaries, held = (
+            {name: [entry.get(figure) for figure in figures] for name, entry in entries.items()}
+            for entries in (standing.tasks, standing.held)
+        )
+        arrays = {name: tensor.tobytes() for name, tensor in tensors.items()}
+        return {**meta, **arrays, "tasks": boundaries, "held": held}
+
+    def _check_kept(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Raise Violation unless every row that was not learned is still on disk."""
+        reader = log.LogReader(self.root / "log")
+        try:
+            for first, end in ranges:
+                for entry in reader.read(first, end):
+                    self.trained(entry)
+        except Damaged as error:
+            raise Violation(f"what could not be learned is not kept: {error}") from error
 
     # -- producers and the operator ------------------------------------------------------------------------------
 
@@ -231,7 +263,7 @@ class World:
             self.ingest.take(_peer(name), frames.build({"type": "hello", "producer": name}))
 
     def _sends(self) -> list[Send]:
-        return [send for phase in self.script if not isinstance(phase, Operate) for send in phase]
+        return [send for phase in self.script if not isinstance(phase, Operate | Feel) for send in phase]
 
     def heard(self, producer: str, header: dict[str, Any]) -> None:
         """A producer gets an answer."""
@@ -254,7 +286,7 @@ class World:
         """The operator gets an answer."""
         phase = self.script[self.phase]
         assert isinstance(phase, Operate)
-        self.answered = header["type"] == "ok" or header["code"] == phase.over
+        self.answered = header["type"] == "ok" or header["code"] in phase.over
         self.asked = self.answered
 
     def _send_some(self, daemon: SimulatedIngest) -> None:
@@ -265,6 +297,10 @@ class World:
                 self.asked = True
                 daemon.operate(phase.message)
             done = self.answered
+        elif isinstance(phase, Feel):
+            done = self._all_is_in_a_checkpoint(daemon)
+            if done:
+                moody.feel(phase.mood)
         else:
             for send in self._due(phase) if self.place is None else self._in_order(phase, self.place):
                 self.stored[send.producer] = max(self.stored[send.producer], send.seq)
@@ -273,6 +309,12 @@ class World:
         if done and self.phase < len(self.script):
             self.phase += 1
             self.asked = self.answered = False
+
+    def _all_is_in_a_checkpoint(self, daemon: SimulatedIngest) -> bool:
+        if self.trainer is None or self.trainer.learner.next_lsn < daemon.writer.durable:
+            return False
+        self.trainer.due_now()
+        return self.trainer.checkpointed_lsn == daemon.writer.durable
 
     def _due(self, phase: Sequence[Send]) -> Iterator[Send]:
         """Up to eight messages, each its producer's next; now and then one that was sent before."""
@@ -387,6 +429,18 @@ class SimulatedTrainer(trainer.Trainer):
             self.learner.__class__ = _Late
             self.learner.trainer = self  # type: ignore[attr-defined]
         super()._learn(entry)
+
+    def due_now(self) -> None:
+        """A checkpoint is, at the next turn that has nothing to learn."""
+        self._last_checkpoint = float("-inf")
+
+    def _drop(self) -> None:
+        standing = self.learner.standing
+        if not self.world.variant.keep:
+            self.learner.standing = Standing(standing.tasks, standing.forgotten)
+            self.learner.standing.tasks = {task: {**entry, "aside": []} for task, entry in standing.tasks.items()}
+        super()._drop()
+        self.learner.standing = standing
 
     def _wait(self, seconds: float) -> None:
         """The disk is full for one write only."""

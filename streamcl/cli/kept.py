@@ -1,0 +1,132 @@
+"""Commands for what could not be learned, and for what was learned wrongly."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from streamcl.cli.common import (
+    add_connection,
+    add_json,
+    admin,
+    command,
+    print_fields,
+    print_json,
+    print_table,
+    said_of_rows_aside,
+)
+from streamcl.cli.progress import display, waited_for
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands."""
+    for name, run, text in (
+        (
+            "retry",
+            retry,
+            "Learn what was kept of a task because it could not be learned: a held one, or batches that were set aside. "
+            "Waits until no task is open, then until it is learned; status 1 where it fails again. The model's code is as "
+            "it was when the daemon started: a mended one takes a restart, which tries again by itself.",
+        ),
+        (
+            "drop",
+            drop,
+            "Give up what was kept of a task because it could not be learned: its rows are deleted, unlearned. A held "
+            "task's name may be used again.",
+        ),
+        (
+            "rollback",
+            rollback,
+            "Undo a task's newest boundary, or revisit, and everything learned since: parameters and posterior are those "
+            "from before it, to the bit. The tasks' names may be used again; an open task stays, and is learned from "
+            "there. Possible for the last posterior.keep boundaries, not past a withdrawal.",
+        ),
+    ):
+        parser = command(commands, name, run, text, f"streamcl {name} monday" + " --yes" * (name != "retry"))
+        parser.add_argument("task", metavar="TASK")
+        if name != "retry":
+            parser.add_argument("--yes", action="store_true", help="do not ask")
+        add_connection(parser, "admin")
+        add_json(parser)
+    for name, show, text in (
+        ("quarantine", quarantine, "List what could not be learned and is kept, and why."),
+        ("versions", versions, "List the boundaries that can be undone, and what undoing each would take along."),
+    ):
+        parser = command(commands, name, show, text, f"streamcl {name}")
+        add_connection(parser, "admin")
+        add_json(parser)
+
+
+def retry(options: argparse.Namespace) -> int:
+    """Have what was kept of a task learned."""
+    with admin(options) as daemon, display(options) as show, waited_for(show, options, options.task):
+        done = daemon.retry(options.task)
+    _show(options, done)
+    return said_of_rows_aside(done)
+
+
+def drop(options: argparse.Namespace) -> int:
+    """Give up what was kept of a task, once the operator is sure."""
+    with admin(options) as daemon:
+        rows = sum(row["rows"] for row in daemon.quarantine() if row["task"] == options.task)
+        if not _sure(options, f"Delete {rows} rows of task {options.task!r}, unlearned?"):
+            return 2
+        _show(options, daemon.drop(options.task))
+    return 0
+
+
+def rollback(options: argparse.Namespace) -> int:
+    """Undo what was learned since before a task, once the operator is sure."""
+    with admin(options) as daemon:
+        found = next((row for row in daemon.versions() if row["task"] == options.task), None)
+        undone = "" if found is None else f" of {', '.join(found['undone']) or 'its revisit'}"
+        if not _sure(options, f"Undo everything learned{undone}?"):
+            return 2
+        _show(options, daemon.rollback(options.task))
+    return 0
+
+
+def _sure(options: argparse.Namespace, question: str) -> bool:
+    if options.yes:
+        return True
+    if not sys.stdin.isatty():
+        print(f"streamcl: {question} It cannot be taken back; say --yes", file=sys.stderr)
+        return False
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def quarantine(options: argparse.Namespace) -> None:
+    """Print what is kept."""
+    with admin(options) as daemon:
+        rows = daemon.quarantine()
+    if options.json:
+        print_json({"quarantine": rows})
+        return
+    for row in rows:
+        row["since"] = _when(row["time"])
+    print_table(rows, ["task", "state", "rows", "producer", "seq", "since", "reason"], "everything could be learned")
+
+
+def versions(options: argparse.Namespace) -> None:
+    """Print what can be undone."""
+    with admin(options) as daemon:
+        rows = daemon.versions()
+    if options.json:
+        print_json({"versions": rows})
+        return
+    for row in rows:
+        row |= {"closed": _when(row["closed_at"]), "undoes": ", ".join(row["undone"]) or f"the revisit of {row['task']}"}
+    print_table(rows, ["task", "closed", "undoes", "bytes", "problem"], "no boundary can be undone")
+
+
+def _when(seconds: float | None) -> str:
+    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _show(options: argparse.Namespace, data: dict[str, Any]) -> None:
+    if options.json:
+        print_json(data)
+    else:
+        print_fields(data)

@@ -1,0 +1,117 @@
+"""The last boundaries' checkpoints, to which everything that was learned can be rolled back.
+
+STATE/versions holds second names of checkpoints, each named for the number of ledger entries that it counts. A name is made
+once its checkpoint is durable, and nothing is ever written to the file again; so a version costs no writing, and disk only
+once a newer checkpoint has taken the older one's place. Bounded: the caller says how many stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamcl.errors import StreamclError
+from streamcl.storage import checkpoint, ledger, verified
+from streamcl.storage.disk import Disk
+from streamcl.storage.verified import Saved
+
+SUFFIX = ".checkpoint"
+CHANGES = frozenset({"boundary", "revisit", "forget", "rollback"})  # kinds of entries after which something else is known
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Links, reads and removes versions of the checkpoint of `state`; holds none of them in memory."""
+
+    state: Path
+    disk: Disk
+
+    @property
+    def directory(self) -> Path:
+        """Where they lie."""
+        return self.state / "versions"
+
+    def path(self, number: int) -> Path:
+        """Where a version lies."""
+        return self.directory / f"{number:020d}{SUFFIX}"
+
+    def numbers(self) -> list[int]:
+        """The versions that are there, oldest first."""
+        return sorted(int(path.stem) for path in self.directory.glob(f"[0-9]*{SUFFIX}"))
+
+    def add(self, number: int) -> None:
+        """The checkpoint as it is now is a version too, durable on return; raises OSError, SyncFailed."""
+        self.disk.make_directory(self.directory)
+        self.disk.unlink(self.path(number))
+        self.disk.link(self.state / checkpoint.NAME, self.path(number))
+        self.disk.sync_directory(self.directory)
+
+    def keep_only(self, numbers: Iterable[int]) -> None:
+        """Remove every other one."""
+        kept = set(numbers)
+        doomed = [number for number in self.numbers() if number not in kept]
+        for number in doomed:
+            self.disk.unlink(self.path(number))
+        if doomed:
+            self.disk.sync_directory(self.directory)
+
+    def read(self, number: int) -> Saved:
+        """A version, verified; raises FileNotFoundError, Damaged, UnknownFormat."""
+        return verified.load(self.path(number))
+
+    def size(self, number: int) -> int:
+        """Bytes of a version; 0 for version 0, which has no file."""
+        path = self.path(number)
+        return path.stat().st_size if path.exists() else 0
+
+    def problem(self, number: int) -> str | None:
+        """Why a version cannot be used, or None. Reads all of it."""
+        if number == 0:
+            return None
+        try:
+            self.read(number)
+        except (OSError, StreamclError) as error:
+            return str(error)
+        return None
+
+
+def usable(numbers: Sequence[int], count: int, entry: Mapping[str, Any]) -> list[int]:
+    """The versions that may be gone back to after one more entry, number `count` of the ledger, counted from 1.
+
+    A withdrawn task may not come back, and what was rolled back is not returned to.
+    """
+    match entry["kind"]:
+        case "forget":
+            return [count]
+        case "rollback":
+            return [*(number for number in numbers if number <= entry["to"]), count]
+    changed = entry["kind"] in CHANGES and (not numbers or numbers[-1] < count)
+    return [*numbers, count] if changed else list(numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Undoing:
+    """What a rollback of a task would do. version: to which one it goes back; undone: the tasks unknown after it."""
+
+    version: int
+    undone: tuple[str, ...]
+
+
+def undoing(task: str, entries: Sequence[Mapping[str, Any]], numbers: Iterable[int], keep: int) -> Undoing | None:
+    """What going back to before a task's newest boundary, or revisit, takes; None where no version is exact.
+
+    entries: the whole ledger. numbers: the versions kept; 0, from before anything was learned, needs no file and counts as
+    kept while no more than `keep` changes were made since.
+    """
+    standing = ledger.standing(entries)
+    if task not in standing.tasks:
+        return None
+    newest = next(i for i, entry in enumerate(entries) if entry["lsn"] == standing.tasks[task]["lsn"])
+    version = max((number for number in numbers if number <= newest), default=0)
+    since = [i for i, entry in enumerate(entries) if i >= version and entry["kind"] in CHANGES]
+    if (since and since[0] < newest) or (version == 0 and len(since) > keep):
+        return None
+    earlier = ledger.standing(entries[:version]).tasks
+    return Undoing(version, tuple(name for name in standing.tasks if name not in earlier))
