@@ -9,6 +9,7 @@ out. Runs where torch is absent. One thread at a time may use a client, and only
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 import time
@@ -739,6 +740,24 @@ class ParameterVectors:
     shapes: list[list[int]]
 
 
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A model to be used elsewhere.
+
+    description: factory, arguments, labels and the like (`model.json`). state: the bytes of a safetensors file with every
+    entry of the module's `state_dict()`.
+    """
+
+    vectors: ParameterVectors
+    description: dict[str, Any] = field(repr=False)
+    state: bytes = field(repr=False)
+
+
+def _vectors(reply: Mapping[str, Any], arrays: NamedArrays) -> ParameterVectors:
+    vectors = {name: arrays[name].copy() for name in ("theta", "precision", "shift")}
+    return ParameterVectors(**vectors, names=reply["names"], shapes=reply["shapes"])
+
+
 class Admin(_Requester):
     """An operator's requests; `keys` and `server_key` as for a Producer.
 
@@ -843,9 +862,13 @@ class Admin(_Requester):
 
     def parameters(self) -> ParameterVectors:
         """theta, precision and shift as flat float64 vectors in the model's parameter order."""
-        reply, arrays = self._request({"type": "parameters"})
-        vectors = {name: array.copy() for name, array in arrays.by_name.items()}
-        return ParameterVectors(**vectors, names=reply["names"], shapes=reply["shapes"])
+        return _vectors(*self._request({"type": "parameters"}))
+
+    def export(self) -> Export:
+        """The same vectors, and what it takes to use the model without streamcl, all of one moment."""
+        reply, arrays = self._request({"type": "parameters", "model": True})
+        description = json.loads(arrays["description"].tobytes())
+        return Export(_vectors(reply, arrays), description, arrays["state"].tobytes())
 
     def _pages(self, request: str, name: str, offset: int = 0, most: int | None = None) -> list[dict[str, Any]]:
         """All rows of a request that is answered page by page; no more pages than needed for `most`."""

@@ -42,12 +42,12 @@ class Cast(nn.Module):
 
     def __init__(self, like: nn.Module, flatten: bool) -> None:
         super().__init__()
-        self._like = [next(like.parameters())]  # in a list, so that it is not registered here too
+        self._like = [like]  # in a list, so that it is not registered here too
         self.flatten = flatten
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [n, ...]."""
-        x = x.to(self._like[0].dtype)
+        x = x.to(next(self._like[0].parameters()).dtype)
         return x.flatten(1) if self.flatten else x
 
 
@@ -101,10 +101,9 @@ def build(
     where there is no such callable, ModelRefused where it fails or returns something else.
     """
     function = load_factory(factory)
-    sizes = {"input_shape": tuple(input_shape), "outputs": outputs}
     with seeded(seed):
         try:
-            module = function(**_accepted(function, sizes), **args)
+            module = function(**arguments(function, args, input_shape, outputs))
         except ModelRefused:
             raise
         except (Exception, SystemExit) as error:
@@ -116,6 +115,13 @@ def build(
             raise ModelRefused(f"model.factory {factory}: expected a torch.nn.Module, got {type(module).__name__}")
         _materialise(module, input_shape, integers)
     return module
+
+
+def arguments(
+    function: Callable[..., Any], args: Mapping[str, Any], input_shape: Sequence[int], outputs: int
+) -> dict[str, Any]:
+    """What a factory is called with: the sizes that it has parameters for, and `args`."""
+    return {**_accepted(function, {"input_shape": tuple(input_shape), "outputs": outputs}), **args}
 
 
 @contextmanager

@@ -155,7 +155,9 @@ def _add_export(commands: Any) -> None:
         commands,
         "export",
         export,
-        "Write the parameters and the posterior (safetensors), tasks and status (JSON) to a directory.",
+        "Write the model to a directory, for use without streamcl (model.safetensors: every entry of the module's "
+        "state_dict; model.json: factory, arguments, labels, likelihood), with the flat parameters and posterior "
+        "(parameters.safetensors), tasks and status (export.json). The README has the three lines that load it.",
         "streamcl export ./export",
     )
     parser.add_argument("directory", type=Path, metavar="DIR")
@@ -435,15 +437,21 @@ def scores(arrays: dict[str, Any], y: Any) -> dict[str, float]:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Write parameters, posterior, tasks and status to a directory."""
+    """Write the model, parameters, posterior, tasks and status to a directory."""
     from safetensors.numpy import save_file
 
     with admin(options) as daemon:
-        parameters, description = daemon.parameters(), {"status": daemon.status(), "tasks": daemon.tasks()}
+        found, description = daemon.export(), {"status": daemon.status(), "tasks": daemon.tasks()}
+    parameters = found.vectors
     options.directory.mkdir(parents=True, exist_ok=True)
     vectors = {name: getattr(parameters, name) for name in ("theta", "precision", "shift")}
     layout = {"names": json.dumps(parameters.names), "shapes": json.dumps(parameters.shapes)}
     tensors, texts = options.directory / "parameters.safetensors", options.directory / "export.json"
     save_file(vectors, tensors, metadata=layout)
     texts.write_text(json.dumps({**description, "names": parameters.names, "shapes": parameters.shapes}, indent=2))
-    _show(options, {"parameters": str(tensors), "description": str(texts), "size": len(parameters.theta)})
+    model, state = options.directory / "model.json", options.directory / "model.safetensors"
+    model.write_text(json.dumps(found.description, indent=2) + "\n")
+    state.write_bytes(found.state)
+    written = {"model": model, "state": state, "parameters": tensors, "description": texts}
+    left_out = {"left_out": found.description["left_out"]} if found.description["left_out"] else {}
+    _show(options, {**{name: str(path) for name, path in written.items()}, "size": len(parameters.theta), **left_out})

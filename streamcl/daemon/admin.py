@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import HEADER_BYTES, Array, Buffer
 from streamcl.protocol.session import KEPT_REMEDY
-from streamcl.storage import checkpoint, ledger, published
+from streamcl.storage import checkpoint, exported, ledger, published
 from streamcl.storage.records import Record
 from streamcl.storage.versions import Versions, undoing
 
@@ -133,7 +134,7 @@ class Admin:
             case messages.Metrics():
                 self._ok(request, ingest.metrics.as_map())
             case messages.Parameters():
-                self._ok(request, *self._parameters())
+                self._ok(request, *self._parameters(message.model))
             case messages.AdminBoundary():
                 self._boundary(request, message)
             case messages.AdminRevisit():
@@ -201,8 +202,11 @@ class Admin:
             page.append(row)
         return {name: page}
 
-    def _parameters(self) -> tuple[dict[str, Any], dict[str, Array]]:
-        """theta, precision and shift as published, float64; the posterior is that of the newest boundary."""
+    def _parameters(self, model: bool) -> tuple[dict[str, Any], dict[str, Array]]:
+        """theta, precision and shift as published, float64; the posterior is that of the newest boundary.
+
+        model: also `state`, the bytes of a safetensors file, and `description`, those of a JSON text.
+        """
         parameters = published.read(self.ingest.state.parameters)
         posterior = published.posterior(self.ingest.state)
         if parameters is None or posterior is None:
@@ -213,7 +217,12 @@ class Admin:
             "shift": posterior[1]["shift"],
         }
         fields = {name: parameters[0][name] for name in ("names", "shapes", "version")}
-        return fields, {name: np.asarray(vector, np.float64) for name, vector in vectors.items()}
+        found = {name: np.asarray(vector, np.float64) for name, vector in vectors.items()}
+        if model:
+            text = json.dumps(exported.description(parameters[0], self.ingest.config), default=str).encode()
+            found["description"] = np.frombuffer(text, np.uint8)
+            found["state"] = np.frombuffer(exported.state_file(*parameters), np.uint8)
+        return fields, found
 
     def _ask_for_checkpoint(self, request: Request) -> None:
         self.later.next_checkpoint += 1

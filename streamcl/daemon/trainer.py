@@ -26,6 +26,7 @@ from streamcl.daemon.forecast import Forecast
 from streamcl.daemon.memory import Memory
 from streamcl.errors import ConfigError, ModelRefused
 from streamcl.learning.learner import Event, Learner, Outcome, Progress, Unlearnable
+from streamcl.learning.network import Network
 from streamcl.protocol.signature import Signature
 from streamcl.storage import checkpoint, ledger, log, published, quarantine, versions
 from streamcl.storage.disk import FULL, Disk
@@ -120,6 +121,7 @@ class Trainer:
         self._last_report = self._last_publish = self._last_step = self._last_look = 0.0
         self._last_checkpoint = time.monotonic()
         self._publish_cost = 0.0
+        self._laid_out: tuple[Network, dict[str, Any]] | None = None
         self._step_seconds: list[float] = []
         self._reported_samples = 0
         self._following: Iterator[tuple[str, float, float]] = iter(())
@@ -440,10 +442,17 @@ class Trainer:
             "posterior": self.learner.consolidations,
             "names": network.parameters.names,
             "shapes": [list(shape) for shape in network.parameters.shapes],
+            "layout": self._layout_of(network),
         }
         published.publish(self.state.parameters, meta, served)
         self._last_publish = time.monotonic()
         self._publish_cost = self._last_publish - started
+
+    def _layout_of(self, network: Network) -> dict[str, Any]:
+        """Found out once a network: it does not change while it learns."""
+        if self._laid_out is None or self._laid_out[0] is not network:
+            self._laid_out = network, network.layout()
+        return self._laid_out[1]
 
     def _publish_prior(self) -> None:
         """Until there is a checkpoint, which holds the posterior, show the one there is before any task."""

@@ -8,6 +8,7 @@ of tasks, the log or sockets.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -58,6 +59,7 @@ class Network:
         device: torch.device,
         trained: bool = True,
     ) -> None:
+        self._config = config
         self.signature = signature
         self.labels = labels
         self.device = device
@@ -164,6 +166,32 @@ class Network:
     def fixed(self) -> dict[str, Tensor]:
         """Buffers and frozen parameters by name: what `theta` does not hold."""
         frozen = {name: p.detach() for name, p in self.module.named_parameters() if not p.requires_grad}
+        return {**frozen, **dict(self.module.named_buffers())}
+
+    def layout(self) -> dict[str, Any]:
+        """For an export: what the factory was called with, and where each entry of `module.state_dict()` is kept.
+
+        state: key, name (a trainable parameter's, or one of `state`), dtype and shape; tied entries share a name. left_out:
+        keys that no such file can hold (sparse tensors, say): constants, which the factory makes again.
+        """
+        model = self._config.model
+        outputs = self.likelihood.outputs(self.signature.y_shape)
+        given = models.arguments(models.load_factory(model.factory), model.args, self.signature.x_shape, outputs)
+        names = {id(p): name for name, p in self.module.named_parameters() if p.requires_grad}
+        names |= {id(tensor): f"fixed.{name}" for name, tensor in self._kept_vars().items()}
+        state: list[list[Any]] = []
+        left_out = []
+        for key, tensor in self.module.state_dict(keep_vars=True).items():
+            if isinstance(tensor, Tensor) and id(tensor) in names and tensor.layout == torch.strided:
+                state.append([key, names[id(tensor)], str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
+            else:
+                left_out.append(key)
+        plain = json.loads(json.dumps(given, default=str))
+        return {"arguments": plain, "outputs": outputs, "state": state, "left_out": left_out}
+
+    def _kept_vars(self) -> dict[str, Tensor]:
+        """As `fixed`, but the very tensors that the module holds."""
+        frozen = {name: p for name, p in self.module.named_parameters() if not p.requires_grad}
         return {**frozen, **dict(self.module.named_buffers())}
 
     def theta(self) -> npt.NDArray[Any]:

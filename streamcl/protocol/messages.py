@@ -192,7 +192,9 @@ class Stop(Message, frozen=True, tag="stop"):
 
 
 class Parameters(Message, frozen=True, tag="parameters"):
-    """The flat vectors theta, precision and shift."""
+    """The flat vectors theta, precision and shift; with `model`, also what it takes to use the model elsewhere."""
+
+    model: bool = False
 
 
 StreamMessage = Hello | Batch | Boundary | Revisit
