@@ -344,7 +344,7 @@ def test_requests_that_wait_are_bounded() -> None:
     request = Request(routers.Peer(b"", False, False), None)
     later = Later(checkpoints=dict.fromkeys(range(MOST_WAITING - 1), request))
     later.check_room()
-    later.barriers.append((request, messages.AdminBoundary(task="a")))
+    later.waiting.append((request, messages.AdminBoundary(task="a")))
     with pytest.raises(Refused, match="no_credit"):
         later.check_room()
 
