@@ -840,8 +840,20 @@ class Learner:
         if meta["signature"] is not None:
             self._build(Signature.from_plain(meta["signature"]))
             fits = self._restore_model(meta, tensors, alike)
+            if not fits:
+                self._try_anew(meta["open_task"], log)
             if meta["open_task"] is not None:
                 self._restore_open_task(meta["open_task"], tensors if fits else {}, log)
+
+    def _try_anew(self, open_task: Mapping[str, Any] | None, log: LogReader) -> None:
+        """A mended model is tried like a new one, on rows that are still there; raises ModelRefused."""
+        opened = [] if open_task is None else [(open_task["first_lsn"], self.next_lsn)]
+        entries = (entry for first, end in [*self.standing.kept(), *opened] for entry in log.read(first, end))
+        batch = next((entry for entry in entries if isinstance(entry.record, Batch)), None)
+        if batch is not None:
+            x, y = chosen(batch.arrays["x"], batch.arrays["y"])
+            Trial(self.config, self._network.signature, self.device, x, y, tuple(self.labels.outputs)).run()
+            self._network.settle(self._network.conversion.x(x))
 
     def _restore_labels(self, labels: list[list[int]]) -> None:
         classes = self.config.model.classes

@@ -320,8 +320,8 @@ class StreamSession:
         if kept:
             raise Refused(
                 "task_mismatch",
-                f"rows of task {kept[0]!r} are kept that could not be learned, and this would lose them; retry or drop them "
-                "first",
+                f"rows of task {kept[0]!r} are kept that could not be learned, and this would lose them; retry or drop "
+                "them first",
             )
         return (Rollback(producer=None, epoch=0, seq=0, task=task, to=to, undone=undone),)
 
