@@ -32,9 +32,9 @@ def test_a_kill_at_every_operation_amid_drift_leaves_the_same_tasks(alone: bool)
 
 @pytest.mark.parametrize("fault", campaigns.FAULTS)
 def test_a_fault_at_every_operation_loses_nothing_that_could_not_be_learned(fault: campaigns.Fault) -> None:
-    tally = campaigns.every_step([fault], alone=False, about="kept", stride=2 if fault == "kill" else 9)
+    tally = campaigns.every_step([fault], alone=False, about="kept", stride=4 if fault == "kill" else 13)
     assert tally.violations == []
-    assert tally.met[fault] > 10
+    assert tally.met[fault] > 5
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["kills", "power cuts"])
@@ -58,7 +58,7 @@ def test_the_drifting_script_meets_what_it_is_about() -> None:
     with campaigns._world(campaigns.drifting_script(), tree=campaigns.DRIFTING) as world:
         tasks = world.run()["tasks"]
     assert tasks["a"][1:4] == ["boundary", "drift", 22 * campaigns.ROWS]
-    assert tasks["a"][6:] == ["p", 23]
+    assert tasks["a"][6:8] == ["p", 23]
     ends = [campaigns._undisturbed(campaigns.drifting(random.Random(n)), tree=campaigns.DRIFTING) for n in range(8)]
     assert any("drift" in figures for end in ends for figures in end["tasks"].values())
 
