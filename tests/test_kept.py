@@ -29,12 +29,22 @@ from torch import nn
 
 HERE = os.path.dirname(__file__)
 
+class Odd(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
 class Moody(nn.Linear):
     '''Raises on rows that hold the number 7, in training, while the file `mood` says so.'''
     def forward(self, x):
         mood = open(os.path.join(HERE, "mood")).read()
         if mood == "rows" and bool((x == 7).any()):
             raise ValueError("seven is not for me")
+        if mood == "exit":
+            raise SystemExit("gone")
+        if mood == "interrupt":
+            raise KeyboardInterrupt
+        if mood == "odd":
+            raise Odd
         if mood == "boundary" and len(x) > 35:
             raise ValueError("too much at once")
         return super().forward(x)
@@ -155,6 +165,26 @@ def test_a_boundary_that_fails_keeps_its_rows_and_says_so(
         producer.send(*data(2), "b")
         producer.boundary("b")
         np.testing.assert_allclose(learned.precision, admin.parameters().precision, rtol=1e-6)
+
+
+def test_whatever_a_model_raises_holds_the_task_and_ends_nothing(
+    start: Callable[..., LocalDaemon], mood: Callable[[str], None]
+) -> None:
+    daemon = start(tree(stream={"on_failure": "set-aside"}))
+    trainer = daemon.children()["trainer"]
+    with daemon.producer() as producer, daemon.admin() as admin:
+        for seed, (feeling, words) in enumerate(
+            {"exit": "SystemExit: gone", "interrupt": "Keyboard", "odd": "Odd"}.items()
+        ):
+            producer.send(*data(seed), feeling)
+            producer.flush()
+            until(lambda seed=seed: admin.status()["samples_seen"] == 30 * (seed + 1))
+            mood(feeling)
+            with pytest.raises(Refused, match=words):
+                producer.boundary(feeling)
+            mood("well")
+            assert admin.retry(feeling)["samples"] == 30
+    assert daemon.children()["trainer"] == trainer
 
 
 def test_a_restart_with_a_mended_model_learns_every_row(
