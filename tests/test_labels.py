@@ -47,8 +47,8 @@ def test_labels_from_one_are_learned_whatever_comes_first(start: Callable[..., L
         assert (found.label == y).all()
         assert found.labels is not None
         assert found.labels.tolist() == [7, 1, 2, 3, 4, 5, 6]
-        producer.send(x[:7], SEVEN + 1, "b")
         with pytest.raises(Refused, match="7 outputs, 7 of them taken, cannot hold 1 new labels such as 8"):
+            producer.send(x[:7], SEVEN + 1, "b")
             producer.flush()
     with daemon.admin() as admin:
         assert "label 7 is output 0" in {event["text"] for event in admin.status()["events"] if event["kind"] == "labels"}
@@ -65,16 +65,20 @@ def test_other_numbers_are_learned_too(start: Callable[..., LocalDaemon], labels
         assert (reader.predict(x).label == y).all()
 
 
-@pytest.mark.parametrize(("target", "words"), [("0.5", "such as 0.5; to learn real numbers"), ("1.0", "labels")])
-def test_a_real_target_is_told_of_the_likelihood(
-    start: Callable[..., LocalDaemon], tmp_path: Path, target: str, words: str
-) -> None:
+def test_real_targets_are_told_of_the_likelihood(start: Callable[..., LocalDaemon], tmp_path: Path) -> None:
     daemon = start_with(start, 3, "state")
-    np.savez(tmp_path / "real.npz", x=np.ones((3, 2), "<f4"), y=np.array([0.0, 1.0, float(target)]))
+    np.savez(tmp_path / "real.npz", x=np.ones((3, 2), "<f4"), y=np.array([0.0, 1.0, 0.5]))
     command = [sys.executable, "-m", "streamcl", "send", str(tmp_path / "real.npz"), "--task", "a"]
     done = subprocess.run(
         [*command, "--state-dir", str(daemon.state_dir)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 1
-    assert "model.likelihood = 'gaussian'" in done.stderr
-    assert words in done.stderr
+    assert "such as 0.5; to learn real numbers, set model.likelihood = 'gaussian'" in done.stderr
+
+
+def test_whole_real_targets_are_told_of_both_ways(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start_with(start, 3, "state")
+    with daemon.producer() as producer, pytest.raises(Refused, match="labels, send them as integers") as refused:
+        producer.send(np.ones((2, 2), "<f4"), np.array([0.0, 1.0]), "a")
+        producer.flush()
+    assert "set model.likelihood = 'gaussian'" in str(refused.value)
