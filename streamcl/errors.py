@@ -68,3 +68,12 @@ class StateInUse(StreamclError):
 
 class DataError(StreamclError):
     """A data file cannot be read as rows and targets; names the file, the place and the remedy."""
+
+
+def in_words(error: BaseException) -> str:
+    """The type and text of an exception, also of one that has no text to give."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(it cannot say why)"
+    return f"{type(error).__name__}: {text}"

@@ -345,6 +345,12 @@ TEXT = [
         said=Columns(features=("Unnamed: 0", "a")),
     ),
     # -- refused ---------------------------------------------------------------------------------------------------------
+    *(
+        bad(f"odd-{number}", "odd.csv", f"{cell},2,0\n3,4,1\n5,6,1\n", "odd.csv: line 1 has", "--header")
+        for number, cell in enumerate(
+            ("1d3", "0x10", "1_000", "1 000", "12.03.2024", "1.2.3", "$5", "5%", "(3)", "1e", "+-3", "€5")
+        )
+    ),
     bad("empty", "a.csv", "", "expected lines of as many numbers each, it is empty"),
     bad("blank-lines-only", "a.csv", "\n\n \n", "it is empty"),
     bad("comments-only", "a.csv", "# nothing\n", "it is empty"),

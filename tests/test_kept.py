@@ -16,7 +16,7 @@ import pytest
 from waiting import until
 
 from streamcl.bench.local import LocalDaemon
-from streamcl.errors import Refused
+from streamcl.errors import Refused, StreamclError
 from streamcl.storage import doctor
 from streamcl.storage.disk import Disk
 from streamcl.storage.segments import list_segments
@@ -29,18 +29,38 @@ from torch import nn
 
 HERE = os.path.dirname(__file__)
 
+class Odd(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
 class Moody(nn.Linear):
     '''Raises on rows that hold the number 7, in training, while the file `mood` says so.'''
     def forward(self, x):
         mood = open(os.path.join(HERE, "mood")).read()
         if mood == "rows" and bool((x == 7).any()):
             raise ValueError("seven is not for me")
+        if mood == "exit":
+            raise SystemExit("gone")
+        if mood == "interrupt":
+            raise KeyboardInterrupt
+        if mood == "odd":
+            raise Odd
         if mood == "boundary" and len(x) > 35:
             raise ValueError("too much at once")
         return super().forward(x)
 
 def moody(input_shape, outputs):
     return Moody(input_shape[0], outputs)
+
+class Grumpy(nn.Linear):
+    def forward(self, x):
+        raise OSError(5, open(os.path.join(HERE, "mood")).read())
+
+def grumpy(input_shape, outputs):
+    return Grumpy(input_shape[0], outputs)
+
+def normed(input_shape, outputs):
+    return nn.Sequential(nn.BatchNorm1d(input_shape[0]), nn.Linear(input_shape[0], outputs))
 
 def wider(input_shape, outputs):
     return nn.Sequential(nn.Linear(input_shape[0], 9), nn.Tanh(), nn.Linear(9, outputs))
@@ -147,6 +167,26 @@ def test_a_boundary_that_fails_keeps_its_rows_and_says_so(
         np.testing.assert_allclose(learned.precision, admin.parameters().precision, rtol=1e-6)
 
 
+def test_whatever_a_model_raises_holds_the_task_and_ends_nothing(
+    start: Callable[..., LocalDaemon], mood: Callable[[str], None]
+) -> None:
+    daemon = start(tree(stream={"on_failure": "set-aside"}))
+    trainer = daemon.children()["trainer"]
+    with daemon.producer() as producer, daemon.admin() as admin:
+        for seed, (feeling, words) in enumerate(
+            {"exit": "SystemExit: gone", "interrupt": "Keyboard", "odd": "Odd"}.items()
+        ):
+            producer.send(*data(seed), feeling)
+            producer.flush()
+            until(lambda: admin.checkpoint()["batches_applied"] == admin.status()["batches_durable"])
+            mood(feeling)
+            with pytest.raises(Refused, match=words):
+                producer.boundary(feeling)
+            mood("well")
+            assert admin.retry(feeling)["samples"] == 30
+    assert daemon.children()["trainer"] == trainer
+
+
 def test_a_restart_with_a_mended_model_learns_every_row(
     start: Callable[..., LocalDaemon], mood: Callable[[str], None], tmp_path: Path
 ) -> None:
@@ -171,6 +211,112 @@ def test_a_restart_with_a_mended_model_learns_every_row(
     with daemon.producer() as producer:
         producer.send(*data(2), "b")
         assert producer.boundary("b")["samples"] == 30
+
+
+def test_a_mended_model_is_tried_like_a_new_one_and_a_worse_one_is_refused(
+    start: Callable[..., LocalDaemon], mood: Callable[[str], None]
+) -> None:
+    daemon = start(tree())
+    with daemon.producer() as producer:
+        producer.send(*data(0), "a")
+        producer.send(*data(1), "a")
+        producer.flush()
+        mood("boundary")
+        with pytest.raises(Refused, match="too much at once"):
+            producer.boundary("a")
+    daemon.stop()
+    daemon.tree["model"]["factory"] = "moods:normed"
+    with pytest.raises(StreamclError, match="running"):
+        daemon.start()
+    daemon.tree["model"]["factory"] = "moods:grumpy"
+    with pytest.raises(StreamclError, match="OSError"):
+        daemon.start()
+    mood("well")
+    daemon.tree["model"]["factory"] = "moods:moody"
+    daemon.start()
+    with daemon.admin() as admin:
+        until(lambda: admin.status()["tasks"] == 1)
+        assert admin.tasks()[0]["samples"] == 60
+
+
+def test_the_reason_is_the_newest_and_a_table_shows_it(
+    start: Callable[..., LocalDaemon], mood: Callable[[str], None]
+) -> None:
+    daemon = start(tree(posterior={"mode": "factors"}))
+    with daemon.producer() as producer, daemon.admin() as admin:
+        producer.send(*sevens(20), "a")
+        producer.send(*sevens(20), "a")
+        producer.flush()
+        mood("boundary")
+        with pytest.raises(Refused, match="too much at once"):
+            producer.boundary("a")
+        mood("rows")
+        with pytest.raises(Refused, match="seven is not for me"):
+            admin.retry("a")
+        assert "seven is not for me" in admin.status()["problem"]
+        table = command(daemon, "quarantine")
+        assert table.returncode == 0
+        assert "seven" in table.stdout
+        again = command(daemon, "boundary", "a")
+        assert again.returncode == 1
+        assert "is held" in again.stderr
+
+
+def test_nothing_kept_is_undone_away(start: Callable[..., LocalDaemon], mood: Callable[[str], None]) -> None:
+    daemon = start(tree())
+    with daemon.producer() as producer, daemon.admin() as admin:
+        producer.send(*data(0), "a")
+        producer.boundary("a")
+        before = admin.parameters()
+        producer.send(*data(1), "b")
+        producer.flush()
+        mood("rows")
+        producer.send(*sevens(), "b")
+        producer.flush()
+        until(lambda: any(row["state"] == "doubtful" for row in admin.quarantine()))
+        assert producer.boundary("b")["set_aside"] == 30
+        with pytest.raises(Refused, match="would lose them"):
+            admin.rollback("b")
+        mood("well")
+        assert admin.retry("b")["samples"] == 60
+        assert admin.rollback("b")["undone"] == ["b"]  # with what the retry has learned
+        np.testing.assert_array_equal(admin.parameters().precision, before.precision)
+
+
+def test_data_may_be_sent_again_after_a_rollback_or_a_drop(
+    start: Callable[..., LocalDaemon], mood: Callable[[str], None], tmp_path: Path
+) -> None:
+    daemon = start(tree())
+    file = tmp_path / "monday.npz"
+    np.savez(file, x=data(0, 60)[0], y=data(0, 60)[1])
+    send = ("send", str(file), "--task", "monday", "--boundary")
+    assert command(daemon, *send).returncode == 0
+    assert command(daemon, "rollback", "monday", "--yes").returncode == 0
+    mood("boundary")
+    failed = command(daemon, *send)
+    assert failed.returncode == 1
+    assert "too much at once" in failed.stderr
+    assert command(daemon, "drop", "monday", "--yes").returncode == 0
+    mood("well")
+    assert "sent 60 rows" in command(daemon, *send).stdout
+    with daemon.admin() as admin:
+        assert [(task["task"], task["samples"]) for task in admin.tasks()] == [("monday", 60)]
+
+
+def test_versions_that_a_rollback_went_back_over_are_not_used_up(
+    start: Callable[..., LocalDaemon], mood: Callable[[str], None]
+) -> None:
+    daemon = start(tree())
+    with daemon.producer() as producer, daemon.admin() as admin:
+        for seed, task in enumerate("abc"):
+            producer.send(*data(seed), task)
+            producer.boundary(task)
+        for task in "cdc":
+            admin.rollback(admin.tasks()[-1]["task"])
+            producer.send(*data(5), task)
+            producer.boundary(task)
+        assert [row["task"] for row in admin.versions()] == ["a", "b", "c"]
+        assert admin.rollback("b")["undone"] == ["b", "c"]
 
 
 def test_rows_that_the_model_refuses_are_set_aside_and_learned_later(

@@ -152,6 +152,28 @@ def test_steps_that_diverge_are_tried_more_calmly_and_said(start: Callable[..., 
         np.testing.assert_allclose(admin.parameters().theta, best, atol=0.5)
 
 
+@pytest.mark.parametrize("factory", ["mlp", "linear"])
+def test_features_of_size_1000_under_plain_sgd_are_learned_and_the_rate_is_named(
+    start: Callable[..., LocalDaemon], factory: str
+) -> None:
+    daemon = start(
+        {
+            "model": {"factory": f"streamcl.models:{factory}", "classes": 3},
+            "train": {"optimizer": "sgd", "learning_rate": 0.1},
+        }
+    )
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 600)
+    x = (1000 * (rng.normal(size=(600, 8)) + 3 * np.eye(3, 8)[y])).astype("<f4")
+    with daemon.producer() as producer, daemon.reader() as reader:
+        for begin in range(0, 600, 100):
+            producer.send(x[begin : begin + 100], y[begin : begin + 100], "a")
+        done = producer.boundary("a")
+        assert (done["samples"], done["set_aside"]) == (600, 0)
+        assert "lower train.learning_rate" in done["warning"]
+        assert float((reader.predict(x).label == y).mean()) > 0.9
+
+
 def test_steps_that_diverge_at_every_rate_hold_the_task(start: Callable[..., LocalDaemon]) -> None:
     daemon = start({**tree(optimizer="sgd", learning_rate=1e12, batch_size=8)})
     with daemon.producer() as producer, daemon.admin() as admin:

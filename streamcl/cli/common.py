@@ -171,7 +171,12 @@ def _text(value: Any) -> str:
 
 
 def said_of_rows_aside(done: Mapping[str, Any]) -> int:
-    """The exit status of a boundary: 1, and why on standard error, where rows of it could not be learned."""
+    """The exit status of a boundary: 1, and why on standard error, where rows of it could not be learned.
+
+    What the daemon warns of is said there too.
+    """
+    if done.get("warning"):
+        print(f"streamcl: warning: {done['warning']}", file=sys.stderr)
     rows = done.get("set_aside", 0)
     if not rows:
         return 0

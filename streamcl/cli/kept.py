@@ -105,7 +105,7 @@ def quarantine(options: argparse.Namespace) -> None:
         print_json({"quarantine": rows})
         return
     for row in rows:
-        row["since"] = _when(row["time"])
+        row |= {"producer": row.get("producer"), "seq": row.get("seq"), "since": _when(row.get("time"))}
     print_table(rows, ["task", "state", "rows", "producer", "seq", "since", "reason"], "everything could be learned")
 
 

@@ -63,7 +63,8 @@ def send(options: argparse.Namespace) -> int:
         if options.boundary:
             with waited_for(show, options, options.task):
                 done = stream.boundary(options.task, weight=options.weight)
-            report |= {name: done[name] for name in ("samples", "loss", "seconds", "set_aside")}
+            names = ("samples", "loss", "seconds", "set_aside", "warning")
+            report |= {name: done[name] for name in names if name in done}
     _print(options, report | {"elapsed": time.monotonic() - started, "read": read_as(agreement)})
     return said_of_rows_aside(report)
 

@@ -6,13 +6,14 @@ REMEDIES = {
     "bad_header": "check the command's values against its --help",
     "bad_array": "send numbers of one of the dtypes <f4 <f8 <f2 <i8 <i4 |u1; streamcl's own clients convert others",
     "bad_shape": "every row must have the shape of the first batch ever sent; check --label and --x, or start another "
-    "daemon with a --state-dir of its own for data of another shape",
+    "daemon with a --state-dir of its own for data of another shape; a model that was refused is to be mended as it says",
     "bad_label": "check --label, and model.classes and model.likelihood of the daemon (`streamcl config show`)",
     "nonfinite": "find and fix the values that are not finite, or leave these rows out",
     "too_large": "send fewer rows a batch (--rows)",
     "gap": "two processes send under one producer's name; give each its own (--producer)",
     "stale_epoch": "another process has taken over this producer's name; end it, or give this one another (--producer)",
-    "task_mismatch": "close the open task with `streamcl boundary TASK` first; `streamcl status` says which it is",
+    "task_mismatch": "close the open task with `streamcl boundary TASK` first, or see to the one that is held; `streamcl "
+    "status` says which it is",
     "task_closed": "send under a new task's name, or, in factor mode, reopen it with `streamcl revisit TASK` first",
     "unknown_task": "`streamcl tasks` lists the tasks that were learned, `streamcl status` the one that is open",
     "not_in_factor_mode": "a state directory keeps its mode: start a daemon with --posterior.mode factors on a new "

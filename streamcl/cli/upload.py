@@ -33,7 +33,8 @@ NAME = re.compile(r"send-([0-9a-f]{8})-([0-9a-f]{8})-([0-9a-f]{16})(?:-(\d+))?")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a file's stream is called by: its task, its first batch and how it is cut, its content, and the revisit."""
+    """What a file's stream is called by: its task, its first batch and how it is cut, its content, and the revisit, or what
+    undid or dropped the task before."""
 
     task: str
     beginning: str
@@ -92,10 +93,11 @@ def starting(options: argparse.Namespace, data: DataFile) -> Upload:
         return Upload(producer(options, options.producer), Journal(None))
     identity = Identity.of(options, data)
     stream = producer(options, identity.name)
-    revisit = stream.welcome["revisit"]
-    if stream.welcome["task"] == options.task and revisit is not None:
+    revisit = stream.welcome["revisit"] if stream.welcome["task"] == options.task else None
+    again = revisit if revisit is not None else stream.welcome.get("freed", {}).get(options.task)
+    if again is not None:  # what was sent before that counts no more
         stream.close()
-        identity = replace(identity, revisit=str(revisit))
+        identity = replace(identity, revisit=str(again))
         stream = producer(options, identity.name)
     where = _short(endpoint(options, "stream").encode(), 8)
     if stream.durable == 0 and stream.welcome["task"] == options.task and not options.skip_rows:
@@ -127,7 +129,7 @@ def _earlier(options: argparse.Namespace, data: DataFile, identity: Identity, wh
             rows = sum(noted.rows for noted in known[:held])
             changed = _first_change(data, known[:held])
             if changed is None:
-                said = f"an earlier version of this file has stored its first {rows} rows, the same as here"
+                said = f"an earlier version of this file, or one that begins alike, has stored its first {rows} rows"
                 return Upload(stream, Journal(path, held), held, rows, known[held - 1].digest, said)
             stream.close()
             raise _changed(options, data, changed, rows)

@@ -14,7 +14,7 @@ import zmq
 from streamcl.daemon import sockets
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.view import figures
-from streamcl.errors import Refused, StreamclError
+from streamcl.errors import Damaged, Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import HEADER_BYTES, Array, Buffer
 from streamcl.protocol.session import KEPT_REMEDY
@@ -281,8 +281,11 @@ class Admin:
     def _entries(self) -> list[dict[str, Any]]:
         """The ledger, as far as the checkpoint counts it."""
         path = self.ingest.state.path
-        meta = checkpoint.read_meta(path)
-        return [] if meta is None else ledger.read(path, meta["ledger"])
+        try:
+            meta = checkpoint.read_meta(path)
+            return [] if meta is None else ledger.read(path, meta["ledger"])
+        except Damaged as error:
+            raise Refused("internal", str(error)) from None
 
     def _versions(self) -> list[dict[str, Any]]:
         """What a rollback of each task would do, for those of which one is possible, the newest last."""

@@ -317,6 +317,7 @@ class Ingest:
                 "limits": self.session.limits(),
                 "task": self.session.open_task,
                 "revisit": self.session.revisit_lsn,
+                "freed": self.session.freed,
                 **self._what_waits(message.producer),
             },
             message.id,
@@ -795,7 +796,7 @@ class Ingest:
         if entry["kind"] in ("boundary", "revisit", "held"):
             session.consolidated(entry["task"], entry["lsn"], by_drift=ledger.by_drift(entry))
         if entry["kind"] not in ("boundary", "revisit") or session.held or session.set_aside or ledger.aside(entry):
-            session.settle(standing.closed(), standing.forgotten, standing.held, standing.set_aside())
+            session.settle(standing)
         self.metrics.kept(session)
 
     def _in_words(self, entry: Mapping[str, Any]) -> str:

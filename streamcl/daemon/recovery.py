@@ -43,7 +43,7 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
         raise Damaged(f"{state.path}: the checkpoint changed during each of {ATTEMPTS} recoveries; start again")
     if meta is not None:
         _take_over(session, meta)
-    session.settle(standing.closed(), standing.forgotten, standing.held, standing.set_aside())
+    session.settle(standing)
     _replay(session, held, meta or {"next_lsn": 0}, {e["lsn"]: e["task"] for e in entries if ledger.by_drift(e)})
     session.synced()
     return writer, standing

@@ -32,11 +32,13 @@ from streamcl.storage import checkpoint, ledger, log, published, quarantine, ver
 from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.factors import Factors
 from streamcl.storage.ledger import Ledger
+from streamcl.storage.records import Batch
 from streamcl.storage.state import StateDirectory
 from streamcl.storage.versions import Versions
 
 REPORT_SECONDS = 0.05
 LOOK_SECONDS = 0.005  # between two looks at the channels during a record
+MOST_WARNING = 1000  # characters of one that are kept
 FULL_SECONDS = 1.0  # between two attempts to write to a full disk
 CHECKPOINT_SECONDS = 30.0
 PUBLISH_SECONDS = 0.2
@@ -263,6 +265,7 @@ class Trainer:
             "seq": record.seq,
             "reason": str(error),
             "time": time.time(),
+            "rows": record.samples if isinstance(record, Batch) else 0,
         }
         self.log.error("rolled back: a record cannot be learned", **{**failure, "reason": _loggable(error)})
         self._patiently(lambda: quarantine.save(self.state.path, [*self.quarantine, failure], self.disk))
@@ -326,6 +329,8 @@ class Trainer:
         if outcome.factor is not None:
             tensors = {name: np.asarray(tensor) for name, tensor in outcome.factor.state().items()}
             self._patiently(lambda: self.factors.write(entry["factor"], entry["task"], tensors))
+        if entry["kind"] in ("boundary", "revisit") and self.learner.warning is not None:
+            entry["warning"] = self.learner.warning[:MOST_WARNING]
         ledger = self.ledger
         self._patiently(lambda: ledger.append(entry))
         self.last_entry = entry

@@ -228,7 +228,10 @@ class View:
         return {**shown, **ranked, **{name: entry[name] for name in ("task", "samples", "closed_at")}}
 
     def quarantined(self) -> list[dict[str, Any]]:
-        """What could not be learned and is kept, a map each: task, state (held, or set-aside: a batch), rows, reason."""
+        """What could not be learned and is kept, a map each: task, state, rows, reason.
+
+        state: held; set-aside, a batch; or doubtful, one of the open task, which its boundary will try again.
+        """
         held = [
             {
                 "task": task,
@@ -241,7 +244,13 @@ class View:
         ]
         failures = {failure["lsn"]: failure for failure in self.quarantine}
         batches = [(task, lsn, rows) for task, entry in self.entries.items() for lsn, rows in ledger.aside(entry)]
-        return [*held, *(_aside(task, rows, failures.get(lsn, {})) for task, lsn, rows in batches)]
+        open_task = self.session.open_task
+        doubtful = [
+            {**_aside(failure["task"], failure.get("rows", 0), failure), "state": "doubtful"}
+            for failure in self.quarantine
+            if failure["task"] == open_task and failure["stage"].startswith("batch")
+        ]
+        return [*held, *(_aside(task, rows, failures.get(lsn, {})) for task, lsn, rows in batches), *doubtful]
 
     def _ranks(self) -> dict[str, int]:
         """Tasks whose penalty has risen since they were learned, the highest rise first."""
@@ -265,7 +274,7 @@ class View:
 
 def figures(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What whoever asked for a record is told of it; `origin` where it was drift that closed the task before."""
-    names = ("task", "kind", "samples", "loss", "seconds", "origin", "undone")
+    names = ("task", "kind", "samples", "loss", "seconds", "origin", "undone", "warning")
     known = {name: entry[name] for name in names if name in entry}
     return known | ({"kind": "boundary"} if known["kind"] == "confirm" else {})
 

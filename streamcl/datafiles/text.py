@@ -449,6 +449,13 @@ class _Beginning:
         also_words = bool(rest) and all(column and not any(map(looks_numeric, column)) for column in below)
         if also_words and len(words) < len(first):
             return False, f"no (line {line} has numbers, and words only where the lines below have words)"
+        named = [_is_like_a_name(first[at]) for at in words]
+        if not all(named) and (len(words) < len(first) or not any(named)):
+            odd = first[words[named.index(False)]]
+            raise DataError(
+                f"{self.path}: line {line} has {odd!r}, which is no number and not like a column's name: is this a "
+                "header, or a row with a cell to mend? Say --header yes, or --header no, or mend it"
+            )
         return True, f"yes (line {line} has names)"
 
     def _numeric_header(self, line: int, first: list[str], rest: list[list[str]]) -> tuple[bool, str]:
@@ -471,6 +478,11 @@ class _Beginning:
                 "--header yes or --header no"
             )
         return True, f"yes (line {line} counts the columns from 0, as pandas does; if it is a row, say --header no)"
+
+
+def _is_like_a_name(cell: str) -> bool:
+    """Whether a cell that is no number begins as names do: not with a digit, a sign, a currency."""
+    return not cell or cell[0].isalpha() or cell[0] in "_#\"'"
 
 
 def _are_row_names(cells: list[str]) -> bool:

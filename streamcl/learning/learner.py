@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from streamcl.config import Config
 from streamcl.core.consolidation import potential, task_precision
 from streamcl.core.fisher import DiagonalFisher, Undecided
 from streamcl.core.gaussian import DiagonalGaussian
-from streamcl.errors import ConfigError, Damaged, StreamclError, WrongOutput
+from streamcl.errors import ConfigError, Damaged, StreamclError, WrongOutput, in_words
 from streamcl.learning.data import Block, TaskData
 from streamcl.learning.drift import Drift, Rise, errors
 from streamcl.learning.evaluation import Prequential
@@ -186,6 +187,7 @@ class Learner:
         self.warning: str | None = None
         self.fisher_note: str | None = None  # what the last boundary's Fisher cost for want of a fast way
         self.wary: dict[int, dict[str, int]] = {}
+        self._unsound: BaseException | None = None
         self.train_loss = math.nan
 
     @staticmethod
@@ -411,9 +413,16 @@ class Learner:
             nll = network.likelihood.nll(network.training_output(x), y)
             torch.autograd.backward(nll.mean())
             finite = bool(torch.isfinite(network.parameters.grad).all())
-            return finite and bool(torch.isfinite(nll).all()) and self._is_finite(x, y)
-        except Exception:  # whatever a model may raise
+            if finite and bool(torch.isfinite(nll).all()) and self._is_finite(x, y):
+                return True
+            raise ValueError("the loss of these rows, or its gradient, is not a finite number")
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever a model may raise
+            self._unsound = error
             return False
+
+    def _why_unsound(self) -> BaseException:
+        """What a retried batch was found unsound for."""
+        return self._unsound or ValueError("none of its rows can be learned")
 
     def _stall(self, task: OpenTask) -> None:
         """Steps have diverged: what they did is undone, and the boundary learns the task, from where it was before."""
@@ -470,7 +479,7 @@ class Learner:
                     self._open.suspects.append((entry.lsn, entry.record.samples))
             self._open.admit(lambda number: self._is_sound(log, number))
             if self._open.samples == 0:
-                return self._hold(again)
+                raise self._why_unsound()
             return (yield from self._consolidate(lsn, _closing(record, held), held["weight"], log))
 
     def _retry_aside(self, lsn: int, record: Retry, known: dict[str, Any], log: LogReader) -> Steps:
@@ -482,6 +491,8 @@ class Learner:
         with _blaming("boundary", record.task):
             if not self._fails_for_good(lsn):
                 task.admit(lambda number: self._is_sound(log, number))
+                if task.samples == 0:
+                    raise self._why_unsound()
             if task.samples == 0:
                 self._network.load(before)
                 self.open_task = self.optimisation = None
@@ -573,7 +584,7 @@ class Learner:
             loss = (more_of["samples"] * more_of["loss"] + samples * loss) / together
             figures = {"samples": together, "weight": more_of["weight"] + weight, "loss": loss}
             entry = self._entry(more_of["kind"], lsn, record, started, **figures, aside=left)
-            return {**entry, "revisits": more_of["revisits"]}
+            return {**entry, "revisits": more_of["revisits"], "added": True}
         kind = "boundary" if self._open.damping is None else "revisit"
         if kind == "revisit":  # what an earlier feeding left aside is still there
             left = [*aside(self.standing.tasks[record.task]), *left]
@@ -829,8 +840,20 @@ class Learner:
         if meta["signature"] is not None:
             self._build(Signature.from_plain(meta["signature"]))
             fits = self._restore_model(meta, tensors, alike)
+            if not fits:
+                self._try_anew(meta["open_task"], log)
             if meta["open_task"] is not None:
                 self._restore_open_task(meta["open_task"], tensors if fits else {}, log)
+
+    def _try_anew(self, open_task: Mapping[str, Any] | None, log: LogReader) -> None:
+        """A mended model is tried like a new one, on rows that are still there; raises ModelRefused."""
+        opened = [] if open_task is None else [(open_task["first_lsn"], self.next_lsn)]
+        entries = (entry for first, end in [*self.standing.kept(), *opened] for entry in log.read(first, end))
+        batch = next((entry for entry in entries if isinstance(entry.record, Batch)), None)
+        if batch is not None:
+            x, y = chosen(batch.arrays["x"], batch.arrays["y"])
+            Trial(self.config, self._network.signature, self.device, x, y, tuple(self.labels.outputs)).run()
+            self._network.settle(self._network.conversion.x(x))
 
     def _restore_labels(self, labels: list[list[int]]) -> None:
         classes = self.config.model.classes
@@ -902,11 +925,19 @@ def _blaming(stage: str, task: str) -> Iterator[None]:
         raise Unlearnable(stage, str(error)) from error
     except WrongOutput as error:
         raise Unlearnable(stage, f"task {task!r}: {error}"[:2000]) from error
-    except (StreamclError, OSError, MemoryError):
+    except (StreamclError, MemoryError):
         raise
-    except (Exception, SystemExit) as error:  # sys.exit() in a model must not end the trainer again and again
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # none of which may end the trainer again and again
+        if isinstance(error, OSError) and not _raised_by_a_module(error):
+            raise
         stage = DIVERGED[stage] if isinstance(error, Diverged) else stage
-        raise Unlearnable(stage, f"task {task!r}: {type(error).__name__}: {error}"[:2000]) from error
+        raise Unlearnable(stage, f"task {task!r}: {in_words(error)}"[:2000]) from error
+
+
+def _raised_by_a_module(error: BaseException) -> bool:
+    """Whether an error came out of a call of an nn.Module, and not out of reading the log or a factor."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_name == "_call_impl" for frame, _ in frames)
 
 
 def _closing(record: Retry, entry: Mapping[str, Any]) -> Boundary:

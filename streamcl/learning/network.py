@@ -95,7 +95,7 @@ class Network:
         """Find out on some rows whether the model is steady; one that raises is not. The same rows, the same answer."""
         try:
             self.steady = not self.autocast and self._is_steady(x)
-        except Exception:  # whoever learns from these rows will hear of it
+        except (Exception, SystemExit, KeyboardInterrupt):  # whoever learns from these rows will hear of it
             self.steady = False
 
     def settle_on_zeros(self) -> None:

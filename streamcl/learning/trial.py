@@ -26,7 +26,7 @@ from streamcl import models
 from streamcl.config import Config
 from streamcl.core.fisher import DiagonalFisher
 from streamcl.core.gradients import parameter_gradients, random_like, same_outputs
-from streamcl.errors import ModelRefused, StreamclError
+from streamcl.errors import ModelRefused, StreamclError, in_words
 from streamcl.learning.network import Network
 from streamcl.protocol.signature import LabelMap, Signature
 
@@ -361,7 +361,7 @@ def _in_words(what: str, hint: Callable[[], str] = lambda: "") -> Iterator[None]
     except StreamclError:
         raise
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # signals never reach this process as exceptions
-        raise ModelRefused(f"{what}: {type(error).__name__}: {error}"[:1500] + hint(), private=True) from error
+        raise ModelRefused(f"{what}: {in_words(error)}"[:1500] + hint(), private=True) from error
 
 
 def _kind(output: object) -> str:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -29,6 +29,7 @@ from streamcl.errors import Refused
 from streamcl.protocol import messages
 from streamcl.protocol.frames import MESSAGE_BYTES, NamedArrays
 from streamcl.protocol.signature import Array, LabelMap, Signature, check_rows
+from streamcl.storage.ledger import Standing
 from streamcl.storage.log import RECORD_OVERHEAD
 from streamcl.storage.records import (
     Abandon,
@@ -93,8 +94,9 @@ class StreamSession:
     open_tag: what producers call the open task; its name, but for drift. next_lsn: of the record to come. With drift:
     opened_lsn, of the record that opened the tag; ahead, LSN and bytes on disk of each batch that is not trained on yet.
     held: tasks that could not be learned. set_aside: rows of batches that could not be learned, by task. resolving: of
-    both, by task, the LSN of a retry or drop on its way. closing_lsn: of the newest record whose effect on the tasks is
-    still waited for; settled_lsn: of the last that has taken effect, as have all before it.
+    both, by task, the LSN of a retry or drop on its way. freed: names whose task was undone or dropped, by the LSN that did
+    it. closing_lsn: of the newest record whose effect on the tasks is still waited for; settled_lsn: of the last that has
+    taken effect, as have all before it.
     """
 
     terms: Terms
@@ -118,6 +120,7 @@ class StreamSession:
     ahead: deque[tuple[int, int]] = field(default_factory=deque)
     held: frozenset[str] = frozenset()
     set_aside: dict[str, int] = field(default_factory=dict)
+    freed: dict[str, int] = field(default_factory=dict)
     resolving: dict[str, int] = field(default_factory=dict)
     closing_lsn: int = -1
     settled_lsn: int = -1
@@ -313,10 +316,12 @@ class StreamSession:
         """The record that undoes everything since version `to`; raises Refused ``task_mismatch``."""
         if self.revisiting:
             raise Refused("task_mismatch", f"a revisit of {self.open_task!r} is open; abandon it first")
-        held = sorted(self.held.intersection(undone))
-        if held:
+        kept = sorted({task, *undone} & {*self.held, *self.set_aside})
+        if kept:
             raise Refused(
-                "task_mismatch", f"a revisit of {held[0]!r} is held, which this would undo; retry or drop it first"
+                "task_mismatch",
+                f"rows of task {kept[0]!r} are kept that could not be learned, and this would lose them; retry or drop "
+                "them first",
             )
         return (Rollback(producer=None, epoch=0, seq=0, task=task, to=to, undone=undone),)
 
@@ -371,10 +376,11 @@ class StreamSession:
             )
         opens = task != self.open_tag or not (self.open_batches or self.revisiting)
         if opens and self.held and self.terms.hold:
+            still = "" if self.open_task is None else f"close task {self.open_task!r} (`streamcl boundary`), then "
             raise Refused(
                 "task_mismatch",
                 f"task {task!r}: no new task is opened while task {min(self.held)!r} is held, which could not be learned; "
-                f"{KEPT_REMEDY}, or have new tasks go on (stream.on_failure = 'set-aside')",
+                f"{still}{KEPT_REMEDY}, or have new tasks go on (stream.on_failure = 'set-aside')",
             )
         if task != self.open_tag and len(self.closed) >= self.terms.tasks:
             raise Refused("too_large", f"task {task!r}: {self.terms.tasks} tasks are known already (stream.tasks)")
@@ -431,6 +437,8 @@ class StreamSession:
             if self.revisiting and self.open_batches == 0:
                 raise Refused("not_ready", f"the revisit of {task!r} has no data yet: send it, or abandon", retryable=True)
             return
+        if task in self.held:
+            raise Refused("task_closed", f"task {task!r} is held: its rows could not be learned; {KEPT_REMEDY}")
         if task in self.closed:
             raise Refused("task_closed", f"task {task!r} is closed already")
         if self.open_tag is None:
@@ -515,13 +523,11 @@ class StreamSession:
             self.open_tag, self.opened_lsn, self.open_task, self.revisit_lsn = tag, self.next_lsn, None, None
             self.task_spool = self.open_batches = 0
 
-    def settle(
-        self, closed: Iterable[str], forgotten: Iterable[str], held: Iterable[str], set_aside: Mapping[str, int]
-    ) -> None:
+    def settle(self, standing: Standing) -> None:
         """What holds of the tasks now, by the ledger; names that it no longer has may be used again."""
-        self.closed = {*closed, *self._closing_lsns.values()}
-        self.forgotten.update(forgotten)
-        self.held, self.set_aside = frozenset(held), dict(set_aside)
+        self.closed = {*standing.closed(), *self._closing_lsns.values()}
+        self.forgotten.update(standing.forgotten)
+        self.held, self.set_aside, self.freed = frozenset(standing.held), standing.set_aside(), dict(standing.freed)
 
     def took_effect(self, lsn: int) -> None:
         """A record has, and all before it: nobody need wait for them any more."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from streamcl.errors import Damaged
 from streamcl.storage.disk import Disk
 
 NAME = "ledger"
+MOST_FREED = 200  # names, which a `welcome` holds
 _HEAD = struct.Struct("<II")
 
 
@@ -74,12 +75,14 @@ class Standing:
 
     tasks: the newest entry of each consolidated task, in the order they were first learned; its ``aside`` are the batches
     that could not be learned and are kept, as pairs of LSN and rows. forgotten: withdrawn tasks. held: by task, the entry
-    of a boundary at which nothing could be learned, whose records from ``first_lsn`` to below ``end_lsn`` are kept.
+    of a boundary at which nothing could be learned, whose records from ``first_lsn`` to below ``end_lsn`` are kept. freed:
+    the newest names whose task was undone or dropped, so that its data may come again: by the LSN of what did it.
     """
 
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     forgotten: set[str] = field(default_factory=set)
     held: dict[str, dict[str, Any]] = field(default_factory=dict)
+    freed: dict[str, int] = field(default_factory=dict)
 
     def take(self, entry: Mapping[str, Any], earlier: Callable[[int], Standing]) -> None:
         """One more entry. earlier: what stood after so many entries, for a rollback."""
@@ -98,8 +101,17 @@ class Standing:
                 self.forgotten.add(task)
             case "drop":
                 self._drop(task)
+                self._free([] if task in self.tasks else [task], entry["lsn"])
             case "rollback":
+                self._free(entry["undone"], entry["lsn"])
                 self.tasks = self.rolled_back(earlier(entry["to"]).tasks)
+
+    def _free(self, names: Iterable[str], lsn: int) -> None:
+        for name in names:
+            self.freed.pop(name, None)
+            self.freed[name] = lsn
+        for name in list(self.freed)[:-MOST_FREED]:
+            del self.freed[name]
 
     def _drop(self, task: str) -> None:
         self.held.pop(task, None)

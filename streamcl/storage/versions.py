@@ -18,7 +18,7 @@ from streamcl.storage.disk import Disk
 from streamcl.storage.verified import Saved
 
 SUFFIX = ".checkpoint"
-CHANGES = frozenset({"boundary", "revisit", "forget", "rollback"})  # kinds of entries after which something else is known
+CHANGES = frozenset({"boundary", "revisit", "forget"})  # kinds of entries after which something else is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +80,13 @@ class Versions:
 def usable(numbers: Sequence[int], count: int, entry: Mapping[str, Any]) -> list[int]:
     """The versions that may be gone back to after one more entry, number `count` of the ledger, counted from 1.
 
-    A withdrawn task may not come back, and what was rolled back is not returned to.
+    A withdrawn task may not come back, and what was rolled back is not returned to; the version gone back to stays.
     """
     match entry["kind"]:
         case "forget":
             return [count]
         case "rollback":
-            return [*(number for number in numbers if number <= entry["to"]), count]
+            return [number for number in numbers if number <= entry["to"]]
     changed = entry["kind"] in CHANGES and (not numbers or numbers[-1] < count)
     return [*numbers, count] if changed else list(numbers)
 
@@ -103,15 +103,31 @@ def undoing(task: str, entries: Sequence[Mapping[str, Any]], numbers: Iterable[i
     """What going back to before a task's newest boundary, or revisit, takes; None where no version is exact.
 
     entries: the whole ledger. numbers: the versions kept; 0, from before anything was learned, needs no file and counts as
-    kept while no more than `keep` changes were made since.
+    kept while no more than `keep` tasks stand. Rows that were set aside and learned later belong to their boundary.
     """
     standing = ledger.standing(entries)
     if task not in standing.tasks:
         return None
-    newest = next(i for i, entry in enumerate(entries) if entry["lsn"] == standing.tasks[task]["lsn"])
+    newest = _boundary(task, standing.tasks[task], entries)
     version = max((number for number in numbers if number <= newest), default=0)
-    since = [i for i, entry in enumerate(entries) if i >= version and entry["kind"] in CHANGES]
-    if (since and since[0] < newest) or (version == 0 and len(since) > keep):
-        return None
     earlier = ledger.standing(entries[:version]).tasks
+    if _learned(earlier) != _learned(ledger.standing(entries[:newest]).tasks):
+        return None
+    if version == 0 and len(standing.tasks) > keep:
+        return None
+    if any(entry.get("added") and entry["task"] in earlier for entry in entries[newest:]):
+        return None  # its rows would be neither learned nor kept
     return Undoing(version, tuple(name for name in standing.tasks if name not in earlier))
+
+
+def _boundary(task: str, entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> int:
+    """The place of the boundary, or revisit, that a standing entry is of."""
+    place = next(i for i, each in enumerate(entries) if each["lsn"] == entry["lsn"])
+    while entries[place].get("added"):
+        place = max(i for i, e in enumerate(entries[:place]) if e["task"] == task and e["kind"] in ("boundary", "revisit"))
+    return place
+
+
+def _learned(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Which record each task was learned by."""
+    return {name: entry["lsn"] for name, entry in tasks.items()}
