@@ -16,6 +16,7 @@ import pytest
 from waiting import until
 
 from streamcl.bench.local import LocalDaemon
+from streamcl.client import Producer
 from streamcl.errors import Refused, StreamclError
 from streamcl.storage import doctor
 from streamcl.storage.disk import Disk
@@ -98,6 +99,16 @@ def mood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 
     be("well")
     return be
+
+
+def hold(producer: Producer, mood: Callable[[str], None]) -> None:
+    """Task a, of 60 rows, is held."""
+    producer.send(*data(0), "a")
+    producer.send(*data(1), "a")
+    producer.flush()
+    mood("boundary")
+    with pytest.raises(Refused, match="too much at once"):
+        producer.boundary("a")
 
 
 def command(daemon: LocalDaemon, *words: str) -> subprocess.CompletedProcess[str]:
@@ -192,12 +203,7 @@ def test_a_restart_with_a_mended_model_learns_every_row(
 ) -> None:
     daemon = start(tree())
     with daemon.producer() as producer:
-        producer.send(*data(0), "a")
-        producer.send(*data(1), "a")
-        producer.flush()
-        mood("boundary")
-        with pytest.raises(Refused, match="too much at once"):
-            producer.boundary("a")
+        hold(producer, mood)
         with pytest.raises(Refused, match="no new task is opened while task 'a' is held"):
             producer.send(*data(2), "b")
             producer.flush()
@@ -218,12 +224,7 @@ def test_a_mended_model_is_tried_like_a_new_one_and_a_worse_one_is_refused(
 ) -> None:
     daemon = start(tree())
     with daemon.producer() as producer:
-        producer.send(*data(0), "a")
-        producer.send(*data(1), "a")
-        producer.flush()
-        mood("boundary")
-        with pytest.raises(Refused, match="too much at once"):
-            producer.boundary("a")
+        hold(producer, mood)
     daemon.stop()
     daemon.tree["model"]["factory"] = "moods:normed"
     with pytest.raises(StreamclError, match="running"):
@@ -357,12 +358,7 @@ def test_rows_that_the_model_refuses_are_set_aside_and_learned_later(
 def test_what_is_kept_is_dropped_only_by_command(start: Callable[..., LocalDaemon], mood: Callable[[str], None]) -> None:
     daemon = start(tree(stream={"on_failure": "set-aside"}))
     with daemon.producer() as producer, daemon.admin() as admin:
-        producer.send(*data(0), "a")
-        producer.send(*data(1), "a")
-        producer.flush()
-        mood("boundary")
-        with pytest.raises(Refused, match="too much at once"):
-            producer.boundary("a")
+        hold(producer, mood)
         producer.send(*data(2), "b")  # the stream goes on
         assert producer.boundary("b")["samples"] == 30
         with pytest.raises(Refused, match="is held") as refused:
@@ -386,12 +382,7 @@ def test_what_is_kept_is_dropped_only_by_command(start: Callable[..., LocalDaemo
 def test_doctor_and_repair_know_what_is_kept(start: Callable[..., LocalDaemon], mood: Callable[[str], None]) -> None:
     daemon = start(tree(stream={"on_failure": "set-aside"}))
     with daemon.producer() as producer:
-        producer.send(*data(0), "a")
-        producer.send(*data(1), "a")
-        producer.flush()
-        mood("boundary")
-        with pytest.raises(Refused, match="too much at once"):
-            producer.boundary("a")
+        hold(producer, mood)
         producer.send(*data(2), "b")
         producer.boundary("b")
         producer.send(*data(3), "c")
