@@ -287,6 +287,8 @@ class World:
         phase = self.script[self.phase]
         assert isinstance(phase, Operate)
         self.answered = header["type"] == "ok" or header["code"] in phase.over
+        if not self.answered and header["code"] == "unlearnable":
+            raise Violation(f"what was kept is not learned: {header['message']}")
         self.asked = self.answered
 
     def _send_some(self, daemon: SimulatedIngest) -> None:
