@@ -79,7 +79,7 @@ AFTER = """
 import sys, torch
 assert "streamcl" not in sys.modules or model["module"].startswith("streamcl")
 import numpy as np
-x = torch.tensor(np.load("x.npy")).to(getattr(torch, model["input"]["dtype"]))
+x = torch.tensor(np.load("x.npy", allow_pickle=False)).to(getattr(torch, model["input"]["dtype"]))
 with torch.no_grad():
     outputs = module(x)
 np.save("outputs.npy", (outputs.softmax(1) if model["likelihood"] == "categorical" else outputs).numpy())
@@ -138,7 +138,7 @@ def test_three_lines_load_it_and_it_predicts_the_same(
         env=environment,
     )
     assert done.returncode == 0, done.stderr
-    found = np.load("outputs.npy")
+    found = np.load("outputs.npy", allow_pickle=False)
     if case == "real targets":
         np.testing.assert_allclose(found, expected.mean, rtol=1e-5, atol=1e-6)
         return
