@@ -340,7 +340,7 @@ def test_a_mended_file_goes_on_where_the_other_stopped(run: Run, tmp_path: Path)
     lines = refused_half_way(run, path, "mended")
     write(path, "\n".join(lines[:16]) + "\n")  # without its end, as if it were still being written
     sent = run("send", path, "--task", "mended", "--rows", 4)
-    assert "an earlier version of this file has stored its first 8 rows, the same as here" in sent.out
+    assert "an earlier version of this file, or one that begins alike, has stored its first 8 rows" in sent.out
     assert "sent 7 rows in 2 batches to task 'mended' (2 batches were there already)" in sent.out
     renamed = write(tmp_path / "renamed.csv", "\n".join(lines[:16]) + "\n")
     assert run("send", renamed, "--task", "mended", "--rows", 4, "--json").json["batches_already_there"] == 4
