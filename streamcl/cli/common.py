@@ -170,6 +170,14 @@ def _text(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
+def show_fields(options: argparse.Namespace, data: dict[str, Any]) -> None:
+    """What a command has to tell, as JSON where that is asked for."""
+    if options.json:
+        print_json(data)
+    else:
+        print_fields(data)
+
+
 def said_of_rows_aside(done: Mapping[str, Any]) -> int:
     """The exit status of a boundary: 1, and why on standard error, where rows of it could not be learned.
 

@@ -12,10 +12,10 @@ from streamcl.cli.common import (
     add_json,
     admin,
     command,
-    print_fields,
     print_json,
     print_table,
     said_of_rows_aside,
+    show_fields,
 )
 from streamcl.cli.progress import display, waited_for
 
@@ -63,7 +63,7 @@ def retry(options: argparse.Namespace) -> int:
     """Have what was kept of a task learned."""
     with admin(options) as daemon, display(options) as show, waited_for(show, options, options.task):
         done = daemon.retry(options.task)
-    _show(options, done)
+    show_fields(options, done)
     return said_of_rows_aside(done)
 
 
@@ -73,7 +73,7 @@ def drop(options: argparse.Namespace) -> int:
         rows = sum(row["rows"] for row in daemon.quarantine() if row["task"] == options.task)
         if not _sure(options, f"Delete {rows} rows of task {options.task!r}, unlearned?"):
             return 2
-        _show(options, daemon.drop(options.task))
+        show_fields(options, daemon.drop(options.task))
     return 0
 
 
@@ -84,7 +84,7 @@ def rollback(options: argparse.Namespace) -> int:
         undone = "" if found is None else f" of {', '.join(found['undone']) or 'its revisit'}"
         if not _sure(options, f"Undo everything learned{undone}?"):
             return 2
-        _show(options, daemon.rollback(options.task))
+        show_fields(options, daemon.rollback(options.task))
     return 0
 
 
@@ -123,10 +123,3 @@ def versions(options: argparse.Namespace) -> None:
 
 def _when(seconds: float | None) -> str:
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def _show(options: argparse.Namespace, data: dict[str, Any]) -> None:
-    if options.json:
-        print_json(data)
-    else:
-        print_fields(data)

@@ -22,6 +22,7 @@ from streamcl.cli.common import (
     print_table,
     reader,
     said_of_rows_aside,
+    show_fields,
 )
 from streamcl.cli.files import Agreement, add_columns, opened, read_as, say
 from streamcl.cli.progress import Silent, display, waited_for
@@ -180,7 +181,7 @@ def status(options: argparse.Namespace) -> None:
     """Print the daemon's status."""
     with admin(options) as daemon:
         said = daemon.status()
-    _show(options, said if options.json else {**said, "events": [event_line(event) for event in said["events"]]})
+    show_fields(options, said if options.json else {**said, "events": [event_line(event) for event in said["events"]]})
 
 
 def tasks(options: argparse.Namespace) -> None:
@@ -210,20 +211,20 @@ def boundary(options: argparse.Namespace) -> int:
     showing = display(options) if options.wait else Silent()
     with admin(options) as daemon, showing as show, waited_for(show, options, options.task):
         done = daemon.boundary(options.task, weight=options.weight, wait=options.wait)
-    _show(options, done)
+    show_fields(options, done)
     return said_of_rows_aside(done)
 
 
 def revisit(options: argparse.Namespace) -> None:
     """Reopen a task."""
     with admin(options) as daemon:
-        _show(options, daemon.revisit(options.task, damping=options.damping))
+        show_fields(options, daemon.revisit(options.task, damping=options.damping))
 
 
 def abandon(options: argparse.Namespace) -> None:
     """Abandon the open revisit."""
     with admin(options) as daemon:
-        _show(options, daemon.abandon(options.task))
+        show_fields(options, daemon.abandon(options.task))
 
 
 def forget(options: argparse.Namespace) -> int:
@@ -235,7 +236,7 @@ def forget(options: argparse.Namespace) -> int:
         if input(f"Withdraw task {options.task!r} for good? [y/N] ").strip().lower() not in ("y", "yes"):
             return 1
     with admin(options) as daemon:
-        _show(options, daemon.forget(options.task))
+        show_fields(options, daemon.forget(options.task))
     return 0
 
 
@@ -252,21 +253,21 @@ def history(options: argparse.Namespace) -> None:
 def checkpoint(options: argparse.Namespace) -> None:
     """Write a checkpoint."""
     with admin(options) as daemon:
-        _show(options, daemon.checkpoint())
+        show_fields(options, daemon.checkpoint())
 
 
 def pause(options: argparse.Namespace) -> None:
     """Pause training."""
     with admin(options) as daemon:
         daemon.pause()
-    _show(options, {"state": "paused"})
+    show_fields(options, {"state": "paused"})
 
 
 def resume(options: argparse.Namespace) -> None:
     """Resume training."""
     with admin(options) as daemon:
         daemon.resume()
-    _show(options, {"state": "resumed"})
+    show_fields(options, {"state": "resumed"})
 
 
 def stop(options: argparse.Namespace) -> None:
@@ -277,7 +278,7 @@ def stop(options: argparse.Namespace) -> None:
         if not options.no_wait and pid is not None:
             daemon.timeout = ASK_SECONDS
             _wait_for_end(pid, daemon)
-    _show(options, {"state": "stopping" if options.no_wait or pid is None else "stopped"})
+    show_fields(options, {"state": "stopping" if options.no_wait or pid is None else "stopped"})
 
 
 def _wait_for_end(pid: int, daemon: Admin) -> None:
@@ -323,13 +324,6 @@ def _is_zombie(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return False
-
-
-def _show(options: argparse.Namespace, data: dict[str, Any]) -> None:
-    if options.json:
-        print_json(data)
-    else:
-        print_fields(data)
 
 
 # -- predictions and parameters ----------------------------------------------------------------------------------------
@@ -454,4 +448,4 @@ def export(options: argparse.Namespace) -> None:
     state.write_bytes(found.state)
     written = {"model": model, "state": state, "parameters": tensors, "description": texts}
     left_out = {"left_out": found.description["left_out"]} if found.description["left_out"] else {}
-    _show(options, {**{name: str(path) for name, path in written.items()}, "size": len(parameters.theta), **left_out})
+    show_fields(options, {**{name: str(path) for name, path in written.items()}, "size": len(parameters.theta), **left_out})

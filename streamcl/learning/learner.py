@@ -251,7 +251,7 @@ class Learner:
                     yield from self._learn(lsn, record, arrays)
                 if record.boundary:
                     outcome = yield from self._close(lsn, self._by_name(record), None, log)
-                elif (rise := self._risen(record)) is not None and self._has_name_left(record.task):
+                elif (rise := self._risen(record)) is not None and self._has_name_left():
                     outcome = yield from self._close_drifted(lsn, rise, log)
             case Boundary() if self.open_task is None and self.drifted is not None:
                 outcome = self._confirm(lsn, record, self.drifted)
@@ -596,7 +596,7 @@ class Learner:
         """Whether a task of this name has ever been."""
         return name in self.standing.tasks or name in self.standing.forgotten or name in self.standing.held
 
-    def _has_name_left(self, tag: str) -> bool:
+    def _has_name_left(self) -> bool:
         """Whether as many tasks as are kept are not yet known: with the next one's number, names stay short enough."""
         return len(self.standing.closed()) + 1 < self.config.stream.tasks
 
