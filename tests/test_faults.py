@@ -112,7 +112,7 @@ def test_a_power_cut_leaves_what_was_synced() -> None:
 def test_the_report_is_printed_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(campaigns, "every_step", lambda alone: campaigns.Tally(runs=1))
+    monkeypatch.setattr(campaigns, "every_step", lambda alone, about="tasks": campaigns.Tally(runs=1))
     monkeypatch.setattr(report, "VARIANT_RUNS", 4)
     out = tmp_path / "faults.json"
     assert main(["bench", "faults", "--crashes", "2", "--log-cuts", "2", "--kills", "0", "--json", str(out)]) == 0

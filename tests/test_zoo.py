@@ -17,7 +17,7 @@ from streamcl.core import provenance
 from streamcl.core.closed_forms import Dense, Site
 
 FIGURES = Path(__file__).parents[1] / "streamcl" / "bench" / "figures" / "zoo.json"
-WORDS_OF_A_REMEDY = ("use ", "Use ", "call ", "expected ", "make ", "let ")
+WORDS_OF_A_REMEDY = ("look for ", "use ", "Use ", "call ", "expected ", "make ", "let ")
 
 
 @pytest.mark.parametrize("name", ZOO)
