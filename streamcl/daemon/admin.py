@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 import zmq
 
-from streamcl.daemon import sockets
+from streamcl.daemon import sockets, words
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.view import figures
 from streamcl.errors import Damaged, Refused, StreamclError
@@ -165,7 +165,7 @@ class Admin:
                 self._pause(isinstance(message, messages.Pause))
                 self._ok(request, {})
             case messages.Stop():
-                ingest.up.send("stop", drain=message.drain)
+                ingest.up.send(words.Stop(drain=message.drain))
                 self._ok(request, {"drain": message.drain})
 
     def _what_waits(self, peer: Peer) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class Admin:
             text = "training waits; batches are stored" if paused else "training goes on"
             ingest.chronicle.note("paused" if paused else "resumed", text)
         ingest.view.paused = paused
-        ingest.side.send("pause" if paused else "resume")
+        ingest.side.send(words.Pause() if paused else words.Resume())
 
     @staticmethod
     def _page(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -227,12 +227,12 @@ class Admin:
     def _ask_for_checkpoint(self, request: Request) -> None:
         self.later.next_checkpoint += 1
         self.later.checkpoints[self.later.next_checkpoint] = request
-        self.ingest.side.send("checkpoint", id=self.later.next_checkpoint)
+        self.ingest.side.send(words.WriteCheckpoint(number=self.later.next_checkpoint))
 
     def ask_again(self) -> None:
         """A new trainer knows nothing of the checkpoints that the one before it was asked for."""
         for number in self.later.checkpoints:
-            self.ingest.side.send("checkpoint", id=number)
+            self.ingest.side.send(words.WriteCheckpoint(number=number))
 
     def _boundary(self, request: Request | None, message: messages.AdminBoundary) -> None:
         session = self.ingest.session
@@ -362,12 +362,12 @@ class Admin:
             case _:
                 self._ok(request, figures(entry))
 
-    def checkpointed(self, message: dict[str, Any]) -> None:
+    def checkpointed(self, word: words.Checkpointed) -> None:
         """A checkpoint was written, for these requests or of itself."""
-        for number in message["ids"]:
+        for number in word.numbers:
             request = self.later.checkpoints.pop(number, None)
             if request is not None:
-                self._ok(request, {"batches_applied": message["batches"], "seconds": message["seconds"]})
+                self._ok(request, {"batches_applied": word.batches, "seconds": word.seconds})
 
     # -- replies -------------------------------------------------------------------------------------------------
 

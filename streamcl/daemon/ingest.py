@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from streamcl import __version__
 from streamcl.config import Config, split_host_port
-from streamcl.daemon import sockets
+from streamcl.daemon import sockets, words
 from streamcl.daemon.admin import Admin
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.chronicle import Chronicle
@@ -215,14 +215,12 @@ class Ingest:
         )
         self.metrics.certificate(self.http.certificate_expiry)
         self.chronicle.note("started", f"streamcl {__version__}")
-        self.up.send(
-            "ready",
-            endpoints={
-                "stream": sockets.endpoint(self.stream),
-                "admin": sockets.endpoint(self.admin.socket),
-                "http": self.http.address,
-            },
-        )
+        endpoints_bound = {
+            "stream": sockets.endpoint(self.stream),
+            "admin": sockets.endpoint(self.admin.socket),
+            "http": self.http.address,
+        }
+        self.up.send(words.Ready(endpoints=endpoints_bound))
         self.poller = zmq.Poller()
         for source in (self.stream, self.admin.socket, self.up.fileno(), self.side.fileno()):
             self.poller.register(source, zmq.POLLIN)
@@ -239,7 +237,7 @@ class Ingest:
         self._look_for_room()
         self._note_turned_away(self.guard.turned_away())
         self.chronicle.tick(self.view.progress)
-        self.up.alive()
+        self.up.alive(words.Alive())
 
     def close(self) -> None:
         """Close the sockets, letting replies on their way go out."""
@@ -425,7 +423,7 @@ class Ingest:
             reason = f"no room to try the model on the first batch ({error.strerror}); free some"
             raise Refused("no_space", reason, retryable=True) from None
         self.trial = trial
-        self.side.send("try_model", number=trial.number)
+        self.side.send(words.TryModel(number=trial.number))
 
     def _try_again(self) -> None:
         """A trainer has started; where the one before died of trying a model, not for ever."""
@@ -436,7 +434,7 @@ class Ingest:
         trial.deaths += trial.life > 0
         trial.life = self._lives
         if trial.deaths < MOST_DEATHS:
-            self.side.send("try_model", number=trial.number)
+            self.side.send(words.TryModel(number=trial.number))
             return
         self._judged(
             trial,
@@ -445,11 +443,11 @@ class Ingest:
             "itself, with python -X faulthandler",
         )
 
-    def _model_judged(self, message: dict[str, Any]) -> None:
+    def _model_judged(self, word: words.ModelTried) -> None:
         """The trainer has tried the model on a first batch, or says why it cannot be learned."""
         trial = self.trial
-        if trial is not None and trial.number == message["number"]:
-            self._judged(trial, message["refused"])
+        if trial is not None and trial.number == word.number:
+            self._judged(trial, word.refused)
 
     def _judged(self, trial: ModelTrial, reason: str | None) -> None:
         self.trial = None
@@ -635,26 +633,28 @@ class Ingest:
 
     def _hear_supervisor(self) -> None:
         self.up.flush()
-        for message in self.up.receive():
-            match message["type"]:
-                case "closing":
+        for word in self.up.receive():
+            match word:
+                case words.Closing():
                     self.closing = True
                     self.view.paused = False  # what is stored is learned before the end, paused or not
-                case "begin":
+                case words.Begin():
                     self.admin.retry_all()
-                case "stop":
+                case words.Stop():
                     self.finished = True
-                case "failed":
-                    self.view.failed(message["role"], message["message"])
-                    self.chronicle.note("crashed", f"{message['role']}: {message['message']}")
-                case "trouble":
-                    self._in_trouble(message["process"], message["message"])
-                case "reload":
+                case words.Crashed(role=role, reason=reason):
+                    self.view.failed(role, reason)
+                    self.chronicle.note("crashed", f"{role}: {reason}")
+                case words.Trouble(role=role, reason=trouble):
+                    self._in_trouble(role, trouble)
+                case words.Reload():
                     self._reload()
-                case "refused":
-                    for code, number in message["codes"].items():
+                case words.TurnedAway():
+                    for code, number in word.codes.items():
                         self.metrics.batches_rejected.labels(code).inc(number)
-                    self._note_turned_away(message["notes"])
+                    self._note_turned_away(word.notes)
+                case _:
+                    words.unexpected(word, "ingest process")
         self.finished = self.finished or self.up.closed
 
     def _in_trouble(self, role: str, text: str | None) -> None:
@@ -669,7 +669,7 @@ class Ingest:
         """Take the policy, token and certificate as they are now; what is wrong leaves everything as it was."""
         problem = self.guard.reload() or self.http.reload()
         self.audit.write("reload", "ok" if problem is None else "failed", reason=problem)
-        self.up.send("reloaded", problem=problem)
+        self.up.send(words.Reloaded(problem=problem))
         if problem is not None:
             self.log.error("the old policy, token and certificate stay", reason=problem)
             self.chronicle.note("failed", f"the old policy, token and certificate stay: {problem}")
@@ -688,45 +688,47 @@ class Ingest:
             self.audit.write(note.pop("action"), "refused", **note)
 
     def _tell_trainer(self) -> None:
-        self.side.send("durable", lsn=self.writer.durable)
+        self.side.send(words.Durable(lsn=self.writer.durable))
 
     def hear_trainer(self) -> None:
         """Take what the trainer has to say, and pass it on."""
         self.side.flush()
-        for message in self.side.receive():
-            match message["type"]:
-                case "recovered":
-                    self.session.trained(message["next_lsn"])
+        for word in self.side.receive():
+            match word:
+                case words.Recovered():
+                    self.session.trained(word.next_lsn)
                     self._greet_trainer()
-                case "progress":
-                    self._progressed(message)
-                case "done":
-                    self._done(message["entry"], message["warning"])
-                case "failed":
-                    self._set_aside(message["failure"])
-                case "forgiven":
-                    self._forgive(set(message["lsns"]))
-                case "penalties":
-                    self._take_penalties(message)
-                case "accuracies":
-                    self._take_accuracies(message)
-                case "noted":
-                    self.chronicle.note("warning", message["text"], message["task"])
-                case "checkpointed":
-                    self._checkpointed(message)
-                case "dropped":
+                case words.Progress():
+                    self._progressed(word)
+                case words.Done():
+                    self._done(word.entry, word.warning)
+                case words.SetAside():
+                    self._set_aside(word.failure)
+                case words.Forgiven():
+                    self._forgive(set(word.lsns))
+                case words.Penalties():
+                    self._take_penalties(word)
+                case words.Accuracies():
+                    self._take_accuracies(word)
+                case words.Noted():
+                    self.chronicle.note("warning", word.text, word.task)
+                case words.Checkpointed():
+                    self._checkpointed(word)
+                case words.Dropped():
                     self._watch_spool()
-                case "model":
-                    self._model_judged(message)
+                case words.ModelTried():
+                    self._model_judged(word)
+                case _:
+                    words.unexpected(word, "ingest process")
         self.metrics.trainer_up.set(self.view.trainer_up())
         self.metrics.ingested(self.session)
         self._offer_credit()
 
-    def _progressed(self, message: dict[str, Any]) -> None:
-        self.view.progressed(message)
-        self.metrics.trained(message)
-        self.session.trained(message["next_lsn"])
-        if message["full"] is not None:
+    def _progressed(self, word: words.Progress) -> None:
+        self.view.progressed(word)
+        self.metrics.trained(word)
+        self.session.trained(word.next_lsn)
+        if word.full is not None:
             self.chronicle.note("disk_full", "the disk is full; training waits for room")
 
     def _set_aside(self, failure: dict[str, Any]) -> None:
@@ -744,7 +746,7 @@ class Ingest:
         self._tell_trainer()
         self.view.recovered_trainer()
         if self.view.paused:
-            self.side.send("pause")
+            self.side.send(words.Pause())
         self._try_again()
         self.admin.ask_again()
 
@@ -822,27 +824,27 @@ class Ingest:
                 return "withdrawn: its factor is deleted"
         return "the revisit was abandoned"
 
-    def _take_penalties(self, message: dict[str, Any]) -> None:
-        self.history.add_penalties(message["lsn"], message["time"], message["rows"])
-        self._show_penalties({task: (penalty, rise) for task, penalty, rise in message["rows"]})
+    def _take_penalties(self, word: words.Penalties) -> None:
+        self.history.add_penalties(word.lsn, word.time, word.rows)
+        self._show_penalties({task: (penalty, rise) for task, penalty, rise in word.rows})
 
     def _show_penalties(self, penalties: dict[str, tuple[float, float]]) -> None:
         self.view.penalties.update(penalties)
         self.metrics.followed(penalties)
 
-    def _take_accuracies(self, message: dict[str, Any]) -> None:
-        self.history.add_accuracies(message["lsn"], message["time"], message["rows"])
-        self._show_accuracies({task: accuracy for task, accuracy, _ in message["rows"]})
+    def _take_accuracies(self, word: words.Accuracies) -> None:
+        self.history.add_accuracies(word.lsn, word.time, word.rows)
+        self._show_accuracies({task: accuracy for task, accuracy, _ in word.rows})
 
     def _show_accuracies(self, accuracies: dict[str, float]) -> None:
         self.view.accuracies.update(accuracies)
         self.metrics.evaluated(accuracies)
 
-    def _checkpointed(self, message: dict[str, Any]) -> None:
-        self.session.applied(message["sequences"], message["batches"])
-        self.metrics.checkpoint_duration.observe(message["seconds"])
-        self.metrics.checkpoint_time.set(message["time"])
-        self.admin.checkpointed(message)
+    def _checkpointed(self, word: words.Checkpointed) -> None:
+        self.session.applied(word.sequences, word.batches)
+        self.metrics.checkpoint_duration.observe(word.seconds)
+        self.metrics.checkpoint_time.set(word.time)
+        self.admin.checkpointed(word)
 
     def _watch_spool(self) -> None:
         self.session.total_spool = log.spool_bytes(self.state.log)

@@ -13,6 +13,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 
 from streamcl import __version__
+from streamcl.daemon.words import Progress
 from streamcl.protocol.session import StreamSession
 
 MAX_LABELS = 1000
@@ -83,15 +84,14 @@ class Metrics:
         values.add(value)
         return value
 
-    def trained(self, progress: Mapping[str, Any]) -> None:
+    def trained(self, progress: Progress) -> None:
         """Take over what the trainer reported."""
-        if progress.get("loss") is not None:
-            self.train_loss.set(progress["loss"])
-        accuracy = progress.get("scores", {}).get("overall", {}).get("accuracy")
-        if accuracy is not None:
-            self.prequential_accuracy.set(accuracy)
-        self.samples_trained.inc(progress.get("new_samples", 0))
-        for seconds in progress.get("step_seconds", ()):
+        if progress.loss is not None:
+            self.train_loss.set(progress.loss)
+        if "accuracy" in progress.scores.overall:
+            self.prequential_accuracy.set(progress.scores.overall["accuracy"])
+        self.samples_trained.inc(progress.new_samples)
+        for seconds in progress.step_seconds:
             self.train_step_duration.observe(seconds)
 
     def ingested(self, session: StreamSession) -> None:

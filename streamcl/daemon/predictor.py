@@ -19,6 +19,7 @@ import zmq
 
 from streamcl.config import Config
 from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.daemon import words
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.guard import Guard
 from streamcl.daemon.sockets import Peer, bind_router, check_reads, endpoint, receive, send
@@ -45,18 +46,21 @@ def run(config: Config, up: Channel) -> None:
     socket = bind_router(config.endpoints.predict, guard.gate)
     guard.gate.open()
     predictor = Predictor(config, guard)
-    up.send("ready", endpoints={"predict": endpoint(socket)})
+    up.send(words.Ready(endpoints={"predict": endpoint(socket)}))
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)
     poller.register(up.fileno(), zmq.POLLIN)
     while not up.closed:
-        for message in up.receive():
-            if message["type"] == "stop":
-                return
-            if message["type"] == "reload":
-                guard.reload()  # what is wrong with it, ingest says
+        for word in up.receive():
+            match word:
+                case words.Stop():
+                    return
+                case words.Reload():
+                    guard.reload()  # what is wrong with it, ingest says
+                case _:
+                    words.unexpected(word, "predictor")
         poller.poll(IDLE_MS)
-        up.alive()
+        up.alive(words.Alive())
         for peer, parts in receive(socket, guard.gate):
             send(socket, peer, predictor.answer(parts, peer))
         predictor.keep_up()
@@ -117,7 +121,7 @@ class Predictor:
         """Now and then, tell ingest what was refused here: it keeps the counters and the audit log."""
         self.notes += list(self.guard.turned_away())[: MOST_NOTES - len(self.notes)]
         if (self.refused or self.notes) and time.monotonic() - self._reported > REPORT_SECONDS:
-            up.send("refused", codes=dict(self.refused), notes=self.notes)
+            up.send(words.TurnedAway(codes=dict(self.refused), notes=self.notes))
             self.refused, self.notes, self._reported = Counter(), [], time.monotonic()
 
     def _predict(self, request: messages.Predict, arrays: NamedArrays) -> tuple[dict[str, Any], dict[str, Array]]:

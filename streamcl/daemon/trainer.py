@@ -20,6 +20,7 @@ import torch
 
 from streamcl import models
 from streamcl.config import Config
+from streamcl.daemon import words
 from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.evaluator import Evaluated, Evaluator
 from streamcl.daemon.forecast import Forecast
@@ -129,7 +130,7 @@ class Trainer:
         self._following: Iterator[tuple[str, float, float]] = iter(())
         self._followed: dict[str, int] = {}
         self._followed_lsn, self._followed_time = 0, 0.0
-        self._penalties: list[list[Any]] = []
+        self._penalties: list[tuple[str, float, float]] = []
         say = self._say_of_evaluation
         self._judged: tuple[int, str | None] | None = None  # the last model's trial and why it was refused
         self.evaluator = Evaluator(config, self.learner.device, say) if config.evaluation.directory else None
@@ -146,7 +147,7 @@ class Trainer:
         """Recover, follow the log, and leave a checkpoint behind."""
         self.recover()
         self.greet()
-        self.up.send("ready", device=str(self.learner.device))
+        self.up.send(words.Ready())
         try:
             while not self._finished():
                 self.turn()
@@ -158,9 +159,9 @@ class Trainer:
     def greet(self) -> None:
         """Tell ingest where we are, which answers with how far the log goes; what the life before us did last, it may not
         have come to say."""
-        self.side.send("recovered", next_lsn=self.learner.next_lsn)
+        self.side.send(words.Recovered(next_lsn=self.learner.next_lsn))
         if self.last_entry is not None:
-            self.side.send("done", entry=self.last_entry, warning=None)
+            self.side.send(words.Done(entry=self.last_entry))
 
     def _finished(self) -> bool:
         drained = self.learner.next_lsn >= self.durable
@@ -273,7 +274,7 @@ class Trainer:
         durable = self.durable
         self.recover()
         self.durable = durable
-        self.side.send("failed", failure=failure, count=len(self.quarantine))
+        self.side.send(words.SetAside(failure=failure))
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Do something to the disk, again and again while it is full; whatever else goes wrong is raised."""
@@ -342,7 +343,7 @@ class Trainer:
         self._follow_tasks(FOLLOW_SHARE * entry["seconds"])
         if entry["kind"] not in ("abandon", "confirm"):
             self._evaluate_soon()
-        self.side.send("done", entry=entry, warning=self.learner.warning)
+        self.side.send(words.Done(entry=entry, warning=self.learner.warning))
         say = self.log.error if entry["kind"] == "held" else self.log.info
         say(entry["kind"], **{name: entry.get(name) for name in ("task", "samples", "loss", "seconds")})
 
@@ -367,13 +368,13 @@ class Trainer:
         published.clear(self.state.posterior)
         self._report(force=True)  # whoever waits for the checkpoint or the boundary then reads a status that has it
         self.side.send(
-            "checkpointed",
-            next_lsn=self.learner.next_lsn,
-            batches=self.learner.batches,
-            sequences={name: seq for name, (_, seq) in self.learner.sequences.items()},
-            seconds=self._last_checkpoint - started,
-            time=time.time(),
-            ids=self.wants_checkpoint,
+            words.Checkpointed(
+                batches=self.learner.batches,
+                sequences={name: seq for name, (_, seq) in self.learner.sequences.items()},
+                seconds=self._last_checkpoint - started,
+                time=time.time(),
+                numbers=self.wants_checkpoint,
+            )
         )
         self.wants_checkpoint = []
         seconds = round(self._last_checkpoint - started, 3)
@@ -387,7 +388,7 @@ class Trainer:
         self.reader.forget(first)
         if posterior is not None and posterior.keeps_factors:
             self.factors.keep_only(_factors(standing).union(*self._version_factors.values()))
-        self.side.send("dropped")
+        self.side.send(words.Dropped())
 
     def _keep_version(self, entry: Mapping[str, Any]) -> None:
         """After a boundary, the checkpoint just written is one to go back to; those beyond the bound, and those that may
@@ -422,7 +423,7 @@ class Trainer:
             self._patiently(lambda: quarantine.save(self.state.path, failures, self.disk))
             self.quarantine = failures
             self.learner.wary = quarantine.failures(failures)
-            self.side.send("forgiven", lsns=[failure["lsn"] for failure in failures])
+            self.side.send(words.Forgiven(lsns=[failure["lsn"] for failure in failures]))
 
     # -- what others see -----------------------------------------------------------------------------------------
 
@@ -487,7 +488,7 @@ class Trainer:
         deadline = time.monotonic() + seconds
         for number, row in enumerate(self._following, start=1):
             self._followed[row[0]] = self._followed_lsn
-            self._penalties.append(list(row))
+            self._penalties.append(row)
             if number >= least and time.monotonic() > deadline:
                 return
         self._say_penalties()
@@ -498,7 +499,7 @@ class Trainer:
         rows, self._penalties = [row for row in self._penalties if row[0] in known], []  # some may be withdrawn by now
         for start in range(0, len(rows), FOLLOWED_TOGETHER):
             part = rows[start : start + FOLLOWED_TOGETHER]
-            self.side.send("penalties", lsn=self._followed_lsn, time=self._followed_time, rows=part)
+            self.side.send(words.Penalties(lsn=self._followed_lsn, time=self._followed_time, rows=part))
 
     # -- evaluation sets -----------------------------------------------------------------------------------------
 
@@ -540,13 +541,13 @@ class Trainer:
                 results.append(result)
             yield None
         known = () if self.learner.posterior is None else self.learner.posterior.tasks  # some may be withdrawn by now
-        rows = [[each.task, each.accuracy, each.rows] for each in results if each.task in known]
+        rows = [(each.task, each.accuracy, each.rows) for each in results if each.task in known]
         for start in range(0, len(rows), FOLLOWED_TOGETHER):
-            self.side.send("accuracies", lsn=lsn, time=when, rows=rows[start : start + FOLLOWED_TOGETHER])
+            self.side.send(words.Accuracies(lsn=lsn, time=when, rows=rows[start : start + FOLLOWED_TOGETHER]))
 
     def _say_of_evaluation(self, task: str, text: str) -> None:
         self.log.warning("evaluation", task=task or None, reason=text)
-        self.side.send("noted", text=text, task=task or None)
+        self.side.send(words.Noted(text=text, task=task or None))
 
     # -- progress ------------------------------------------------------------------------------------------------
 
@@ -558,25 +559,23 @@ class Trainer:
         learner = self.learner
         activity = "paused" if self.paused else self.activity
         shown = activity if learner.open_task is None else f"{activity}, task {learner.open_task.name}"
-        self.up.alive(activity=shown, checkpointed=self.checkpointed_lsn, at_work=self._at_work())
+        self.up.alive(words.Alive(activity=shown, checkpointed=self.checkpointed_lsn, at_work=self._at_work()))
         self.side.send(
-            "progress",
-            state=activity,
-            task=learner.open_task.name if learner.open_task else None,
-            next_lsn=learner.next_lsn,
-            samples=learner.samples,
-            new_samples=learner.samples - self._reported_samples,
-            loss=learner.train_loss if np.isfinite(learner.train_loss) else None,
-            scores={
-                "overall": learner.prequential.overall.scores(),
-                "task": learner.prequential.task.scores(),
-            },
-            parameters=0 if learner.network is None else learner.network.parameters.size,
-            steps=learner.steps,
-            consolidation=self._shown_forecast(),
-            step_seconds=self._step_seconds[-500:],
-            device=str(learner.device),
-            full=self.full,
+            words.Progress(
+                state=activity,
+                task=learner.open_task.name if learner.open_task else None,
+                next_lsn=learner.next_lsn,
+                samples=learner.samples,
+                new_samples=learner.samples - self._reported_samples,
+                loss=learner.train_loss if np.isfinite(learner.train_loss) else None,
+                scores=words.Scores(learner.prequential.overall.scores(), learner.prequential.task.scores()),
+                parameters=0 if learner.network is None else learner.network.parameters.size,
+                steps=learner.steps,
+                consolidation=self._shown_forecast(),
+                step_seconds=self._step_seconds[-500:],
+                device=str(learner.device),
+                full=self.full,
+            )
         )
         self._reported_samples = learner.samples
         self._step_seconds = []
@@ -585,17 +584,13 @@ class Trainer:
         """Whether there is something to learn, that a trainer which died might have died of."""
         return not self.paused and self.learner.next_lsn < self.durable
 
-    def _shown_forecast(self) -> dict[str, Any] | None:
+    def _shown_forecast(self) -> words.Consolidation | None:
         if self.activity != "consolidating":
             return None
         forecast = self.forecast
-        return {
-            "phase": forecast.phase,
-            "epoch": forecast.epoch,
-            "epochs": forecast.epochs,
-            "fraction": forecast.fraction(),
-            "seconds_left": forecast.seconds_left(),
-        }
+        return words.Consolidation(
+            forecast.phase, forecast.epoch, forecast.epochs, forecast.fraction(), forecast.seconds_left()
+        )
 
     # -- being told ----------------------------------------------------------------------------------------------
 
@@ -615,25 +610,28 @@ class Trainer:
 
     def _listen(self) -> None:
         self.side.flush()
-        for message in self.side.receive():
-            self._hear(message)
-        for message in self.up.receive():
-            if message["type"] == "stop":
-                self.stopping = "drain" if message["drain"] else "now"
+        for word in self.side.receive():
+            self._hear(word)
+        for word in self.up.receive():
+            if not isinstance(word, words.Stop):
+                words.unexpected(word, "trainer")
+            self.stopping = "drain" if word.drain else "now"
         if self.up.closed:
             raise _Stopped
 
-    def _hear(self, message: Mapping[str, Any]) -> None:
-        match message["type"]:
-            case "durable":
-                self.durable = message["lsn"]
-            case "pause" | "resume":
-                self.paused = message["type"] == "pause"
+    def _hear(self, word: words.Word) -> None:
+        match word:
+            case words.Durable(lsn=lsn):
+                self.durable = lsn
+            case words.Pause() | words.Resume():
+                self.paused = isinstance(word, words.Pause)
                 self._report(force=True)
-            case "checkpoint":
-                self.wants_checkpoint.append(message["id"])
-            case "try_model":
-                self._judge_model(message["number"])
+            case words.WriteCheckpoint(number=number):
+                self.wants_checkpoint.append(number)
+            case words.TryModel(number=number):
+                self._judge_model(number)
+            case _:
+                words.unexpected(word, "trainer")
 
     def _judge_model(self, number: int) -> None:
         """Try the model on the rows that ingest has put down, once for each number, and say what came of it."""
@@ -642,7 +640,7 @@ class Trainer:
             if found is None:  # it has been judged, and ingest has heard of it
                 return
             self._judged = number, self._try_model(*found)
-        self.side.send("model", number=number, refused=self._judged[1])
+        self.side.send(words.ModelTried(number=number, refused=self._judged[1]))
 
     def _try_model(self, meta: Mapping[str, Any], arrays: Mapping[str, Any]) -> str | None:
         """Why the model cannot be learned on rows of a first batch, or None."""

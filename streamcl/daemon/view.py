@@ -9,9 +9,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from streamcl import __version__
 from streamcl.config import Config
 from streamcl.daemon.chronicle import Chronicle
+from streamcl.daemon.words import Progress
 from streamcl.protocol.session import KEPT_REMEDY, StreamSession
 from streamcl.storage import ledger
 
@@ -36,7 +39,7 @@ class View:
         self.troubles: dict[str, str] = {}  # of processes that die again and again, by role
         self.torn_bytes = 0
         self._warning: str | None = None
-        self.progress: Mapping[str, Any] = {}
+        self.progress = Progress(device=config.train.device)
         self._heard = 0.0
         self._problem: str | None = None
 
@@ -51,9 +54,9 @@ class View:
         """A trainer has started and restored its checkpoint."""
         self._problem, self._heard = None, time.monotonic()
 
-    def progressed(self, message: Mapping[str, Any]) -> None:
+    def progressed(self, progress: Progress) -> None:
         """The trainer reported."""
-        self.progress, self._heard = message, time.monotonic()
+        self.progress, self._heard = progress, time.monotonic()
 
     def done(self, entry: dict[str, Any], warning: str | None) -> None:
         """A record took effect on the tasks; `standing` has it already."""
@@ -98,7 +101,7 @@ class View:
     def _behind(self) -> bool:
         """Whether the trainer has yet to learn, or to consolidate, what is stored."""
         progress = self.progress
-        return progress.get("next_lsn", 0) < self.session.next_lsn or progress.get("consolidation") is not None
+        return progress.next_lsn < self.session.next_lsn or progress.consolidation is not None
 
     # -- what is shown -------------------------------------------------------------------------------------------
 
@@ -128,7 +131,7 @@ class View:
             return self._problem
         if self.session.full:
             return f"the disk of {self.config.state_dir} is full; nothing more is taken in until there is room"
-        full = self.progress.get("full")
+        full = self.progress.full
         if full is not None:
             return f"the disk of {self.config.state_dir} is full: {full}; training waits for room"
         if self.paused and self.session.credit()["messages"] == 0:
@@ -160,19 +163,19 @@ class View:
             "state": self._state(),
             "task": self.session.open_task,
             "mode": self.config.posterior.mode,
-            "samples_seen": progress.get("samples", 0),
+            "samples_seen": progress.samples,
             "batches_durable": self.session.stored_batches,
             "batches_applied": self.session.applied_batches,
-            "parameters": progress.get("parameters", 0),
+            "parameters": progress.parameters,
             "tasks": len(self.entries),
             "uptime_seconds": time.monotonic() - self.started,
             "spool_bytes": self.session.total_spool,
-            "device": progress.get("device", self.config.train.device),
-            "train_loss": progress.get("loss"),
-            "prequential": progress.get("scores", {"overall": {}, "task": {}}),
+            "device": progress.device,
+            "train_loss": progress.loss,
+            "prequential": msgspec.to_builtins(progress.scores),
             "consolidation": self._consolidation(),
             **self._ingest(),
-            "steps": progress.get("steps", 0),
+            "steps": progress.steps,
             "problem": self.problem(),
             "working": self.working(),
             "waiting": self.waiting(),
@@ -187,13 +190,12 @@ class View:
     def _state(self) -> str:
         if not self.trainer_up():
             return "recovering"
-        return "paused" if self.paused else str(self.progress.get("state", "recovering"))
+        return "paused" if self.paused else self.progress.state
 
     def _consolidation(self) -> dict[str, Any] | None:
         """Its task, phase, epoch of epochs, the fraction done (0 to 1) and the seconds left, or None."""
-        progress = self.progress
-        consolidation = progress.get("consolidation")
-        return None if consolidation is None else {"task": progress.get("task"), **consolidation}
+        consolidation = self.progress.consolidation
+        return None if consolidation is None else {"task": self.progress.task, **msgspec.to_builtins(consolidation)}
 
     def _ingest(self) -> dict[str, Any]:
         """What comes in, how far training is behind, what there is room for, what happened last."""

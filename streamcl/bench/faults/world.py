@@ -23,7 +23,7 @@ import structlog
 from streamcl import config
 from streamcl.bench.faults import moody
 from streamcl.bench.faults.disk import Killed, Plan, SimulatedDisk, Volume
-from streamcl.daemon import ingest, trainer
+from streamcl.daemon import ingest, trainer, words
 from streamcl.daemon.admin import Admin, Request
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.sockets import Peer
@@ -468,16 +468,16 @@ class SilentChannel(Channel):
     def __init__(self) -> None:
         self.closed = False
 
-    def alive(self, **fields: Any) -> None:
+    def alive(self, sign: words.Alive) -> None:
         """Nobody watches."""
 
-    def send(self, kind: str, **fields: Any) -> None:
+    def send(self, word: words.Word) -> None:
         """Dropped."""
 
     def flush(self) -> None:
         """Nothing waits."""
 
-    def receive(self) -> Iterator[dict[str, Any]]:
+    def receive(self) -> Iterator[words.Word]:
         """Nothing arrives."""
         return iter(())
 
