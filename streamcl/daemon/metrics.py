@@ -84,6 +84,14 @@ class Metrics:
         values.add(value)
         return value
 
+    def received(self, producer: str) -> None:
+        """A batch of this producer is in the log."""
+        self.batches_received.labels(self.label("producer", producer)).inc()
+
+    def rejected(self, code: str, number: int = 1) -> None:
+        """So many messages were refused with this code."""
+        self.batches_rejected.labels(code).inc(number)
+
     def trained(self, progress: Progress) -> None:
         """Take over what the trainer reported."""
         if progress.loss is not None:

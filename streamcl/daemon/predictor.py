@@ -21,6 +21,7 @@ from streamcl.config import Config
 from streamcl.core.gaussian import DiagonalGaussian
 from streamcl.daemon import words
 from streamcl.daemon.channel import Channel
+from streamcl.daemon.endpoint import Endpoint, Received
 from streamcl.daemon.guard import Guard
 from streamcl.daemon.sockets import Peer, bind_router, check_reads, endpoint, receive, send
 from streamcl.errors import Refused
@@ -73,6 +74,7 @@ class Predictor:
     def __init__(self, config: Config, guard: Guard) -> None:
         self.config = config
         self.guard = guard
+        self._endpoint = Endpoint(messages.Predict, guard.check, {messages.Predict: ("x",)}, fatal=())
         self.refused: Counter[str] = Counter()
         self.notes: list[dict[str, Any]] = []
         self._reported = 0.0
@@ -92,25 +94,23 @@ class Predictor:
 
     def answer(self, parts: Sequence[frames.Buffer], peer: Peer) -> list[frames.Buffer]:
         """The reply to one message: a prediction or an error, never an exception."""
-        identity: dict[str, Any] = {}
-        try:
-            envelope = frames.parse(parts)
-            identity = {"id": envelope.header["id"]} if "id" in envelope.header else {}
-            request = messages.decode(envelope.header, messages.Predict)
-            self.guard.check(peer, request)
-            arrays = frames.open_arrays(envelope, ["x"])
-            fields, outputs = self._predict(request, arrays)
-            reply = frames.build({"type": "prediction", **identity, **fields}, outputs, delimited=peer.delimited)
-            check_reads(peer, reply)
-            return reply
-        except Refused as refused:
-            reason = refused
-        except Exception as error:
-            reason = Refused("internal", f"{type(error).__name__}: {error}"[:500])
-        self._count(peer, reason)
-        identity = identity or {name: value for name, value in reason.fields.items() if name == "id" and value is not None}
-        header = {"type": "error", **identity, "code": reason.code, "message": reason.message}
-        return frames.build({**header, "retryable": reason.code in messages.RETRYABLE}, delimited=peer.delimited)
+        replies: list[list[frames.Buffer]] = []
+        taken = self._endpoint.take(peer, parts, lambda received: replies.append(self._reply(received)))
+        if taken.refused is None:
+            return replies[0]
+        self._count(peer, taken.refused)
+        header = {"type": "error", **_identity(taken.header), "code": taken.refused.code, "message": taken.refused.message}
+        if taken.id is not None:
+            header["id"] = taken.id
+        return frames.build({**header, "retryable": taken.refused.code in messages.RETRYABLE}, delimited=peer.delimited)
+
+    def _reply(self, received: Received) -> list[frames.Buffer]:
+        """A prediction; raises Refused, and whatever the model does."""
+        fields, outputs = self._predict(received.message, received.arrays)
+        header = {"type": "prediction", **_identity(received.header), **fields}
+        reply = frames.build(header, outputs, delimited=received.peer.delimited)
+        check_reads(received.peer, reply)
+        return reply
 
     def _count(self, peer: Peer, refused: Refused) -> None:
         self.refused[refused.code] += 1
@@ -184,6 +184,10 @@ class Predictor:
                 {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
             )
         return self.posterior
+
+
+def _identity(header: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": header["id"]} if "id" in header else {}
 
 
 def _outputs(network: Network, chunks: Sequence[torch.Tensor], draws: int = 1) -> dict[str, Array]:

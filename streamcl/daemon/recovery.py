@@ -1,4 +1,5 @@
-"""What the ingest process knows at its start: the checkpoint's numbers, the ledger's tasks, then the log's records.
+"""What the ingest process knows at its start: the checkpoint's numbers, the ledger's tasks, then the log's records; what
+has failed before, and the history.
 
 Guarantees: the session after recovery equals the session before the end, up to what was never acknowledged.
 """
@@ -6,17 +7,61 @@ Guarantees: the session after recovery equals the session before the end, up to 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from streamcl.config import Config
+from streamcl.daemon.journal import Writer
 from streamcl.errors import Damaged
-from streamcl.protocol.session import ProducerState, StreamSession
+from streamcl.protocol.session import ProducerState, StreamSession, Terms
 from streamcl.protocol.signature import Signature
-from streamcl.storage import checkpoint, ledger, log
+from streamcl.storage import checkpoint, ledger, log, published, quarantine
 from streamcl.storage.disk import Disk
+from streamcl.storage.history import History
 from streamcl.storage.records import Batch, Record
 from streamcl.storage.state import StateDirectory
 
 ATTEMPTS = 5  # a running trainer may replace the checkpoint and drop segments while we read them
+
+
+@dataclass(slots=True)
+class Found:
+    """All that was on disk, and the disk."""
+
+    state: StateDirectory
+    disk: Disk
+    session: StreamSession
+    writer: Writer
+    standing: ledger.Standing
+    failures: list[dict[str, Any]]
+    history: History
+    torn: log.TornTail | None = None
+
+
+def terms(config: Config) -> Terms:
+    """What a configuration fixes for a session."""
+    return Terms(
+        likelihood=config.model.likelihood,
+        classes=config.model.classes,
+        mode=config.posterior.mode,
+        on_change=config.stream.boundary == "on-change",
+        drift=config.stream.boundary == "drift",
+        hold=config.stream.on_failure == "hold",
+        task_bytes=config.stream.task_bytes,
+        credit=config.stream.credit,
+        tasks=config.stream.tasks,
+        producers=config.stream.producers,
+    )
+
+
+def take_over(config: Config, disk: Disk, session: StreamSession) -> Found:
+    """Everything that the ingest process has from its last life, in a fresh session; raises Damaged, UnknownFormat."""
+    state = StateDirectory(Path(config.state_dir))
+    writer, standing = recover(state, session, disk)
+    published.clear(state.trial)
+    history = History(state.history)
+    return Found(state, disk, session, writer, standing, quarantine.load(state.path), history, writer.torn)
 
 
 def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[log.LogWriter, ledger.Standing]:
