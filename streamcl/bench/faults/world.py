@@ -24,21 +24,23 @@ import structlog
 from streamcl import config
 from streamcl.bench.faults import moody
 from streamcl.bench.faults.disk import Killed, Plan, SimulatedDisk, Volume
-from streamcl.daemon import trainer, words
+from streamcl.daemon import words
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.ingest import Ingest
 from streamcl.daemon.journal import Writer
 from streamcl.daemon.link import Link
 from streamcl.daemon.recovery import take_over, terms
 from streamcl.daemon.sockets import Peer
+from streamcl.daemon.trainer import Trainer
 from streamcl.errors import Damaged, StreamclError
-from streamcl.learning.drift import Rise
+from streamcl.learning.drift import Drift, Rise
 from streamcl.learning.learner import Learner
 from streamcl.protocol import frames, messages
 from streamcl.protocol.session import StreamSession
 from streamcl.storage import log
 from streamcl.storage.ledger import Standing
-from streamcl.storage.records import Batch, Record
+from streamcl.storage.log import LogReader
+from streamcl.storage.records import Record
 
 LIVES = 30  # more starts than any plan causes: something keeps failing
 TURNS = 20_000  # more than any script takes: something hangs
@@ -139,7 +141,7 @@ class World:
         self.ends = Channel.pair()
         self.open_disks = {owner: SimulatedDisk(self.volume, self.plan, owner) for owner in ("ingest", "trainer")}
         self.ingest: Ingest | None = None
-        self.trainer: SimulatedTrainer | None = None
+        self.trainer: Trainer | None = None
 
     # -- the run -------------------------------------------------------------------------------------------------
 
@@ -237,11 +239,32 @@ class World:
 
     def _turn_trainer(self) -> None:
         if self.trainer is None:
-            settings, disk = self._starting("trainer")
-            self.trainer = SimulatedTrainer(self, settings, self._channel(1), disk)
-            self.trainer.recover()
-            self.trainer.greet()
+            self.trainer = self._start_trainer()
         self.trainer.turn()
+
+    def _start_trainer(self) -> Trainer:
+        settings, disk = self._starting("trainer")
+        made = Trainer(
+            settings,
+            SilentChannel(),
+            self._channel(1),
+            disk,
+            new_learner=Learner if self.variant.close_at_change else self._late_learner,
+            reader=WatchedReader(self.root / "log", self.trained),
+            kept=Standing.kept if self.variant.keep else lambda standing: [],
+            pause=lambda channels, seconds: None,  # the disk is full for one write only
+        )
+        made.recover()
+        made.greet()
+        return made
+
+    def _late_learner(self, settings: config.Config, *past: Any) -> Learner:
+        learner = Learner(settings, *past)
+        if learner.drift is not None:
+            late = LateDrift(settings.model.likelihood, settings.stream.drift_delta, settings.stream.drift_rows)
+            late.caught_up = lambda: self.trainer is None or self.trainer.durable <= learner.next_lsn + 1
+            learner.drift = late
+        return learner
 
     def _finished(self) -> bool:
         if self.phase < len(self.script) or self.trainer is None or self.ingest is None:
@@ -338,8 +361,9 @@ class World:
     def _all_is_in_a_checkpoint(self, daemon: Ingest) -> bool:
         if self.trainer is None or self.trainer.learner.next_lsn < daemon.journal.durable:
             return False
-        self.trainer.due_now()
-        return self.trainer.checkpointed_lsn == daemon.journal.durable
+        if self.trainer.commit.checkpointed_lsn < daemon.journal.durable:
+            daemon.link.checkpoint()
+        return self.trainer.commit.checkpointed_lsn == daemon.journal.durable
 
     def _due(self, phase: Sequence[Send]) -> Iterator[Send]:
         """Up to eight messages, each its producer's next; now and then one that was sent before."""
@@ -457,43 +481,34 @@ class _Credulous(StreamSession):
         """Any will do."""
 
 
-class SimulatedTrainer(trainer.Trainer):
-    """A trainer that says what it learns from, and never waits."""
+class WatchedReader(LogReader):
+    """A log that says which records are read."""
 
-    def __init__(self, world: World, settings: config.Config, side: Channel, disk: SimulatedDisk) -> None:
-        super().__init__(settings, SilentChannel(), side, disk)
-        self.world = world
+    def __init__(self, directory: Path, saw: Callable[[log.Entry], None]) -> None:
+        super().__init__(directory)
+        self._saw = saw
 
-    def _learn(self, entry: log.Entry) -> None:
-        self.world.trained(entry)
-        if not self.world.variant.close_at_change:
-            self.learner.__class__ = _Late
-            self.learner.trainer = self  # type: ignore[attr-defined]
-        super()._learn(entry)
-
-    def due_now(self) -> None:
-        """A checkpoint is, at the next turn that has nothing to learn."""
-        self._last_checkpoint = float("-inf")
-
-    def _drop(self) -> None:
-        standing = self.learner.standing
-        if not self.world.variant.keep:
-            self.learner.standing = Standing(standing.tasks, standing.forgotten)
-            self.learner.standing.tasks = {task: {**entry, "aside": []} for task, entry in standing.tasks.items()}
-        super()._drop()
-        self.learner.standing = standing
-
-    def _wait(self, seconds: float) -> None:
-        """The disk is full for one write only."""
+    def read(self, first: int, end: int, verify: bool = True) -> Iterator[log.Entry]:
+        """Records, each told of first."""
+        for entry in super().read(first, end, verify):
+            self._saw(entry)
+            yield entry
 
 
-class _Late(Learner):
-    """Closes a task that drifted behind the last record there is by then."""
+class LateDrift(Drift):
+    """Tells of a rise only once the log has come no further than the record that is learned."""
 
-    trainer: SimulatedTrainer
+    caught_up: Callable[[], bool] = staticmethod(lambda: True)
+    seen: Rise | None = None
 
-    def _risen(self, record: Batch) -> Rise | None:
-        return super()._risen(record) if self.trainer.durable <= self.next_lsn + 1 else None
+    @property
+    def found(self) -> Rise | None:
+        """The rise, in time or not."""
+        return self.seen if self.caught_up() else None
+
+    @found.setter
+    def found(self, rise: Rise | None) -> None:
+        self.seen = rise
 
 
 class SilentChannel(Channel):
