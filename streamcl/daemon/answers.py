@@ -52,7 +52,7 @@ class Answers:
         """The answer, None where this is no question but asks for a change. Raises Refused ``not_ready internal``."""
         match message:
             case messages.Status():
-                return self.view.status(), {}
+                return self.view.status().plain(), {}
             case messages.Tasks(offset=offset):
                 tasks = self.view.tasks()
                 return {**_page("tasks", tasks[offset:]), "total": len(tasks)}, {}

@@ -9,12 +9,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from streamcl import __version__
 from streamcl.config import Config
 from streamcl.daemon.chronicle import Chronicle
 from streamcl.daemon.link import Link
+from streamcl.daemon.status import Consolidating, Spool, Status
 from streamcl.daemon.tasks import Tasks
 from streamcl.daemon.words import Progress
 from streamcl.protocol.session import KEPT_REMEDY, StreamSession
@@ -143,59 +142,53 @@ class View:
             return self.problem()
         return None if self.trainer_up() else "the trainer does not answer"
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """The contract's fields of `status`, then what else is known."""
-        progress = self.progress
-        return {
-            "version": __version__,
-            "state": self._state(),
-            "task": self.session.open_task,
-            "mode": self.config.posterior.mode,
-            "samples_seen": progress.samples,
-            "batches_durable": self.session.stored_batches,
-            "batches_applied": self.session.applied_batches,
-            "parameters": progress.parameters,
-            "tasks": len(self.entries),
-            "uptime_seconds": time.monotonic() - self.started,
-            "spool_bytes": self.session.total_spool,
-            "device": progress.device,
-            "train_loss": progress.loss,
-            "prequential": msgspec.to_builtins(progress.scores),
-            "consolidation": self._consolidation(),
-            **self._ingest(),
-            "steps": progress.steps,
-            "problem": self.problem(),
-            "working": self.working(),
-            "waiting": self.waiting(),
-            "warning": self._warning,
-            "torn_bytes": self.torn_bytes,
-            "held_tasks": len(self.known.standing.held),
-            "set_aside_rows": sum(self.session.set_aside.values()),
-            "quarantined": len(self.known.failures),
-            "last_quarantined": self.known.failures[-1] if self.known.failures else None,
-        }
+        progress, session, chronicle = self.progress, self.session, self.chronicle
+        return Status(
+            version=__version__,
+            state=self._state(),
+            task=session.open_task,
+            mode=self.config.posterior.mode,
+            samples_seen=progress.samples,
+            batches_durable=session.stored_batches,
+            batches_applied=session.applied_batches,
+            parameters=progress.parameters,
+            tasks=len(self.entries),
+            uptime_seconds=time.monotonic() - self.started,
+            spool_bytes=session.total_spool,
+            device=progress.device,
+            train_loss=progress.loss,
+            prequential=progress.scores,
+            consolidation=self._consolidation(),
+            ingest_rate=chronicle.rates(),
+            lag_batches=session.stored_batches - session.applied_batches,
+            credit=session.credit(),
+            task_bytes=Spool(session.task_spool, session.terms.task_bytes),
+            producers_total=len(session.producers),
+            events=list(chronicle.events),
+            steps=progress.steps,
+            problem=self.problem(),
+            working=self.working(),
+            waiting=self.waiting(),
+            warning=self._warning,
+            torn_bytes=self.torn_bytes,
+            held_tasks=len(self.known.standing.held),
+            set_aside_rows=sum(session.set_aside.values()),
+            quarantined=len(self.known.failures),
+            last_quarantined=self.known.failures[-1] if self.known.failures else None,
+        )
 
     def _state(self) -> str:
         if not self.trainer_up():
             return "recovering"
         return "paused" if self.link.paused else self.progress.state
 
-    def _consolidation(self) -> dict[str, Any] | None:
-        """Its task, phase, epoch of epochs, the fraction done (0 to 1) and the seconds left, or None."""
-        consolidation = self.progress.consolidation
-        return None if consolidation is None else {"task": self.progress.task, **msgspec.to_builtins(consolidation)}
-
-    def _ingest(self) -> dict[str, Any]:
-        """What comes in, how far training is behind, what there is room for, what happened last."""
-        session, chronicle = self.session, self.chronicle
-        return {
-            "ingest_rate": chronicle.rates(),
-            "lag_batches": session.stored_batches - session.applied_batches,
-            "credit": session.credit(),
-            "task_bytes": {"used": session.task_spool, "budget": session.terms.task_bytes},
-            "producers_total": len(session.producers),
-            "events": list(chronicle.events),
-        }
+    def _consolidation(self) -> Consolidating | None:
+        now = self.progress.consolidation
+        if now is None:
+            return None
+        return Consolidating(self.progress.task, now.phase, now.epoch, now.epochs, now.fraction, now.seconds_left)
 
     def tasks(self) -> list[dict[str, Any]]:
         """One map a task, in the order they were first closed; `state` says whether it is consolidated or held.
