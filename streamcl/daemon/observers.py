@@ -100,10 +100,13 @@ class Observers:
         """A batch is in the log; and which outputs its labels were given that are not their own numbers."""
         self.metrics.received(producer)
         self.chronicle.stored(producer, batch.samples, nbytes)
+        if batch.new_labels != batch.outputs:
+            self._placed(batch)
+
+    def _placed(self, batch: Batch) -> None:
         pairs = zip(batch.new_labels, batch.outputs, strict=True)
         moved = [f"label {label} is output {out}" for label, out in pairs if label != out]
-        if moved:
-            self.chronicle.note("labels", ", ".join(moved[:10]) + (", ..." if moved[10:] else ""), batch.task)
+        self.chronicle.note("labels", ", ".join(moved[:10]) + (", ..." if moved[10:] else ""), batch.task)
 
     def closed_or_reopened(self, who: str, producer: str, message: messages.Message) -> None:
         """A producer's message changes which task is open."""

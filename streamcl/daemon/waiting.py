@@ -64,9 +64,9 @@ class Waiting:
 
     def replace(self, producer: str, pending: Pending) -> Pending | None:
         """Put a message that was sent again in its place; the one that had it, None where none waits under its number."""
-        queue = self._queues.get(producer, OrderedDict())
-        before = queue.get(pending.message.seq)
-        if before is not None:
+        queue = self._queues.get(producer)
+        before = None if queue is None else queue.get(pending.message.seq)
+        if queue is not None and before is not None:
             queue[pending.message.seq] = pending
         return before
 
