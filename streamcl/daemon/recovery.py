@@ -34,7 +34,7 @@ class Found:
     session: StreamSession
     writer: Writer
     standing: ledger.Standing
-    failures: list[dict[str, Any]]
+    failures: list[quarantine.Failure]
     history: History
     torn: log.TornTail | None = None
 

@@ -13,6 +13,7 @@ from typing import Any
 from streamcl.protocol.session import KEPT_REMEDY, StreamSession
 from streamcl.storage import ledger
 from streamcl.storage.ledger import Standing
+from streamcl.storage.quarantine import Failure
 
 TOLD = ("task", "kind", "samples", "loss", "seconds", "origin", "undone", "warning")  # of an entry, to who asked for it
 
@@ -20,7 +21,7 @@ TOLD = ("task", "kind", "samples", "loss", "seconds", "origin", "undone", "warni
 class Tasks:
     """standing: what holds after the ledger. failures: what the quarantine has. directory: of the ledger."""
 
-    def __init__(self, session: StreamSession, directory: Path, standing: Standing, failures: list[dict[str, Any]]) -> None:
+    def __init__(self, session: StreamSession, directory: Path, standing: Standing, failures: list[Failure]) -> None:
         self.session, self.directory = session, directory
         self.standing, self.failures = standing, failures
         self._last_lsn = -1
@@ -51,19 +52,19 @@ class Tasks:
             self._by_message = {(entry["producer"], entry["seq"]): entry for entry in reversed(closed)}
         return self._by_message.get((producer, seq))
 
-    def set_aside(self, failure: dict[str, Any]) -> None:
+    def set_aside(self, failure: Failure) -> None:
         """The trainer could not learn a record."""
         self.failures = [*self.failures, failure]
 
     def forgive(self, lsns: Iterable[int]) -> None:
         """Only of these records the failures still matter."""
         still = set(lsns)
-        self.failures = [failure for failure in self.failures if failure["lsn"] in still]
+        self.failures = [failure for failure in self.failures if failure.lsn in still]
 
     def reason(self, task: str) -> str:
         """Why a task is held, or rows of it are set aside: the newest failure's words."""
-        failures = [failure["reason"] for failure in self.failures if failure["task"] == task]
-        return str(failures[-1]) if failures else "the reason was not kept"
+        failures = [failure.reason for failure in self.failures if failure.task == task]
+        return failures[-1] if failures else "the reason was not kept"
 
     def verdict(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """What a boundary came to: `done`, or `failed` where nothing was learned."""

@@ -31,6 +31,7 @@ from streamcl.protocol.signature import Signature
 from streamcl.storage import log, published, quarantine
 from streamcl.storage.disk import Disk
 from streamcl.storage.ledger import Standing
+from streamcl.storage.quarantine import Failure
 from streamcl.storage.records import Batch
 from streamcl.storage.state import StateDirectory
 
@@ -237,17 +238,17 @@ class Trainer:
     def _set_aside(self, entry: log.Entry, error: Unlearnable) -> None:
         """Note that a record cannot be learned, go back to the last good state, and come again, wary of it."""
         record = entry.record
-        failure = {
-            "lsn": entry.lsn,
-            "stage": error.stage,
-            "task": record.task,
-            "producer": record.producer,
-            "seq": record.seq,
-            "reason": str(error),
-            "time": time.time(),
-            "rows": record.samples if isinstance(record, Batch) else 0,
-        }
-        self.log.error("rolled back: a record cannot be learned", **{**failure, "reason": _loggable(error)})
+        failure = Failure(
+            lsn=entry.lsn,
+            stage=error.stage,
+            task=record.task,
+            producer=record.producer,
+            seq=record.seq,
+            reason=str(error),
+            time=time.time(),
+            rows=record.samples if isinstance(record, Batch) else 0,
+        )
+        self.log.error("rolled back: a record cannot be learned", **{**failure.plain(), "reason": _loggable(error)})
         self._go_through(self.commit.set_aside(failure))
         self.learner = self._fresh_learner()
         durable = self.durable
@@ -289,7 +290,7 @@ class Trainer:
                     self.side.send(words.Dropped())
                 case commit.Forgiven():
                     self.learner.wary = quarantine.failures(self.commit.failures)
-                    self.side.send(words.Forgiven(lsns=[failure["lsn"] for failure in self.commit.failures]))
+                    self.side.send(words.Forgiven(lsns=[failure.lsn for failure in self.commit.failures]))
             self.full = None
         self.full = None
 
