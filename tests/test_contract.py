@@ -23,7 +23,7 @@ from streamcl.daemon import sockets
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.ingest import Ingest
 from streamcl.protocol.session import StreamSession
-from streamcl.protocol.signature import Signature
+from streamcl.schema import Signature
 
 RNG = np.random.default_rng(0)
 SMALL = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streamcl.daemon.chronicle import MOST_EVENTS, RATE_SECONDS, SHOWN_EVENTS, Chronicle
 from streamcl.daemon.forecast import Forecast
-from streamcl.learning.learner import Progress
+from streamcl.learning.fitting import Progress
 from streamcl.protocol.session import ProducerState, StreamSession, Terms
 from streamcl.storage.history import MAX_EVENTS, TIERS, History, HistoryReader
 

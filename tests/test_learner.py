@@ -17,12 +17,13 @@ from streamcl.config import from_tree
 from streamcl.conventions import to_scale
 from streamcl.core.gaussian import DiagonalGaussian
 from streamcl.core.products import fast_products, products_for
+from streamcl.daemon.replay import LogStore, Replay
 from streamcl.learning.data import TaskData
 from streamcl.learning.learner import Learner, Outcome
 from streamcl.learning.network import Network
 from streamcl.learning.optimisation import EpochResult, Optimisation
 from streamcl.learning.optimisers import Adam, Sgd
-from streamcl.protocol.signature import LabelMap, Signature
+from streamcl.schema import LabelMap, Signature
 from streamcl.storage.disk import Disk
 from streamcl.storage.factors import Factors
 from streamcl.storage.log import LogReader, LogWriter
@@ -130,7 +131,9 @@ class Run:
         self.reader = LogReader(directory / "log")
         self.factors = Factors(directory / "factors", Disk())
         model = {"args": {"hidden": [64]}, "classes": 3}
-        self.learner = Learner(from_tree({"model": model, "posterior": {"mode": "factors"}, **tree}), self.factors)
+        config = from_tree({"model": model, "posterior": {"mode": "factors"}, **tree})
+        self.learner = Learner(config, LogStore(self.reader), self.factors)
+        self.replay = Replay(self.learner)
         self.seq = 0
 
     def add(self, record: Record, payloads: tuple[bytes, ...] = ()) -> Outcome | None:
@@ -138,7 +141,7 @@ class Run:
         lsn = self.writer.append(record, payloads)
         self.writer.sync()
         (entry,) = self.reader.read(lsn, lsn + 1)
-        steps = self.learner.apply(lsn, entry.record, entry.arrays, self.reader)
+        steps = self.replay.apply(entry)
         outcome = None
         try:
             while True:
@@ -147,7 +150,7 @@ class Run:
             outcome = finished.value
         if outcome is not None and outcome.factor is not None:
             tensors = {name: tensor.numpy() for name, tensor in outcome.factor.state().items()}
-            self.factors.write(outcome.entry["factor"], outcome.entry["task"], tensors)
+            self.factors.write(outcome.entry.lsn, outcome.entry.task, tensors)
         return outcome
 
     def task(self, name: str, seed: int) -> None:

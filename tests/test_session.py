@@ -14,7 +14,7 @@ from streamcl.errors import Refused
 from streamcl.protocol import messages
 from streamcl.protocol.frames import NamedArrays
 from streamcl.protocol.session import StreamSession, Terms
-from streamcl.protocol.signature import LabelMap
+from streamcl.schema import LabelMap
 
 
 def batch(seq: int, task: str = "a", **fields: Any) -> messages.Batch:

@@ -14,6 +14,7 @@ import zmq
 from streamcl.daemon import sockets
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.view import figures
+from streamcl.entries import Confirmed, Consolidated, Entry, Held, RollbackFailed, StillAside, standing
 from streamcl.errors import Damaged, Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import HEADER_BYTES, Array, Buffer
@@ -278,12 +279,12 @@ class Admin:
             raise Refused("internal", f"version {found.version} cannot be used: {problem}")
         self._store(request, ingest.session.admit_rollback(message.task, found.version, found.undone), wait=True)
 
-    def _entries(self) -> list[dict[str, Any]]:
+    def _entries(self) -> list[Entry]:
         """The ledger, as far as the checkpoint counts it."""
         path = self.ingest.state.path
         try:
             meta = checkpoint.read_meta(path)
-            return [] if meta is None else ledger.read(path, meta["ledger"])
+            return [] if meta is None else ledger.read(path, meta.ledger)
         except Damaged as error:
             raise Refused("internal", str(error)) from None
 
@@ -291,12 +292,12 @@ class Admin:
         """What a rollback of each task would do, for those of which one is possible, the newest last."""
         versions, entries = Versions(self.ingest.state.path, self.ingest.disk), self._entries()
         numbers, rows = versions.numbers(), []
-        for task, entry in ledger.standing(entries).tasks.items():
+        for task, entry in standing(entries).tasks.items():
             found = undoing(task, entries, numbers, self.ingest.config.posterior.keep)
             if found is not None:
                 row = {
                     "task": task,
-                    "closed_at": entry["closed_at"],
+                    "closed_at": entry.closed_at,
                     "version": found.version,
                     "undone": list(found.undone),
                 }
@@ -344,20 +345,20 @@ class Admin:
             case messages.AdminBoundary():
                 self._boundary(request, message)
 
-    def done(self, entry: dict[str, Any]) -> None:
+    def done(self, entry: Entry) -> None:
         """A record took effect: answer whoever waits for it."""
-        for request in self.later.done.pop(entry["lsn"], ()):
+        for request in self.later.done.pop(entry.lsn, ()):
             self._answer_done(request, entry)
 
-    def _answer_done(self, request: Request, entry: dict[str, Any]) -> None:
-        match entry["kind"]:
-            case "held" | "still-aside":
-                rows = f"task {entry['task']!r}: {entry['samples']} rows could not be learned"
-                reason = self.ingest.view.reason(entry["task"])
+    def _answer_done(self, request: Request, entry: Entry) -> None:
+        match entry:
+            case Held() | StillAside():
+                rows = f"task {entry.task!r}: {entry.samples} rows could not be learned"
+                reason = self.ingest.view.reason(entry.task)
                 self._error(request, Refused("unlearnable", f"{rows}: {reason}; they are kept: {KEPT_REMEDY}"))
-            case "rollback-failed":
-                self._error(request, Refused("internal", f"task {entry['task']!r}: {entry['reason']}"))
-            case "boundary" | "revisit" | "confirm":
+            case RollbackFailed():
+                self._error(request, Refused("internal", f"task {entry.task!r}: {entry.reason}"))
+            case Consolidated() | Confirmed():
                 self._ok(request, self.ingest.verdict(entry))
             case _:
                 self._ok(request, figures(entry))

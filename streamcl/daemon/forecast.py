@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from streamcl.learning.learner import Progress
+from streamcl.learning.fitting import Progress
 
 FISHER_EPOCHS = 1.3  # what an exact Fisher costs, until a consolidation has shown what it costs here
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,27 @@ from streamcl.daemon.recovery import recover
 from streamcl.daemon.shown import Shown
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.view import View, figures
+from streamcl.entries import (
+    Closing,
+    Confirmed,
+    Consolidated,
+    Dropped,
+    Entry,
+    Forgotten,
+    Held,
+    Revisited,
+    RollbackFailed,
+    RolledBack,
+    StillAside,
+    by_drift,
+    from_plain,
+    standing,
+)
 from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
-from streamcl.protocol.firsts import chosen
 from streamcl.protocol.frames import Buffer, NamedArrays
 from streamcl.protocol.session import KEPT_REMEDY, StreamSession, Terms
-from streamcl.protocol.signature import Signature
+from streamcl.schema import Signature, chosen
 from streamcl.storage import ledger, log, published, quarantine
 from streamcl.storage.audit import Audit
 from streamcl.storage.disk import FULL, Disk
@@ -161,7 +176,7 @@ class Ingest:
         self.peers: dict[str, Peer] = {}
         self.waiting: dict[str, OrderedDict[int, Pending]] = {}
         self.acks = Acknowledgements()
-        self.done_later: list[dict[str, Any]] = []
+        self.done_later: list[Consolidated | Held] = []
         self.model_accepted: Signature | None = None
         self.trial: ModelTrial | None = None
         self._trials = self._lives = 0  # models tried, trainers that have started
@@ -609,18 +624,18 @@ class Ingest:
             header = {**header, "id": request}
         sockets.send(self.stream, peer, frames.build(header, delimited=peer.delimited))
 
-    def _send_done(self, entry: dict[str, Any]) -> None:
+    def _send_done(self, entry: Consolidated | Confirmed | Held) -> None:
         """Tell the producer that closed a task; a REQ socket can take only the reply to its request."""
-        peer = self.peers.get(entry["producer"] or "")
+        peer = self.peers.get(entry.producer or "")
         if peer is not None and not peer.waits_for_one:
-            self._reply(peer, self.verdict(entry) | {"seq": entry["seq"]})
+            self._reply(peer, self.verdict(entry) | {"seq": entry.seq})
 
-    def verdict(self, entry: dict[str, Any]) -> dict[str, Any]:
+    def verdict(self, entry: Consolidated | Confirmed | Held) -> dict[str, Any]:
         """What a boundary came to: `done`, or `failed` where nothing was learned."""
-        if entry["kind"] == "held":
-            message = f"{self.view.reason(entry['task'])}; its rows are kept: {KEPT_REMEDY}"
-            return {"type": "failed", "task": entry["task"], "samples": entry["samples"], "message": message}
-        return {"type": "done", **figures(entry), "set_aside": ledger.rows_aside(entry)}
+        if isinstance(entry, Held):
+            message = f"{self.view.reason(entry.task)}; its rows are kept: {KEPT_REMEDY}"
+            return {"type": "failed", "task": entry.task, "samples": entry.samples, "message": message}
+        return {"type": "done", **figures(entry), "set_aside": entry.rows_aside if isinstance(entry, Consolidated) else 0}
 
     def _offer_credit(self) -> None:
         """Tell every producer when there is credit again; that it has run out stands in the batches' own acks."""
@@ -701,7 +716,7 @@ class Ingest:
                 case "progress":
                     self._progressed(message)
                 case "done":
-                    self._done(message["entry"], message["warning"])
+                    self._done(from_plain(message["entry"]), message["warning"])
                 case "failed":
                     self._set_aside(message["failure"])
                 case "forgiven":
@@ -748,39 +763,37 @@ class Ingest:
         self._try_again()
         self.admin.ask_again()
 
-    def _done(self, entry: dict[str, Any], warning: str | None) -> None:
+    def _done(self, entry: Entry, warning: str | None) -> None:
         """A task was consolidated, for the first time or again, withdrawn, or its revisit abandoned."""
-        if entry["lsn"] <= self._done_lsn:  # a restarted trainer says its last word again, in case we have not had it
+        if entry.lsn <= self._done_lsn:  # a restarted trainer says its last word again, in case we have not had it
             return
-        self._done_lsn = entry["lsn"]
+        self._done_lsn = entry.lsn
         self._settle(entry)
         self.view.done(entry, warning)
-        if ledger.by_drift(entry):
+        if isinstance(entry, Closing) and by_drift(entry):
             self._drifted(entry)
-        if entry["kind"] != "confirm":
-            self.chronicle.note(
-                _NOTED.get(entry["kind"], entry["kind"]), self._in_words(entry), entry["task"], entry["lsn"]
-            )
+        if not isinstance(entry, Confirmed):
+            self.chronicle.note(_NOTED.get(entry.kind, entry.kind), self._in_words(entry), entry.task, entry.lsn)
         if warning is not None:
-            self.chronicle.note("warning", warning, entry["task"])
-        match entry["kind"]:
-            case "boundary" | "revisit":
-                self.session.consolidated(entry["task"], entry["lsn"], by_drift=ledger.by_drift(entry))
+            self.chronicle.note("warning", warning, entry.task)
+        match entry:
+            case Consolidated():
+                self.session.consolidated(entry.task, entry.lsn, by_drift=by_drift(entry))
                 self.metrics.consolidated(entry)
                 self._send_done(entry)
-            case "held" | "confirm":
+            case Held() | Confirmed():
                 self._send_done(entry)
-            case "forget":
-                self._unlearned([entry["task"]])
-            case "rollback":
-                self._unlearned(entry["undone"])
+            case Forgotten():
+                self._unlearned([entry.task])
+            case RolledBack():
+                self._unlearned(entry.undone)
         self.admin.done(entry)
 
-    def _drifted(self, entry: Mapping[str, Any]) -> None:
+    def _drifted(self, entry: Consolidated | Held) -> None:
         """The trainer has closed a task because its stream had changed."""
         self.metrics.drift_detected.inc()
-        self.log.warning("drift: the task is closed", task=entry["task"], lsn=entry["lsn"], reason=entry["reason"])
-        self.chronicle.note("drift", entry["reason"], entry["task"], entry["lsn"])
+        self.log.warning("drift: the task is closed", task=entry.task, lsn=entry.lsn, reason=entry.reason)
+        self.chronicle.note("drift", entry.reason or "", entry.task, entry.lsn)
         self.writer.rotate()  # so that what is stored from now on does not keep the closed task's records on disk
 
     def _unlearned(self, tasks: Iterable[str]) -> None:
@@ -788,37 +801,37 @@ class Ingest:
             self.history.forget(task)
             self.metrics.forget_task(task)
 
-    def _settle(self, entry: dict[str, Any]) -> None:
+    def _settle(self, entry: Entry) -> None:
         """What a record changed holds for everything that comes now."""
-        session, standing = self.session, self.view.standing
-        standing.take(entry, lambda count: ledger.standing(ledger.read(self.state.path, count)))
-        session.took_effect(entry["lsn"])
-        if entry["kind"] in ("boundary", "revisit", "held"):
-            session.consolidated(entry["task"], entry["lsn"], by_drift=ledger.by_drift(entry))
-        if entry["kind"] not in ("boundary", "revisit") or session.held or session.set_aside or ledger.aside(entry):
-            session.settle(standing)
+        session, holds = self.session, self.view.standing
+        holds.take(entry, lambda count: standing(ledger.read(self.state.path, count)))
+        session.took_effect(entry.lsn)
+        if isinstance(entry, Closing):
+            session.consolidated(entry.task, entry.lsn, by_drift=by_drift(entry))
+        if not isinstance(entry, Consolidated) or session.held or session.set_aside or entry.aside:
+            session.settle(holds)
         self.metrics.kept(session)
 
-    def _in_words(self, entry: Mapping[str, Any]) -> str:
+    def _in_words(self, entry: Entry) -> str:
         """What a record changed for good."""
-        match entry["kind"]:
-            case "boundary" | "revisit":
-                aside = ledger.rows_aside(entry)
+        match entry:
+            case Consolidated():
+                aside = entry.rows_aside
                 kept = f"; {aside} rows could not be learned and are set aside" if aside else ""
-                verb = "consolidated" if entry["kind"] == "boundary" else "revisited"
-                figures = f"{entry['samples']} samples, loss {entry['loss']:.4g}, {entry['seconds']:.2f} s"
+                verb = "consolidated" if not isinstance(entry, Revisited) else "revisited"
+                figures = f"{entry.samples} samples, loss {entry.loss:.4g}, {entry.seconds:.2f} s"
                 return f"{verb}: {figures}{kept}"
-            case "held":
-                return f"held: {entry['samples']} rows could not be learned: {self.view.reason(entry['task'])}"
-            case "still-aside":
-                return f"{entry['samples']} rows could not be learned this time either"
-            case "drop":
+            case Held():
+                return f"held: {entry.samples} rows could not be learned: {self.view.reason(entry.task)}"
+            case StillAside():
+                return f"{entry.samples} rows could not be learned this time either"
+            case Dropped():
                 return "what was kept of it is given up"
-            case "rollback":
-                return f"undone: {', '.join(entry['undone']) or 'its revisit'}"
-            case "rollback-failed":
-                return f"could not be undone: {entry['reason']}"
-            case "forget":
+            case RolledBack():
+                return f"undone: {', '.join(entry.undone) or 'its revisit'}"
+            case RollbackFailed():
+                return f"could not be undone: {entry.reason}"
+            case Forgotten():
                 return "withdrawn: its factor is deleted"
         return "the revisit was abandoned"
 

@@ -13,6 +13,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 
 from streamcl import __version__
+from streamcl.entries import Consolidated, Revisited
 from streamcl.protocol.session import StreamSession
 
 MAX_LABELS = 1000
@@ -107,10 +108,10 @@ class Metrics:
         self.held_tasks.set(len(session.held))
         self.set_aside_rows.set(sum(session.set_aside.values()))
 
-    def consolidated(self, entry: Mapping[str, Any]) -> None:
+    def consolidated(self, entry: Consolidated) -> None:
         """A task was consolidated; the histogram's exemplar names it (OpenMetrics)."""
-        (self.boundaries if entry["kind"] == "boundary" else self.revisits).inc()
-        self.consolidation_duration.observe(entry["seconds"], exemplar={"task": entry["task"][:EXEMPLAR_CHARACTERS]})
+        (self.revisits if isinstance(entry, Revisited) else self.boundaries).inc()
+        self.consolidation_duration.observe(entry.seconds, exemplar={"task": entry.task[:EXEMPLAR_CHARACTERS]})
 
     def certificate(self, expiry: float | None) -> None:
         """When the HTTP port's certificate expires, Unix seconds; None where there is none to tell of."""

@@ -26,7 +26,7 @@ from streamcl.errors import Refused
 from streamcl.learning.network import Network
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import Array, NamedArrays
-from streamcl.protocol.signature import LabelMap, Signature
+from streamcl.schema import LabelMap, Signature
 from streamcl.storage import published
 from streamcl.storage.state import StateDirectory
 

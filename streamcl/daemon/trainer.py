@@ -24,10 +24,14 @@ from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.evaluator import Evaluated, Evaluator
 from streamcl.daemon.forecast import Forecast
 from streamcl.daemon.memory import Memory
+from streamcl.daemon.replay import LogStore, Replay
+from streamcl.entries import Abandoned, Confirmed, Entry, Forgotten, Held, Standing, standing, to_plain
 from streamcl.errors import ConfigError, ModelRefused
-from streamcl.learning.learner import Event, Learner, Outcome, Progress, Unlearnable
+from streamcl.learning.failing import Unlearnable
+from streamcl.learning.fitting import Event, Progress
+from streamcl.learning.learner import Learner, Outcome
 from streamcl.learning.network import Network
-from streamcl.protocol.signature import Signature
+from streamcl.schema import Signature
 from streamcl.storage import checkpoint, ledger, log, published, quarantine, versions
 from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.factors import Factors
@@ -38,7 +42,6 @@ from streamcl.storage.versions import Versions
 
 REPORT_SECONDS = 0.05
 LOOK_SECONDS = 0.005  # between two looks at the channels during a record
-MOST_WARNING = 1000  # characters of one that are kept
 FULL_SECONDS = 1.0  # between two attempts to write to a full disk
 CHECKPOINT_SECONDS = 30.0
 PUBLISH_SECONDS = 0.2
@@ -79,18 +82,13 @@ class EarlierStates:
     directory: Path
     versions: Versions
 
-    def standing(self, entries: int) -> ledger.Standing:
+    def standing(self, entries: int) -> Standing:
         """What held after so many entries of the ledger; raises Damaged."""
-        return ledger.standing(ledger.read(self.directory, entries))
+        return standing(ledger.read(self.directory, entries))
 
     def version(self, number: int) -> Mapping[str, Any]:
         """The arrays of a version; raises Damaged, FileNotFoundError."""
         return self.versions.read(number).tensors
-
-
-def _factors(standing: ledger.Standing) -> set[int]:
-    """The numbers of the factors that stand."""
-    return {entry["factor"] for entry in standing.tasks.values() if entry["factor"] is not None}
 
 
 class Trainer:
@@ -105,13 +103,13 @@ class Trainer:
         self.versions = Versions(self.state.path, self.disk)
         self._version_factors: dict[int, set[int]] = {}
         self._usable: list[int] = []
-        self.learner = self._new_learner()
+        self.reader = log.LogReader(self.state.log)
+        self.replay = self._new_replay()
         self.log = structlog.get_logger()
         self.memory = Memory()
         self.forecast = Forecast()
-        self.reader = log.LogReader(self.state.log)
         self.ledger: Ledger | None = None
-        self.last_entry: dict[str, Any] | None = None
+        self.last_entry: Entry | None = None
         self.durable = 0
         self.checkpointed_lsn = 0
         self.paused = False
@@ -137,8 +135,14 @@ class Trainer:
         self._evaluating: Iterator[None] | None = None
         self._evaluation_began = self._evaluation_spent = 0.0
 
-    def _new_learner(self) -> Learner:
-        return Learner(self.config, self.factors, EarlierStates(self.state.path, self.versions))
+    @property
+    def learner(self) -> Learner:
+        """What learns the records."""
+        return self.replay.learner
+
+    def _new_replay(self) -> Replay:
+        past = EarlierStates(self.state.path, self.versions)
+        return Replay(Learner(self.config, LogStore(self.reader), self.factors, past))
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -160,7 +164,7 @@ class Trainer:
         have come to say."""
         self.side.send("recovered", next_lsn=self.learner.next_lsn)
         if self.last_entry is not None:
-            self.side.send("done", entry=self.last_entry, warning=None)
+            self.side.send("done", entry=to_plain(self.last_entry), warning=None)
 
     def _finished(self) -> bool:
         drained = self.learner.next_lsn >= self.durable
@@ -171,31 +175,30 @@ class Trainer:
         saved = checkpoint.load(self.state.path, self.disk)
         self.quarantine = quarantine.load(self.state.path)
         self.learner.wary = quarantine.failures(self.quarantine)
-        entries, written = 0, []
+        written: list[Entry] = []
         if saved is not None:
-            entries = saved.meta["ledger"]
-            written = ledger.read(self.state.path, entries)
+            written = ledger.read(self.state.path, saved.meta.ledger)
             self.last_entry = written[-1] if written else None
-            self.learner.restore(saved.meta, saved.tensors, self.reader, ledger.standing(written))
+            self.replay.restore(saved.meta, saved.tensors, standing(written))
             self.checkpointed_lsn = self.durable = self.learner.next_lsn
         if self.ledger is not None:
             self.ledger.close()
-        self.ledger = Ledger.recover(self.state.path, entries, self.disk)
+        self.ledger = Ledger.recover(self.state.path, len(written), self.disk)
         self._reported_samples = self.learner.samples
         self._recover_versions(written)
         if saved is not None:
-            if saved.meta["open_task"] is None and self.last_entry is not None:
+            if saved.meta.open_task is None and self.last_entry is not None:
                 self._keep_version(self.last_entry)  # which the life before us may not have come to
             self._drop()
             self._publish(force=True)
             self._follow_tasks()
             self._evaluate_soon()
-        self.log.info("recovered", next_lsn=self.learner.next_lsn, ledger=entries)
+        self.log.info("recovered", next_lsn=self.learner.next_lsn, ledger=len(written))
 
-    def _recover_versions(self, entries: list[dict[str, Any]]) -> None:
+    def _recover_versions(self, entries: list[Entry]) -> None:
         """What the versions on disk hold, and which of them may be used."""
         numbers = [number for number in self.versions.numbers() if number <= len(entries)]
-        self._version_factors = {number: _factors(ledger.standing(entries[:number])) for number in numbers}
+        self._version_factors = {number: standing(entries[:number]).factors() for number in numbers}
         self._usable = []
         for count, entry in enumerate(entries, start=1):
             self._usable = versions.usable(self._usable, count, entry)
@@ -244,7 +247,7 @@ class Trainer:
         return True
 
     def _learn(self, entry: log.Entry) -> None:
-        steps = self.learner.apply(entry.lsn, entry.record, entry.arrays, self.reader)
+        steps = self.replay.apply(entry)
         while True:
             try:
                 event = next(steps)
@@ -269,7 +272,7 @@ class Trainer:
         }
         self.log.error("rolled back: a record cannot be learned", **{**failure, "reason": _loggable(error)})
         self._patiently(lambda: quarantine.save(self.state.path, [*self.quarantine, failure], self.disk))
-        self.learner = self._new_learner()
+        self.replay = self._new_replay()
         durable = self.durable
         self.recover()
         self.durable = durable
@@ -328,9 +331,8 @@ class Trainer:
             self._report(force=True)
         if outcome.factor is not None:
             tensors = {name: np.asarray(tensor) for name, tensor in outcome.factor.state().items()}
-            self._patiently(lambda: self.factors.write(entry["factor"], entry["task"], tensors))
-        if entry["kind"] in ("boundary", "revisit") and self.learner.warning is not None:
-            entry["warning"] = self.learner.warning[:MOST_WARNING]
+            number = entry.lsn
+            self._patiently(lambda: self.factors.write(number, entry.task, tensors))
         ledger = self.ledger
         self._patiently(lambda: ledger.append(entry))
         self.last_entry = entry
@@ -339,12 +341,12 @@ class Trainer:
         self._drop()
         self._forgive()
         self._publish(force=True)
-        self._follow_tasks(FOLLOW_SHARE * entry["seconds"])
-        if entry["kind"] not in ("abandon", "confirm"):
+        self._follow_tasks(FOLLOW_SHARE * entry.seconds)
+        if not isinstance(entry, Abandoned | Confirmed):
             self._evaluate_soon()
-        self.side.send("done", entry=entry, warning=self.learner.warning)
-        say = self.log.error if entry["kind"] == "held" else self.log.info
-        say(entry["kind"], **{name: entry.get(name) for name in ("task", "samples", "loss", "seconds")})
+        self.side.send("done", entry=to_plain(entry), warning=self.learner.warning)
+        say = self.log.error if isinstance(entry, Held) else self.log.info
+        say(entry.kind, **{name: getattr(entry, name, None) for name in ("task", "samples", "loss", "seconds")})
 
     # -- durability ----------------------------------------------------------------------------------------------
 
@@ -356,8 +358,7 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         assert self.ledger is not None
         started = time.monotonic()
-        meta, tensors = self.learner.snapshot()
-        meta["ledger"] = len(self.ledger)
+        meta, tensors = self.replay.snapshot(len(self.ledger))
         self._patiently(lambda: checkpoint.save(self.state.path, meta, tensors, self.disk))
         self.memory.give_back()
         if self.activity == "consolidating":  # and this was the last of it
@@ -370,7 +371,7 @@ class Trainer:
             "checkpointed",
             next_lsn=self.learner.next_lsn,
             batches=self.learner.batches,
-            sequences={name: seq for name, (_, seq) in self.learner.sequences.items()},
+            sequences={name: seq for name, (_, seq) in self.replay.sequences.items()},
             seconds=self._last_checkpoint - started,
             time=time.time(),
             ids=self.wants_checkpoint,
@@ -381,24 +382,24 @@ class Trainer:
 
     def _drop(self) -> None:
         """Unlink what the checkpoint has absorbed for good: records of closed tasks, factors that were replaced."""
-        task, posterior, standing = self.learner.open_task, self.learner.posterior, self.learner.standing
+        task, posterior, holds = self.learner.open_task, self.learner.posterior, self.learner.standing
         first = self.learner.next_lsn if task is None else task.first_lsn
-        log.drop_before(self.state.log, first, self.disk, standing.kept())
+        log.drop_before(self.state.log, first, self.disk, holds.kept())
         self.reader.forget(first)
         if posterior is not None and posterior.keeps_factors:
-            self.factors.keep_only(_factors(standing).union(*self._version_factors.values()))
+            self.factors.keep_only(holds.factors().union(*self._version_factors.values()))
         self.side.send("dropped")
 
-    def _keep_version(self, entry: Mapping[str, Any]) -> None:
+    def _keep_version(self, entry: Entry) -> None:
         """After a boundary, the checkpoint just written is one to go back to; those beyond the bound, and those that may
         not be used any more, go."""
         assert self.ledger is not None
         number, keep = len(self.ledger), self.config.posterior.keep
         self._usable = versions.usable(self._usable, number, entry)
-        clean = entry["kind"] != "forget" or self.learner.open_task is None  # no parameters in the midst of a task
+        clean = not isinstance(entry, Forgotten) or self.learner.open_task is None  # no parameters in the midst of a task
         if keep and clean and number in self._usable and number not in self._version_factors:
             self._patiently(lambda: self.versions.add(number))
-            self._version_factors[number] = _factors(self.learner.standing)
+            self._version_factors[number] = self.learner.standing.factors()
         self._prune_versions()
 
     def _prune_versions(self) -> None:
@@ -412,7 +413,7 @@ class Trainer:
         """Failures of records that are neither kept nor to come are no longer of use: none of their rows is lost."""
         task, next_lsn = self.learner.open_task, self.learner.next_lsn
         first, kept = next_lsn if task is None else task.first_lsn, self.learner.standing.kept()
-        held = {entry["lsn"] for entry in self.learner.standing.held.values()}
+        held = {entry.lsn for entry in self.learner.standing.held.values()}
         failures = [
             failure
             for failure in self.quarantine
@@ -442,7 +443,7 @@ class Trainer:
             self._publish_prior()
         meta = {
             "version": self.learner.steps,
-            "signature": self.learner.snapshot_signature(),
+            "signature": None if self.learner.signature is None else self.learner.signature.plain(),
             "labels": self.learner.labels.labels().tolist(),
             "posterior": self.learner.consolidations,
             "names": network.parameters.names,

@@ -12,8 +12,8 @@ from typing import Any
 from streamcl import __version__
 from streamcl.config import Config
 from streamcl.daemon.chronicle import Chronicle
+from streamcl.entries import Confirmed, Consolidated, Entry, Held, Standing
 from streamcl.protocol.session import KEPT_REMEDY, StreamSession
-from streamcl.storage import ledger
 
 SILENCE_SECONDS = 30.0
 PAUSED = "training is paused (`streamcl resume` lets it go on)"
@@ -29,7 +29,7 @@ class View:
         self.chronicle: Chronicle | None = None
         self.started = time.monotonic()
         self.paused = False
-        self.standing = ledger.Standing()
+        self.standing = Standing()
         self.penalties: dict[str, tuple[float, float]] = {}
         self.accuracies: dict[str, float] = {}
         self.quarantine: list[dict[str, Any]] = []
@@ -43,7 +43,7 @@ class View:
     # -- what happened -------------------------------------------------------------------------------------------
 
     @property
-    def entries(self) -> dict[str, dict[str, Any]]:
+    def entries(self) -> dict[str, Consolidated]:
         """The newest ledger entry of each consolidated task."""
         return self.standing.tasks
 
@@ -55,9 +55,9 @@ class View:
         """The trainer reported."""
         self.progress, self._heard = message, time.monotonic()
 
-    def done(self, entry: dict[str, Any], warning: str | None) -> None:
+    def done(self, entry: Entry, warning: str | None) -> None:
         """A record took effect on the tasks; `standing` has it already."""
-        if entry["kind"] in ("boundary", "revisit", "confirm"):
+        if isinstance(entry, Consolidated | Confirmed):
             self._warning = warning
         for followed in (self.penalties, self.accuracies):
             for task in [task for task in followed if task not in self.entries]:
@@ -102,10 +102,10 @@ class View:
 
     # -- what is shown -------------------------------------------------------------------------------------------
 
-    def closed_by(self, producer: str, seq: int) -> dict[str, Any] | None:
+    def closed_by(self, producer: str, seq: int) -> Consolidated | Held | None:
         """The entry of the task that this message closed, if it is consolidated already, or held."""
-        closed = (*self.standing.held.values(), *self.entries.values())
-        return next((e for e in closed if (e["producer"], e["seq"]) == (producer, seq)), None)
+        closed: list[Consolidated | Held] = [*self.standing.held.values(), *self.entries.values()]
+        return next((e for e in closed if (e.producer, e.seq) == (producer, seq)), None)
 
     def reason(self, task: str) -> str:
         """Why a task is held, or rows of it are set aside: the newest failure's words."""
@@ -215,17 +215,17 @@ class View:
         """
         entries = list(self.entries.values())
         ranks = self._ranks()
-        consolidated = [self._task(entry, ranks.get(entry["task"]), entries) for entry in entries]
+        consolidated = [self._task(entry, ranks.get(entry.task), entries) for entry in entries]
         return [
             *consolidated,
             *(self._held(entry) for task, entry in self.standing.held.items() if task not in self.entries),
         ]
 
-    def _held(self, entry: dict[str, Any]) -> dict[str, Any]:
+    def _held(self, entry: Held) -> dict[str, Any]:
         """A task of which nothing was learned yet."""
         shown = dict.fromkeys(SHOWN) | {"revisits": 0, "weight": 0.0, "set_aside": 0, "state": "held"}
         ranked = {"revisit_rank": None, "revisit_reason": None} if self.config.posterior.mode == "factors" else {}
-        return {**shown, **ranked, **{name: entry[name] for name in ("task", "samples", "closed_at")}}
+        return {**shown, **ranked, **{name: getattr(entry, name) for name in ("task", "samples", "closed_at")}}
 
     def quarantined(self) -> list[dict[str, Any]]:
         """What could not be learned and is kept, a map each: task, state, rows, reason.
@@ -236,14 +236,14 @@ class View:
             {
                 "task": task,
                 "state": "held",
-                "rows": entry["samples"],
+                "rows": entry.samples,
                 "reason": self.reason(task),
-                "time": entry["closed_at"],
+                "time": entry.closed_at,
             }
             for task, entry in self.standing.held.items()
         ]
         failures = {failure["lsn"]: failure for failure in self.quarantine}
-        batches = [(task, lsn, rows) for task, entry in self.entries.items() for lsn, rows in ledger.aside(entry)]
+        batches = [(task, lsn, rows) for task, entry in self.entries.items() for lsn, rows in entry.aside]
         open_task = self.session.open_task
         doubtful = [
             {**_aside(failure["task"], failure.get("rows", 0), failure), "state": "doubtful"}
@@ -258,25 +258,25 @@ class View:
         risen = [(rise, task) for task, (_, rise) in penalties if task in self.entries and rise > 0]
         return {task: rank for rank, (_, task) in enumerate(sorted(risen, reverse=True), start=1)}
 
-    def _task(self, entry: dict[str, Any], rank: int | None, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        penalty, rise = self.penalties.get(entry["task"], (None, None))
-        shown = {name: entry.get(name) for name in SHOWN} | {"penalty": penalty, "penalty_rise": rise}
-        shown["set_aside"] = ledger.rows_aside(entry)
-        shown["state"] = "held" if entry["task"] in self.standing.held else "consolidated"
-        if entry["task"] in self.accuracies:
-            shown["accuracy"] = self.accuracies[entry["task"]]
+    def _task(self, entry: Consolidated, rank: int | None, entries: list[Consolidated]) -> dict[str, Any]:
+        penalty, rise = self.penalties.get(entry.task, (None, None))
+        shown = {name: getattr(entry, name) for name in SHOWN} | {"penalty": penalty, "penalty_rise": rise}
+        shown["set_aside"] = entry.rows_aside
+        shown["state"] = "held" if entry.task in self.standing.held else "consolidated"
+        if entry.task in self.accuracies:
+            shown["accuracy"] = self.accuracies[entry.task]
         if self.config.posterior.mode != "factors":
             return shown
-        since = sum(other["lsn"] > entry["lsn"] for other in entries)
+        since = sum(other.lsn > entry.lsn for other in entries)
         reason = "nothing is estimated to be lost" if rank is None else _reason(rise or 0.0, since)
         return {**shown, "revisit_rank": rank, "revisit_reason": reason if rise is not None else None}
 
 
-def figures(entry: Mapping[str, Any]) -> dict[str, Any]:
+def figures(entry: Entry) -> dict[str, Any]:
     """What whoever asked for a record is told of it; `origin` where it was drift that closed the task before."""
     names = ("task", "kind", "samples", "loss", "seconds", "origin", "undone", "warning")
-    known = {name: entry[name] for name in names if name in entry}
-    return known | ({"kind": "boundary"} if known["kind"] == "confirm" else {})
+    known = {name: getattr(entry, name) for name in names if getattr(entry, name, None) is not None}
+    return known | ({"kind": "boundary"} if isinstance(entry, Confirmed) else {})
 
 
 def _aside(task: str, rows: int, failure: Mapping[str, Any]) -> dict[str, Any]:

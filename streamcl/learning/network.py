@@ -9,7 +9,7 @@ of tasks, the log or sockets.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ from streamcl.core.parameters import FlatParameters
 from streamcl.errors import ConfigError
 from streamcl.learning import tensors
 from streamcl.learning.data import Conversion
-from streamcl.protocol.signature import LabelMap, Signature
+from streamcl.schema import LabelMap, Signature
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -48,7 +48,7 @@ class Network:
 
     config: the whole configuration. signature: shapes of one row. labels: the label map (categorical). steady: a training
     step computes what an evaluation does (no dropout), so that its outputs can be scored; False until `settle`. trained:
-    False for predictions alone, which need no gradients.
+    False for predictions alone, which need no gradients. factory: instead of the configured one.
     """
 
     def __init__(
@@ -58,8 +58,10 @@ class Network:
         labels: LabelMap,
         device: torch.device,
         trained: bool = True,
+        factory: Callable[..., nn.Module] | None = None,
     ) -> None:
         self._config = config
+        self._factory = factory or config.model.factory
         self.signature = signature
         self.labels = labels
         self.device = device
@@ -82,7 +84,7 @@ class Network:
 
     def _build(self, config: Config) -> nn.Module:
         module = models.build(
-            config.model.factory,
+            self._factory,
             config.model.args,
             self.signature.x_shape,
             self.likelihood.outputs(self.signature.y_shape),
@@ -176,7 +178,7 @@ class Network:
         """
         model = self._config.model
         outputs = self.likelihood.outputs(self.signature.y_shape)
-        given = models.arguments(models.load_factory(model.factory), model.args, self.signature.x_shape, outputs)
+        given = models.arguments(models.load_factory(self._factory), model.args, self.signature.x_shape, outputs)
         names = {id(p): name for name, p in self.module.named_parameters() if p.requires_grad}
         names |= {id(tensor): f"fixed.{name}" for name, tensor in self._kept_vars().items()}
         state: list[list[Any]] = []

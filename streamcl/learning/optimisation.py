@@ -24,7 +24,7 @@ from streamcl.core.products import products_for
 from streamcl.learning.data import TaskData
 from streamcl.learning.network import Network
 from streamcl.learning.optimisers import Adam, Lbfgs, Sgd
-from streamcl.storage.checkpoint import under
+from streamcl.snapshot import under
 
 LAST_EPOCH_RATE = 0.1  # the last epoch anneals, so that theta* is near an optimum of eq. 11
 POLISH_ITERATIONS = 40  # steps on gradients alone behind L-BFGS

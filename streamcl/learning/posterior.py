@@ -23,6 +23,7 @@ from torch import Tensor
 from streamcl import config
 from streamcl.core import consolidation
 from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.entries import Consolidated
 
 LEAST_SHARE = 1e-3  # of the prior's precision: parameters that a task's data determine less than that say nothing of it
 
@@ -44,9 +45,9 @@ class Posterior:
 
     settings: config.Posterior
     prior: DiagonalGaussian
-    source: FactorSource
+    source: FactorSource | None
     total: DiagonalGaussian
-    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tasks: dict[str, Consolidated] = field(default_factory=dict)
 
     @property
     def keeps_factors(self) -> bool:
@@ -110,8 +111,8 @@ class Posterior:
             if entry is None or factor is None:
                 continue
             penalty = consolidation.penalty(factor, theta, LEAST_SHARE * self.prior.precision)
-            rise = consolidation.potential(factor, theta) - entry["potential"]
-            yield task, penalty, rise / entry["samples"]
+            rise = consolidation.potential(factor, theta) - (entry.potential or 0.0)
+            yield task, penalty, rise / entry.samples
 
     def _factors(self, without: str) -> Iterator[DiagonalGaussian]:
         factors = (self._factor(task) for task in self.tasks if task != without)
@@ -119,13 +120,19 @@ class Posterior:
 
     def _factor(self, task: str, verify: bool = True) -> DiagonalGaussian | None:
         """A task's factor; None where none of its data could be learned."""
-        number = self.tasks[task]["factor"]
+        number = self.tasks[task].factor
         if number is None:
             return None
-        arrays = self.source.read(number, task, verify)
+        arrays = _kept(self.source).read(number, task, verify)
         return DiagonalGaussian.from_state({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> DiagonalGaussian:
     """A Gaussian of host arrays, copied."""
     return DiagonalGaussian.from_state({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+
+
+def _kept(source: FactorSource | None) -> FactorSource:
+    if source is None:
+        raise RuntimeError("factors are kept in factor mode only")
+    return source

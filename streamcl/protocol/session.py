@@ -19,17 +19,16 @@ Knows nothing of sockets, files or torch.
 
 from __future__ import annotations
 
-import re
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import count
 
+from streamcl.entries import Standing
 from streamcl.errors import Refused
+from streamcl.naming import numbered, stream_name, stream_of
 from streamcl.protocol import messages
 from streamcl.protocol.frames import MESSAGE_BYTES, NamedArrays
-from streamcl.protocol.signature import Array, LabelMap, Signature, check_rows
-from streamcl.storage.ledger import Standing
+from streamcl.schema import Array, LabelMap, Signature, check_rows
 from streamcl.storage.log import RECORD_OVERHEAD
 from streamcl.storage.records import (
     Abandon,
@@ -384,7 +383,7 @@ class StreamSession:
             )
         if task != self.open_tag and len(self.closed) >= self.terms.tasks:
             raise Refused("too_large", f"task {task!r}: {self.terms.tasks} tasks are known already (stream.tasks)")
-        longest = TASK_CHARACTERS - len(_numbered("", self.terms.tasks))
+        longest = TASK_CHARACTERS - len(numbered("", self.terms.tasks))
         if self.of_stream and len(task) > longest:
             raise Refused(
                 "bad_header",
@@ -468,7 +467,7 @@ class StreamSession:
                 self.resolving[record.task] = lsn
             case Lost():
                 self.open_task = record.task
-                named = record.tag or (_stream_of(record.task) if self.terms.drift else record.task)
+                named = record.tag or (stream_of(record.task) if self.terms.drift else record.task)
                 self.open_tag = self.open_tag or named
                 if record.task in self.closed:
                     self.revisit_lsn = lsn
@@ -485,7 +484,7 @@ class StreamSession:
         self.largest_batch = max(self.largest_batch, nbytes)
         if self.signature is None:
             self.signature = signature_of(record)
-        take_labels(self.labels, record)
+        self.labels.take(record.new_labels, record.outputs)
         if self.open_tag is None:
             self.opened_lsn = lsn
         self.open_tag = record.tag or record.task
@@ -517,7 +516,7 @@ class StreamSession:
         if self.open_batches and (self.open_task is None or self.open_task in self.closed):
             self.open_task = stream_name(self.open_tag, self.closed.__contains__)
 
-    def drifted(self, tag: str) -> None:
+    def drifted(self, tag: str | None) -> None:
         """As a checkpoint has it: drift has closed a task of this tag, which is open, and no row of it has come since."""
         if self.terms.drift:
             self.open_tag, self.opened_lsn, self.open_task, self.revisit_lsn = tag, self.next_lsn, None, None
@@ -574,30 +573,8 @@ class StreamSession:
         }
 
 
-def _numbered(tag: str, number: int) -> str:
-    return tag if number == 1 else f"{tag}.{number}"
-
-
-def stream_name(tag: str, taken: Callable[[str], bool]) -> str:
-    """The name of the next task of a stream: the tag with the first number that gives a name that is not taken."""
-    return next(name for number in count(1) if not taken(name := _numbered(tag, number)))
-
-
-def _stream_of(task: str) -> str:
-    """The tag that a task's name was made of, as far as the name tells."""
-    return re.sub(r"\.([2-9]|[1-9]\d+)\Z", "", task)
-
-
 def _abandoned(task: str) -> Abandon:
     return Abandon(producer=None, epoch=0, seq=0, task=task)
-
-
-def take_labels(labels: LabelMap, batch: Batch) -> None:
-    """Add the labels that a stored batch was the first to have, as it has them."""
-    if batch.new_labels and not batch.outputs:
-        labels.add_as_before(batch.new_labels)
-    else:
-        labels.add(batch.new_labels, batch.outputs)
 
 
 def signature_of(batch: Batch) -> Signature:

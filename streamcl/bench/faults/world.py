@@ -19,22 +19,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import structlog
+from msgspec.structs import replace
 
-from streamcl import config
+from streamcl import config, snapshot
 from streamcl.bench.faults import moody
 from streamcl.bench.faults.disk import Killed, Plan, SimulatedDisk, Volume
 from streamcl.daemon import ingest, trainer
 from streamcl.daemon.admin import Admin, Request
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.sockets import Peer
+from streamcl.entries import Standing
 from streamcl.errors import Damaged, Refused, StreamclError
-from streamcl.learning.drift import Rise
-from streamcl.learning.learner import Learner
+from streamcl.learning.drift import Drift, Rise
 from streamcl.protocol import frames, messages
 from streamcl.protocol.session import StreamSession
 from streamcl.storage import log
-from streamcl.storage.ledger import Standing
-from streamcl.storage.records import Batch
 
 LIVES = 30  # more starts than any plan causes: something keeps failing
 TURNS = 20_000  # more than any script takes: something hangs
@@ -232,16 +231,16 @@ class World:
         missing = [(send.producer, send.seq) for send in self._sends() if (send.producer, send.seq) not in order]
         if missing:
             raise Violation(f"never trained: {missing}")
-        meta, tensors = self.trainer.learner.snapshot()
+        meta, tensors = self.trainer.replay.snapshot(0)
         standing = self.trainer.learner.standing
         self._check_kept(standing.kept())
         figures = ("lsn", "kind", "origin", "samples", "weight", "loss", "producer", "seq", "aside")
         boundaries, held = (
-            {name: [entry.get(figure) for figure in figures] for name, entry in entries.items()}
+            {name: [getattr(entry, figure, None) for figure in figures] for name, entry in entries.items()}
             for entries in (standing.tasks, standing.held)
         )
         arrays = {name: tensor.tobytes() for name, tensor in tensors.items()}
-        return {**meta, **arrays, "tasks": boundaries, "held": held}
+        return {**snapshot.to_plain(meta), **arrays, "tasks": boundaries, "held": held}
 
     def _check_kept(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Raise Violation unless every row that was not learned is still on disk."""
@@ -428,8 +427,7 @@ class SimulatedTrainer(trainer.Trainer):
     def _learn(self, entry: log.Entry) -> None:
         self.world.trained(entry)
         if not self.world.variant.close_at_change:
-            self.learner.__class__ = _Late
-            self.learner.trainer = self  # type: ignore[attr-defined]
+            self.learner.drift = _Late(self.learner.drift, self)  # type: ignore[assignment]
         super()._learn(entry)
 
     def due_now(self) -> None:
@@ -440,7 +438,7 @@ class SimulatedTrainer(trainer.Trainer):
         standing = self.learner.standing
         if not self.world.variant.keep:
             self.learner.standing = Standing(standing.tasks, standing.forgotten)
-            self.learner.standing.tasks = {task: {**entry, "aside": []} for task, entry in standing.tasks.items()}
+            self.learner.standing.tasks = {task: replace(entry, aside=()) for task, entry in standing.tasks.items()}
         super()._drop()
         self.learner.standing = standing
 
@@ -448,13 +446,21 @@ class SimulatedTrainer(trainer.Trainer):
         """The disk is full for one write only."""
 
 
-class _Late(Learner):
-    """Closes a task that drifted behind the last record there is by then."""
+class _Late:
+    """Finds a change of the stream only behind the last record there is by then."""
 
-    trainer: SimulatedTrainer
+    def __init__(self, drift: Drift | _Late | None, trainer: SimulatedTrainer) -> None:
+        self._drift: Drift | None = drift._drift if isinstance(drift, _Late) else drift
+        self._trainer = trainer
 
-    def _risen(self, record: Batch) -> Rise | None:
-        return super()._risen(record) if self.trainer.durable <= self.next_lsn + 1 else None
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._drift, name)
+
+    @property
+    def found(self) -> Rise | None:
+        """The rise, where nothing more is in the log."""
+        late = self._trainer.durable <= self._trainer.learner.next_lsn + 1
+        return self._drift.found if self._drift is not None and late else None
 
 
 def _nowhere() -> Channel:

@@ -28,7 +28,7 @@ from streamcl.daemon.ingest import Ingest
 from streamcl.daemon.sockets import Peer
 from streamcl.errors import Refused
 from streamcl.protocol import frames
-from streamcl.protocol.signature import Signature
+from streamcl.schema import Signature
 from streamcl.storage.history import History
 from streamcl.storage.records import Record, encode
 

@@ -17,7 +17,7 @@ from streamcl.bench.speed.workloads import CLASSES
 from streamcl.config import Config, from_tree
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.trainer import Trainer
-from streamcl.learning.learner import Event, Progress
+from streamcl.learning.fitting import Event, Progress
 from streamcl.storage.disk import Disk
 from streamcl.storage.log import LogWriter
 from streamcl.storage.records import Batch, Boundary, array_spec
