@@ -278,3 +278,10 @@ def standing(entries: Sequence[Entry]) -> Standing:
 def by_drift(entry: Entry) -> bool:
     """Whether this is a boundary that a change of the stream has set: `lsn` is the batch that showed it."""
     return isinstance(entry, Closing) and entry.origin == "drift"
+
+
+def figures(entry: Entry) -> dict[str, Any]:
+    """What whoever asked for a record is told of it; `origin` where it was drift that closed the task before."""
+    names = ("task", "kind", "samples", "loss", "seconds", "origin", "undone", "warning")
+    known = {name: getattr(entry, name) for name in names if getattr(entry, name, None) is not None}
+    return known | ({"kind": "boundary"} if isinstance(entry, Confirmed) else {})

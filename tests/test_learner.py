@@ -17,12 +17,12 @@ from streamcl.config import from_tree
 from streamcl.conventions import to_scale
 from streamcl.core.gaussian import DiagonalGaussian
 from streamcl.core.products import fast_products, products_for
-from streamcl.daemon.replay import LogStore, Replay
 from streamcl.learning.data import TaskData
 from streamcl.learning.learner import Learner, Outcome
 from streamcl.learning.network import Network
 from streamcl.learning.optimisation import EpochResult, Optimisation
 from streamcl.learning.optimisers import Adam, Sgd
+from streamcl.replay import LogStore, Replay
 from streamcl.schema import LabelMap, Signature
 from streamcl.storage.disk import Disk
 from streamcl.storage.factors import Factors

@@ -13,8 +13,7 @@ import zmq
 
 from streamcl.daemon import sockets
 from streamcl.daemon.sockets import Peer
-from streamcl.daemon.view import figures
-from streamcl.entries import Confirmed, Consolidated, Entry, Held, RollbackFailed, StillAside, standing
+from streamcl.entries import Confirmed, Consolidated, Entry, Held, RollbackFailed, StillAside, figures, standing
 from streamcl.errors import Damaged, Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import HEADER_BYTES, Array, Buffer

@@ -30,7 +30,7 @@ from streamcl.daemon.metrics import Metrics
 from streamcl.daemon.recovery import recover
 from streamcl.daemon.shown import Shown
 from streamcl.daemon.sockets import Peer
-from streamcl.daemon.view import View, figures
+from streamcl.daemon.view import View
 from streamcl.entries import (
     Closing,
     Confirmed,
@@ -44,6 +44,7 @@ from streamcl.entries import (
     RolledBack,
     StillAside,
     by_drift,
+    figures,
     from_plain,
     standing,
 )
@@ -155,20 +156,7 @@ class Ingest:
         self.state = StateDirectory(Path(config.state_dir))
         self.metrics = Metrics(CollectorRegistry())
         self.log = structlog.get_logger()
-        self.session = StreamSession(
-            Terms(
-                likelihood=config.model.likelihood,
-                classes=config.model.classes,
-                mode=config.posterior.mode,
-                on_change=config.stream.boundary == "on-change",
-                drift=config.stream.boundary == "drift",
-                hold=config.stream.on_failure == "hold",
-                task_bytes=config.stream.task_bytes,
-                credit=config.stream.credit,
-                tasks=config.stream.tasks,
-                producers=config.stream.producers,
-            )
-        )
+        self.session = StreamSession(Terms.of(config))
         self.view = View(config, self.session)
         self.guard = Guard(config.security)
         self.audit = Audit()

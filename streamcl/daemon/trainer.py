@@ -24,13 +24,13 @@ from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.evaluator import Evaluated, Evaluator
 from streamcl.daemon.forecast import Forecast
 from streamcl.daemon.memory import Memory
-from streamcl.daemon.replay import LogStore, Replay
 from streamcl.entries import Abandoned, Confirmed, Entry, Forgotten, Held, Standing, standing, to_plain
 from streamcl.errors import ConfigError, ModelRefused
 from streamcl.learning.failing import Unlearnable
 from streamcl.learning.fitting import Event, Progress
 from streamcl.learning.learner import Learner, Outcome
 from streamcl.learning.network import Network
+from streamcl.replay import LogStore, Replay
 from streamcl.schema import Signature
 from streamcl.storage import checkpoint, ledger, log, published, quarantine, versions
 from streamcl.storage.disk import FULL, Disk

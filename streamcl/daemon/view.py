@@ -272,13 +272,6 @@ class View:
         return {**shown, "revisit_rank": rank, "revisit_reason": reason if rise is not None else None}
 
 
-def figures(entry: Entry) -> dict[str, Any]:
-    """What whoever asked for a record is told of it; `origin` where it was drift that closed the task before."""
-    names = ("task", "kind", "samples", "loss", "seconds", "origin", "undone", "warning")
-    known = {name: getattr(entry, name) for name in names if getattr(entry, name, None) is not None}
-    return known | ({"kind": "boundary"} if isinstance(entry, Confirmed) else {})
-
-
 def _aside(task: str, rows: int, failure: Mapping[str, Any]) -> dict[str, Any]:
     """A batch that was set aside."""
     known = {name: failure.get(name) for name in ("producer", "seq", "reason", "time")}

@@ -19,7 +19,8 @@ class OpenTask:
     first_lsn: of the record that opened it. penalty: what it is learned under. damping: of a revisit's new factor, None
     where the task is learned for the first time. before: what is served during a revisit, and comes back if it is
     abandoned. tag: what its producers call it; its name, but for drift. suspects: LSN and rows of batches that failed as
-    they came, in neither `lsns` nor `sizes`. stalled: no more steps before the boundary, since they diverged.
+    they came, in neither `lsns` nor `sizes`. stalled: no more steps before the boundary, since they diverged. samples: N_t
+    so far.
     """
 
     name: str
@@ -32,16 +33,12 @@ class OpenTask:
     tag: str | None = None
     suspects: list[tuple[int, int]] = field(default_factory=list)
     stalled: bool = False
+    samples: int = 0
 
     @property
     def revisited(self) -> str | None:
         """Its name if this is a revisit."""
         return None if self.damping is None else self.name
-
-    @property
-    def samples(self) -> int:
-        """N_t so far."""
-        return sum(self.sizes)
 
     @property
     def is_empty(self) -> bool:
@@ -52,6 +49,7 @@ class OpenTask:
         """One more batch of this task."""
         self.lsns.append(lsn)
         self.sizes.append(rows)
+        self.samples += rows
 
     def admit(self, sound: Callable[[int], bool]) -> None:
         """Take in, in the order received, the suspects that turn out to be sound after all."""
@@ -59,6 +57,7 @@ class OpenTask:
         self.suspects = [pair for pair in self.suspects if pair not in found]
         together = sorted([*zip(self.lsns, self.sizes, strict=True), *found])
         self.lsns, self.sizes = [lsn for lsn, _ in together], [rows for _, rows in together]
+        self.samples = sum(self.sizes)
 
     def state(self) -> OpenTaskState:
         """For a snapshot."""

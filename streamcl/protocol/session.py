@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from streamcl.config import Config
 from streamcl.entries import Standing
 from streamcl.errors import Refused
 from streamcl.naming import numbered, stream_name, stream_of
@@ -71,6 +72,23 @@ class Terms:
     message_bytes: int = MESSAGE_BYTES
     tasks: int = 100_000
     producers: int = 100_000
+
+    @classmethod
+    def of(cls, config: Config) -> Terms:
+        """What a configuration fixes."""
+        stream = config.stream
+        return cls(
+            likelihood=config.model.likelihood,
+            classes=config.model.classes,
+            mode=config.posterior.mode,
+            on_change=stream.boundary == "on-change",
+            drift=stream.boundary == "drift",
+            hold=stream.on_failure == "hold",
+            task_bytes=stream.task_bytes,
+            credit=stream.credit,
+            tasks=stream.tasks,
+            producers=stream.producers,
+        )
 
 
 @dataclass(slots=True)
