@@ -250,7 +250,7 @@ class Learner:
         """
         network, posterior = self._network, self._learner.posterior
         assert posterior is not None
-        state = {name: np.array(tensor, np.float64) for name, tensor in posterior.total.state().items()}
+        state = {name: tensor.double().numpy().copy() for name, tensor in posterior.total.state().items()}
         shapes = [list(shape) for shape in network.parameters.shapes]
         theta = np.array(self._learner.served()["theta"], np.float64)
         return ParameterVectors(theta, state["precision"], state["shift"], list(network.parameters.names), shapes)
@@ -396,7 +396,7 @@ class Learner:
         entry, session, learner = outcome.entry, self._session, self._learner
         self._entries.append(entry)
         if outcome.factor is not None:
-            factor = {name: np.array(tensor) for name, tensor in outcome.factor.state().items()}
+            factor = {name: tensor.numpy().copy() for name, tensor in outcome.factor.state().items()}
             self._memory.factors[entry.lsn] = factor
         session.took_effect(entry.lsn)
         if isinstance(entry, Closing):

@@ -1,8 +1,8 @@
 """scikit-learn estimators that learn one task after another: `fit` and `partial_fit`, `end_task`, `predict`.
 
 The same learner as `streamcl.Learner`, and so as the daemon. `fit` begins afresh and learns its rows as one task;
-`partial_fit` goes on with the open task, one pass of steps a call, until `end_task` consolidates it. Inputs are taken as they
-are: put a scaler in front, as for any network.
+`partial_fit` goes on with the open task, one pass of steps a call, until `end_task` consolidates it. Inputs are taken as
+they are: put a scaler in front, as for any network.
 """
 
 from __future__ import annotations

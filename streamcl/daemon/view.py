@@ -260,7 +260,7 @@ class View:
 
     def _task(self, entry: Consolidated, rank: int | None, entries: list[Consolidated]) -> dict[str, Any]:
         penalty, rise = self.penalties.get(entry.task, (None, None))
-        shown = {name: getattr(entry, name) for name in SHOWN} | {"penalty": penalty, "penalty_rise": rise}
+        shown = {name: getattr(entry, name, None) for name in SHOWN} | {"penalty": penalty, "penalty_rise": rise}
         shown["set_aside"] = entry.rows_aside
         shown["state"] = "held" if entry.task in self.standing.held else "consolidated"
         if entry.task in self.accuracies:
