@@ -2,8 +2,8 @@
 
 The same learner as `streamcl.Learner`, and so as the daemon. Every call is a step on its rows, in the order they come. The
 rows of a task are kept in memory until `end_task`, or until there are `task_rows` of them; they are then consolidated into
-one penalty of constant size, so that a stream without end takes bounded memory. Features are taken as they are: put a scaler in
-front, as in ``preprocessing.StandardScaler() | Classifier()``.
+one penalty of constant size, so that a stream without end takes bounded memory. Features are taken as they are: put a
+scaler in front, as in ``preprocessing.StandardScaler() | Classifier()``.
 
 The features of the first row are the model's inputs. One that is missing later counts as 0; one that comes new later has no
 input and is left out, which is said once (`RuntimeWarning`).
