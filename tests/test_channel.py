@@ -1,4 +1,4 @@
-"""Waiting on the channels between the daemon's processes."""
+"""The channels between the daemon's processes: waiting on them, and their words."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import os
 import resource
 from collections.abc import Iterator
 
+import msgpack
+import numpy as np
 import pytest
 
+from streamcl.daemon import words
 from streamcl.daemon.channel import Channel, wait
+from streamcl.errors import StreamclError
 
 HIGH = 1090  # beyond what select() takes
 
@@ -26,7 +30,7 @@ def test_a_descriptor_of_any_number_can_be_waited_for() -> None:
     left, right = Channel.pair()
     high = os.dup2(left.fileno(), HIGH)
     try:
-        Channel(right).send("hello")
+        Channel(right).send(words.Resume())
         wait([high], 30.0)
         assert left.recv(100)
     finally:
@@ -39,3 +43,46 @@ def test_waiting_ends_with_the_time() -> None:
     with left, right:
         wait([left, right], 0.01)  # nothing ever comes
         wait([left], -1.0)  # overdue: not for ever
+
+
+SAID = [
+    words.Configuration(tree={"train": {"epochs": 2}}),
+    words.Trouble(role="trainer", reason=None),
+    words.Alive(),
+    words.Progress(loss=0.5, scores=words.Scores({"accuracy": 1.0}), step_seconds=[0.1]),
+    words.Progress(consolidation=words.Consolidation("epochs", 1, 5, 0.25, None)),
+    words.Penalties(lsn=3, time=1.5, rows=[("a", 0.25, float("inf"))]),
+    words.Done(entry={"kind": "boundary", "task": "a", "lsn": 7, "aside": [[3, 10]]}),
+]
+
+
+@pytest.mark.parametrize("word", SAID, ids=lambda word: type(word).__name__)
+def test_a_word_arrives_as_it_was_said(word: words.Word) -> None:
+    left, right = (Channel(end) for end in Channel.pair())
+    left.send(word)
+    assert list(right.receive()) == [word]
+    left.close()
+    right.close()
+
+
+def test_a_number_of_numpy_is_said_as_a_number() -> None:
+    word = words.Done(entry={"loss": np.float64(0.1)})
+    assert words.decode(words.encode(word)) == words.Done(entry={"loss": 0.1})
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        msgpack.packb({"type": "hello"}),
+        msgpack.packb({"lsn": 1}),
+        msgpack.packb({"type": "durable"}),
+        msgpack.packb({"type": "durable", "lsn": "1"}),
+        b"\xc1",
+    ],
+)
+def test_what_is_no_word_is_an_error(packet: bytes) -> None:
+    left, right = Channel.pair()
+    with left, right:
+        left.send(packet)
+        with pytest.raises(StreamclError, match="of one installation"):
+            list(Channel(right).receive())

@@ -19,9 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from streamcl.bench.local import FREE_ENDPOINTS, LocalDaemon
 from streamcl.config import from_tree
-from streamcl.daemon import sockets
 from streamcl.daemon.channel import Channel
-from streamcl.daemon.ingest import Ingest
+from streamcl.daemon.ingest import start as start_ingest
 from streamcl.protocol.session import StreamSession
 from streamcl.schema import Signature
 
@@ -360,10 +359,9 @@ def test_a_defect_of_ours_is_answered_and_ends_nothing(
     """An exception that nobody foresaw, in the real ingest loop behind its real socket."""
     (up, supervisor), (side, trainer) = Channel.pair(), Channel.pair()
     settings = from_tree({"state_dir": str(tmp_path / "state"), "endpoints": FREE_ENDPOINTS})
-    ingest = Ingest(settings, Channel(up), Channel(side))
-    ingest.start()
+    ingest = start_ingest(settings, Channel(up), Channel(side))
     try:
-        client = connect(sockets.endpoint(ingest.stream))
+        client = connect(ingest.stream.endpoint)
         client.send("hello", producer="p")
         ingest.turn()
         assert client.receive()["type"] == "welcome"
@@ -374,16 +372,14 @@ def test_a_defect_of_ours_is_answered_and_ends_nothing(
         answer = client.receive()
         assert (answer["type"], answer["code"], answer["id"], answer["seq"]) == ("nack", "internal", 9, 1)
         assert "ZeroDivisionError" in answer["message"]
-        ingest.model_accepted = Signature((4,), False, ())
+        ingest.ingest.stream.trials.accepted = Signature((4,), False, ())
         client.send("batch", rows(), seq=1, task="a")
         ingest.turn()
         assert client.receive()["durable"] == 1
     finally:
         for end in (supervisor, trainer):
             end.close()
-        for socket in (ingest.stream, ingest.admin.socket):
-            sockets.close(socket)
-        ingest.http.close()
+        ingest.close()
 
 
 # -- predict -----------------------------------------------------------------------------------------------------------

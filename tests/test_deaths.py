@@ -20,6 +20,7 @@ from streamcl.bench.local import LocalDaemon
 from streamcl.cli import main
 from streamcl.daemon import serve
 from streamcl.daemon.serve import DEATHS, Child, Supervisor, death
+from streamcl.daemon.words import Ready
 from streamcl.errors import Unreachable
 
 LETHAL = """
@@ -189,7 +190,7 @@ def test_a_process_that_stands_still_while_it_starts_is_ended(
 
 def test_once_ready_processor_time_is_no_progress(child: Callable[[str], Child], monkeypatch: pytest.MonkeyPatch) -> None:
     busy = child(BUSY)
-    busy.ready = {}
+    busy.ready = Ready()
     look = watched(busy, 0.5, monkeypatch)
     until(lambda: not look())
 

@@ -45,7 +45,7 @@ def test_random_crashes_lose_nothing_that_could_not_be_learned(cut: bool) -> Non
 
 
 def test_the_script_of_what_cannot_be_learned_meets_what_it_is_about() -> None:
-    with campaigns._world(campaigns.kept_script(), tree=campaigns.MOODY) as world:
+    with campaigns.small_world(campaigns.kept_script(), tree=campaigns.MOODY) as world:
         end = world.run()
     assert list(end["tasks"]) == ["a", "b", "h", "g"]
     assert [end["tasks"][task][3] for task in "ahg"] == [12, 12, 18]
@@ -55,11 +55,11 @@ def test_the_script_of_what_cannot_be_learned_meets_what_it_is_about() -> None:
 
 def test_the_drifting_script_meets_what_it_is_about() -> None:
     """A boundary right behind the change, and one behind data of the task after it."""
-    with campaigns._world(campaigns.drifting_script(), tree=campaigns.DRIFTING) as world:
+    with campaigns.small_world(campaigns.drifting_script(), tree=campaigns.DRIFTING) as world:
         tasks = world.run()["tasks"]
     assert tasks["a"][1:4] == ["boundary", "drift", 22 * campaigns.ROWS]
     assert tasks["a"][6:8] == ["p", 23]
-    ends = [campaigns._undisturbed(campaigns.drifting(random.Random(n)), tree=campaigns.DRIFTING) for n in range(8)]
+    ends = [campaigns.undisturbed(campaigns.drifting(random.Random(n)), tree=campaigns.DRIFTING) for n in range(8)]
     assert any("drift" in figures for end in ends for figures in end["tasks"].values())
 
 

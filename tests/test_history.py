@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamcl.daemon import words
 from streamcl.daemon.chronicle import MOST_EVENTS, RATE_SECONDS, SHOWN_EVENTS, Chronicle
 from streamcl.daemon.forecast import Forecast
 from streamcl.learning.fitting import Progress
@@ -160,12 +161,12 @@ def test_rates_are_means_of_the_last_ten_seconds_and_fall_to_nothing(chronicle: 
     for _ in range(200):
         clock.now += 0.1
         chronicle.stored("camera", 64, 1000)
-        chronicle.tick({})
+        chronicle.tick(words.Progress())
     assert chronicle.rates()["rows"] == pytest.approx(640, rel=0.05)
     assert chronicle.rates()["batches"] == pytest.approx(10, rel=0.05)
     for _ in range(30):
         clock.now += 1.0
-        chronicle.tick({})
+        chronicle.tick(words.Progress())
     assert chronicle.rates() == {"rows": 0.0, "batches": 0.0, "bytes": 0.0}
 
 
@@ -217,7 +218,7 @@ def test_every_two_seconds_become_a_row(chronicle: Chronicle, clock: Clock, path
     for number in range(100):
         clock.now += 0.5
         chronicle.stored("camera", 10, 80)
-        chronicle.tick({"loss": number / 100, "scores": {"task": {"accuracy": 0.75}, "overall": {"accuracy": 0.5}}})
+        chronicle.tick(words.Progress(loss=number / 100, scores=words.Scores({"accuracy": 0.5}, {"accuracy": 0.75})))
     with HistoryReader(path) as reader:
         rows = reader.samples(START, START + 2000)
     assert 24 <= len(rows) <= 25

@@ -21,13 +21,15 @@ from streamcl.bench.fuzz.through_sockets import keyed_daemon
 from streamcl.bench.local import FREE_ENDPOINTS, LocalDaemon
 from streamcl.client import Admin, Producer, Reader
 from streamcl.config import from_tree
+from streamcl.daemon import connections, waiting
 from streamcl.daemon import gate as gates
-from streamcl.daemon import ingest as loops
 from streamcl.daemon import sockets as routers
 from streamcl.daemon.admin import MOST_WAITING, Later, Request
 from streamcl.daemon.channel import Channel
-from streamcl.daemon.ingest import Ingest, Pending
+from streamcl.daemon.ingest import Service
+from streamcl.daemon.ingest import start as start_ingest
 from streamcl.daemon.metrics import MAX_LABELS, Metrics
+from streamcl.daemon.waiting import Pending, Waiting
 from streamcl.errors import ConfigError, Refused
 from streamcl.keys import Keys
 from streamcl.protocol import frames, messages
@@ -292,52 +294,54 @@ def test_label_values_are_bounded() -> None:
 
 
 @pytest.fixture
-def ingest(tmp_path: Path) -> Iterator[Ingest]:
-    """The real one behind its real sockets, with a trainer that says nothing; three producers at the most."""
+def service(tmp_path: Path) -> Iterator[Service]:
+    """The real ingest behind its real sockets, with a trainer that says nothing; three producers at the most."""
     (up, supervisor), (side, trainer) = Channel.pair(), Channel.pair()
     settings = from_tree({"state_dir": str(tmp_path / "state"), "endpoints": FREE_ENDPOINTS, "stream": {"producers": 3}})
-    ingest = Ingest(settings, Channel(up), Channel(side))
-    ingest.start()
-    yield ingest
+    service = start_ingest(settings, Channel(up), Channel(side))
+    yield service
     for end in (supervisor, trainer):
         end.close()
-    for router in (ingest.stream, ingest.admin.socket):
-        routers.close(router)
-    ingest.guard.gate.join()
-    ingest.http.close()
+    service.close()
 
 
 def test_connections_that_said_hello_are_bounded(
-    ingest: Ingest, connect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    service: Service, connect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loops, "MOST_CONNECTIONS", 4)
-    clients = [connect(routers.endpoint(ingest.stream)) for _ in range(8)]
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 4)
+    clients = [connect(service.stream.endpoint) for _ in range(8)]
     for number, client in enumerate(clients):
         client.send("hello", producer=f"p{number}")
         while not client.socket.poll(0):
-            ingest.turn()
+            service.turn()
         assert client.receive()["type"] == "welcome"
-    assert len(ingest.identities) == 4
-    assert len(ingest.peers) == 3
+    known = service.ingest.stream.replies.connections
+    assert len(known.identities) == 4
+    assert len(known.peers) == 3
     clients[0].send("batch", {"x": X, "y": np.arange(4) % 3}, seq=1, task="a")
     while not clients[0].socket.poll(0):
-        ingest.turn()
+        service.turn()
     assert clients[0].receive()["code"] == "not_ready"  # it says hello again, and goes on
 
 
-def test_what_waits_is_bounded(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Waiting(most=16)
+
     def hold(seq: int, nbytes: int) -> None:
         message = messages.Boundary(seq=seq, task="a", barrier={"b": 1})
-        ingest._hold("p", Pending(routers.Peer(b"", False, False), message, frames.NamedArrays(), nbytes))
+        held.check_room("p", nbytes)
+        held.add("p", Pending(routers.Peer(b"", False, False), message, frames.NamedArrays(), nbytes))
 
-    monkeypatch.setattr(loops, "WAITING_BYTES", 1000)
+    monkeypatch.setattr(waiting, "WAITING_BYTES", 1000)
     hold(1, 600)
     with pytest.raises(Refused, match="no_credit"):
         hold(2, 600)
-    for seq in range(2, ingest.session.terms.credit + 1):
+    for seq in range(2, 17):
         hold(seq, 1)
     with pytest.raises(Refused, match="no_credit"):
-        hold(ingest.session.terms.credit + 1, 1)
+        hold(17, 1)
+    assert [each.message.seq for each in held.take_all("p")] == [*range(16, 0, -1)]
+    hold(1, 600)  # what does not wait any longer takes no room
 
 
 def test_requests_that_wait_are_bounded() -> None:

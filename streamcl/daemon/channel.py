@@ -1,4 +1,4 @@
-"""A channel between two of the daemon's processes: small msgpack maps over a Unix SEQPACKET socket pair.
+"""A channel between two of the daemon's processes: `words` over a Unix SEQPACKET socket pair.
 
 Guarantees: a message arrives whole or not at all, also where the sender is killed; sending never blocks (what does not
 fit waits in this process). Has no path on disk, so nobody else can open it. When the other end is gone,
@@ -12,9 +12,9 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
-import msgpack
+from streamcl.daemon import words
 
 MESSAGE_BYTES = 128 * 1024
 WAITING_MESSAGES = 10_000
@@ -60,17 +60,17 @@ class Channel:
         self.closed = True
         self._socket.close()
 
-    def send(self, kind: str, **fields: Any) -> None:
-        """Queue a message and send what the socket takes."""
-        self._waiting.append(msgpack.packb({"type": kind, **fields}))
+    def send(self, word: words.Word) -> None:
+        """Queue a word and send what the socket takes."""
+        self._waiting.append(words.encode(word))
         self.flush()
 
-    def alive(self, **fields: Any) -> None:
+    def alive(self, sign: words.Alive) -> None:
         """Show the supervisor a sign of progress, seldom enough to cost nothing; call it in every loop."""
         now = time.monotonic()
         if now - self._last_alive > ALIVE_SECONDS:
             self._last_alive = now
-            self.send("alive", **fields)
+            self.send(sign)
 
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it; call it in every loop."""
@@ -84,8 +84,8 @@ class Channel:
                 return
             self._waiting.popleft()
 
-    def receive(self) -> Iterator[dict[str, Any]]:
-        """Every message that has arrived; never waits."""
+    def receive(self) -> Iterator[words.Word]:
+        """Every word that has arrived; never waits. Raises StreamclError for what is none."""
         while not self.closed:
             try:
                 packet = self._socket.recv(MESSAGE_BYTES)
@@ -96,4 +96,4 @@ class Channel:
             if not packet:
                 self.closed = True
                 return
-            yield msgpack.unpackb(packet)
+            yield words.decode(packet)

@@ -11,11 +11,11 @@ import signal
 import socket
 import sys
 from importlib import import_module
-from typing import Any
 
 import structlog
 
 from streamcl import config
+from streamcl.daemon import words
 from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.logs import configure
 from streamcl.errors import ConfigError, Damaged, ModelRefused, StreamclError, UnknownFormat
@@ -37,28 +37,30 @@ def main(arguments: list[str]) -> int:
     configure(role)
     os.nice(NICENESS.get(role, 0))
     channels = [Channel(socket.socket(fileno=int(descriptor))) for descriptor in descriptors]
-    first = _first_message(channels[0])
+    first = _first_word(channels[0])
     if first is None:
         return 0
     try:
-        settings = config.from_tree(first["config"])
+        settings = config.from_tree(first.tree)
         configure(role, settings.log)
         import_module(ROLES[role]).run(settings, *channels)
     except FATAL as error:
-        channels[0].send("fatal", message=str(error))
+        channels[0].send(words.Fatal(reason=str(error)))
         return 3
     except StreamclError as error:
         structlog.get_logger().error("failed", reason=str(error))
-        channels[0].send("failed", message=str(error))
+        channels[0].send(words.Failed(reason=str(error)))
         return 1
     return 0
 
 
-def _first_message(up: Channel) -> dict[str, Any] | None:
+def _first_word(up: Channel) -> words.Configuration | None:
     while not up.closed:
         wait([up])
-        for message in up.receive():
-            return message
+        for word in up.receive():
+            if not isinstance(word, words.Configuration):
+                words.unexpected(word, "new process")
+            return word
     return None
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from streamcl.daemon.words import Progress
 from streamcl.protocol.session import StreamSession
 from streamcl.storage.history import TIERS, History
 
@@ -103,7 +104,7 @@ class Chronicle:
         self.history.note(self.wall(), kind, text, task, lsn)
         self.events = tuple(self.history.events(SHOWN_EVENTS))
 
-    def tick(self, progress: Mapping[str, Any]) -> None:
+    def tick(self, progress: Progress) -> None:
         """Called every turn of the loop: now and then, a mark for the rates and a row of the history."""
         now = self.clock()
         if now - self._marks[-1][0] >= 1.0:
@@ -115,12 +116,11 @@ class Chronicle:
             self._sampled = (now, self.counts.copy())
             self.history.add_sample(self.wall(), now - since, self._figures(before, progress))
 
-    def _figures(self, before: Counts, progress: Mapping[str, Any]) -> dict[str, Any]:
+    def _figures(self, before: Counts, progress: Progress) -> dict[str, Any]:
         session = self.session
-        scores = progress.get("scores", {})
         return {
-            "loss": progress.get("loss"),
-            "accuracy": (scores.get("task") or scores.get("overall") or {}).get("accuracy"),
+            "loss": progress.loss,
+            "accuracy": (progress.scores.task or progress.scores.overall).get("accuracy"),
             "rows": self.counts.rows - before.rows,
             "batches": self.counts.batches - before.batches,
             "bytes": self.counts.bytes - before.bytes,

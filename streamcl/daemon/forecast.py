@@ -1,12 +1,13 @@
-"""How far a consolidation has come and how long it will still take, from its progress and from the ones before it."""
+"""What the trainer does; how far a consolidation has come and how long it will still take, from those before it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from streamcl.daemon.words import Consolidation
 from streamcl.learning.fitting import Progress
 
 FISHER_EPOCHS = 1.3  # what an exact Fisher costs, until a consolidation has shown what it costs here
@@ -77,3 +78,33 @@ class Forecast:
         if self.phase == "fisher":
             return rest
         return rest + passed / self._done * self.fisher_epochs / self.epochs
+
+
+@dataclass(slots=True)
+class Activity:
+    """What the trainer does: recovering, idle, training, revisiting or consolidating; and how far that has come."""
+
+    name: str = "recovering"
+    forecast: Forecast = field(default_factory=Forecast)
+
+    @property
+    def consolidating(self) -> bool:
+        """Whether a boundary is under way."""
+        return self.name == "consolidating"
+
+    def saw(self, progress: Progress) -> bool:
+        """A step of a consolidation was taken; whether that is where it began."""
+        began = not self.consolidating
+        if began:
+            self.name = "consolidating"
+            self.forecast.begin()
+        self.forecast.saw(progress)
+        return began
+
+    def consolidation(self) -> Consolidation | None:
+        """How far it has come, where one is under way."""
+        forecast = self.forecast
+        if not self.consolidating:
+            return None
+        left = forecast.seconds_left()
+        return Consolidation(forecast.phase, forecast.epoch, forecast.epochs, forecast.fraction(), left)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 
 from streamcl import __version__
+from streamcl.daemon.words import Progress
 from streamcl.entries import Consolidated, Revisited
 from streamcl.protocol.session import StreamSession
 
@@ -84,15 +84,22 @@ class Metrics:
         values.add(value)
         return value
 
-    def trained(self, progress: Mapping[str, Any]) -> None:
+    def received(self, producer: str) -> None:
+        """A batch of this producer is in the log."""
+        self.batches_received.labels(self.label("producer", producer)).inc()
+
+    def rejected(self, code: str, number: int = 1) -> None:
+        """So many messages were refused with this code."""
+        self.batches_rejected.labels(code).inc(number)
+
+    def trained(self, progress: Progress) -> None:
         """Take over what the trainer reported."""
-        if progress.get("loss") is not None:
-            self.train_loss.set(progress["loss"])
-        accuracy = progress.get("scores", {}).get("overall", {}).get("accuracy")
-        if accuracy is not None:
-            self.prequential_accuracy.set(accuracy)
-        self.samples_trained.inc(progress.get("new_samples", 0))
-        for seconds in progress.get("step_seconds", ()):
+        if progress.loss is not None:
+            self.train_loss.set(progress.loss)
+        if "accuracy" in progress.scores.overall:
+            self.prequential_accuracy.set(progress.scores.overall["accuracy"])
+        self.samples_trained.inc(progress.new_samples)
+        for seconds in progress.step_seconds:
             self.train_step_duration.observe(seconds)
 
     def ingested(self, session: StreamSession) -> None:

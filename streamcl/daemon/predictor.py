@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ import zmq
 
 from streamcl.config import Config
 from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.daemon import words
 from streamcl.daemon.channel import Channel
+from streamcl.daemon.endpoint import Endpoint, Received
 from streamcl.daemon.guard import Guard
 from streamcl.daemon.sockets import Peer, bind_router, check_reads, endpoint, receive, send
 from streamcl.errors import Refused
@@ -45,18 +47,21 @@ def run(config: Config, up: Channel) -> None:
     socket = bind_router(config.endpoints.predict, guard.gate)
     guard.gate.open()
     predictor = Predictor(config, guard)
-    up.send("ready", endpoints={"predict": endpoint(socket)})
+    up.send(words.Ready(endpoints={"predict": endpoint(socket)}))
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)
     poller.register(up.fileno(), zmq.POLLIN)
     while not up.closed:
-        for message in up.receive():
-            if message["type"] == "stop":
-                return
-            if message["type"] == "reload":
-                guard.reload()  # what is wrong with it, ingest says
+        for word in up.receive():
+            match word:
+                case words.Stop():
+                    return
+                case words.Reload():
+                    guard.reload()  # what is wrong with it, ingest says
+                case _:
+                    words.unexpected(word, "predictor")
         poller.poll(IDLE_MS)
-        up.alive()
+        up.alive(words.Alive())
         for peer, parts in receive(socket, guard.gate):
             send(socket, peer, predictor.answer(parts, peer))
         predictor.keep_up()
@@ -69,6 +74,7 @@ class Predictor:
     def __init__(self, config: Config, guard: Guard) -> None:
         self.config = config
         self.guard = guard
+        self._endpoint = Endpoint(messages.Predict, guard.check, {messages.Predict: ("x",)}, fatal=())
         self.refused: Counter[str] = Counter()
         self.notes: list[dict[str, Any]] = []
         self._reported = 0.0
@@ -88,25 +94,23 @@ class Predictor:
 
     def answer(self, parts: Sequence[frames.Buffer], peer: Peer) -> list[frames.Buffer]:
         """The reply to one message: a prediction or an error, never an exception."""
-        identity: dict[str, Any] = {}
-        try:
-            envelope = frames.parse(parts)
-            identity = {"id": envelope.header["id"]} if "id" in envelope.header else {}
-            request = messages.decode(envelope.header, messages.Predict)
-            self.guard.check(peer, request)
-            arrays = frames.open_arrays(envelope, ["x"])
-            fields, outputs = self._predict(request, arrays)
-            reply = frames.build({"type": "prediction", **identity, **fields}, outputs, delimited=peer.delimited)
-            check_reads(peer, reply)
-            return reply
-        except Refused as refused:
-            reason = refused
-        except Exception as error:
-            reason = Refused("internal", f"{type(error).__name__}: {error}"[:500])
-        self._count(peer, reason)
-        identity = identity or {name: value for name, value in reason.fields.items() if name == "id" and value is not None}
-        header = {"type": "error", **identity, "code": reason.code, "message": reason.message}
-        return frames.build({**header, "retryable": reason.code in messages.RETRYABLE}, delimited=peer.delimited)
+        replies: list[list[frames.Buffer]] = []
+        taken = self._endpoint.take(peer, parts, lambda received: replies.append(self._reply(received)))
+        if taken.refused is None:
+            return replies[0]
+        self._count(peer, taken.refused)
+        header = {"type": "error", **_identity(taken.header), "code": taken.refused.code, "message": taken.refused.message}
+        if taken.id is not None:
+            header["id"] = taken.id
+        return frames.build({**header, "retryable": taken.refused.code in messages.RETRYABLE}, delimited=peer.delimited)
+
+    def _reply(self, received: Received) -> list[frames.Buffer]:
+        """A prediction; raises Refused, and whatever the model does."""
+        fields, outputs = self._predict(received.message, received.arrays)
+        header = {"type": "prediction", **_identity(received.header), **fields}
+        reply = frames.build(header, outputs, delimited=received.peer.delimited)
+        check_reads(received.peer, reply)
+        return reply
 
     def _count(self, peer: Peer, refused: Refused) -> None:
         self.refused[refused.code] += 1
@@ -117,7 +121,7 @@ class Predictor:
         """Now and then, tell ingest what was refused here: it keeps the counters and the audit log."""
         self.notes += list(self.guard.turned_away())[: MOST_NOTES - len(self.notes)]
         if (self.refused or self.notes) and time.monotonic() - self._reported > REPORT_SECONDS:
-            up.send("refused", codes=dict(self.refused), notes=self.notes)
+            up.send(words.TurnedAway(codes=dict(self.refused), notes=self.notes))
             self.refused, self.notes, self._reported = Counter(), [], time.monotonic()
 
     def _predict(self, request: messages.Predict, arrays: NamedArrays) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -169,3 +173,7 @@ class Predictor:
                 {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
             )
         return self.posterior
+
+
+def _identity(header: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": header["id"]} if "id" in header else {}

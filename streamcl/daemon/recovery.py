@@ -1,20 +1,51 @@
-"""What the ingest process knows at its start: the checkpoint's numbers, the ledger's tasks, then the log's records.
+"""What the ingest process knows at its start: the checkpoint's numbers, the ledger's tasks, then the log's records; what
+has failed before, and the history.
 
 Guarantees: the session after recovery equals the session before the end, up to what was never acknowledged.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamcl.config import Config
+from streamcl.daemon.journal import Writer
 from streamcl.entries import Standing, standing
 from streamcl.errors import Damaged
 from streamcl.protocol.restoring import restore
 from streamcl.protocol.session import StreamSession
 from streamcl.snapshot import Meta
-from streamcl.storage import checkpoint, ledger, log
+from streamcl.storage import checkpoint, ledger, log, published, quarantine
 from streamcl.storage.disk import Disk
+from streamcl.storage.history import History
 from streamcl.storage.state import StateDirectory
 
 ATTEMPTS = 5  # a running trainer may replace the checkpoint and drop segments while we read them
+
+
+@dataclass(slots=True)
+class Found:
+    """All that was on disk, and the disk."""
+
+    state: StateDirectory
+    disk: Disk
+    session: StreamSession
+    writer: Writer
+    standing: Standing
+    failures: list[dict[str, Any]]
+    history: History
+    torn: log.TornTail | None = None
+
+
+def take_over(config: Config, disk: Disk, session: StreamSession) -> Found:
+    """Everything that the ingest process has from its last life, in a fresh session; raises Damaged, UnknownFormat."""
+    state = StateDirectory(Path(config.state_dir))
+    writer, holds = recover(state, session, disk)
+    published.clear(state.trial)
+    history = History(state.history)
+    return Found(state, disk, session, writer, holds, quarantine.load(state.path), history, writer.torn)
 
 
 def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[log.LogWriter, Standing]:

@@ -21,13 +21,13 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import structlog
 
 from streamcl import keys
 from streamcl.config import Config, Security
+from streamcl.daemon import words
 from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.guard import Guard
 from streamcl.daemon.logs import configure
@@ -63,7 +63,7 @@ class Child:
     side: socket.socket | None = None
     process: subprocess.Popen[bytes] | None = None
     channel: Channel | None = None
-    ready: dict[str, Any] | None = None
+    ready: words.Ready | None = None
     started: float = 0.0
     heard: float = 0.0
     spoke: float = float("-inf")
@@ -92,7 +92,7 @@ class Child:
         self.channel, self.ready = Channel(ours), None
         self.started = self.heard = time.monotonic()
         self.busy, self.ready_at, self.watchdog, self.at_work = 0.0, float("inf"), None, False
-        self.channel.send("config", config=msgspec.to_builtins(config))
+        self.channel.send(words.Configuration(tree=msgspec.to_builtins(config)))
         structlog.get_logger().debug("process started", child=self.role, pid=self.process.pid)
 
     def schedule_restart(self) -> None:
@@ -284,9 +284,9 @@ class Supervisor:
             if child.channel is None:
                 continue
             child.channel.flush()
-            for message in child.channel.receive():
+            for word in child.channel.receive():
                 child.heard = child.spoke = time.monotonic()
-                self._take(child, message)
+                self._take(child, word)
         if self.hung_up:
             self.hung_up = False
             self._reload()
@@ -299,8 +299,8 @@ class Supervisor:
         """Have policy, token and certificate read again; ingest says how that went."""
         self.manager.reloading()
         if self._reloadable:
-            self._tell("ingest", "reload")
-            self._tell("predictor", "reload")
+            self._tell("ingest", words.Reload())
+            self._tell("predictor", words.Reload())
         else:
             structlog.get_logger().info("nothing to read again: the configuration names no policy, token or certificate")
             self._reloaded(None)
@@ -310,37 +310,39 @@ class Supervisor:
         if self.announced:
             self.manager.say("READY=1")
 
-    def _take(self, child: Child, message: dict[str, Any]) -> None:
-        match message["type"]:
-            case "ready":
-                self._ready(child, message)
-            case "stop":
-                self._stop(drain=message["drain"], deadline=float("inf"))
-            case "fatal":
-                self.failure = message["message"]
-                structlog.get_logger().error("cannot go on", role=child.role, reason=self.failure)
+    def _take(self, child: Child, word: words.Word) -> None:
+        match word:
+            case words.Ready():
+                self._ready(child, word)
+            case words.Stop(drain=drain):
+                self._stop(drain=drain, deadline=float("inf"))
+            case words.Fatal(reason=reason):
+                self.failure = reason
+                structlog.get_logger().error("cannot go on", role=child.role, reason=reason)
                 self._stop(drain=False, deadline=time.monotonic() + DRAIN_SECONDS)
-            case "alive":
-                self.activity = message.get("activity", self.activity)
-                child.passed, child.at_work = message.get("checkpointed", -1), message.get("at_work", False)
-            case "reloaded":
-                self._reloaded(message["problem"])
-            case "refused":
-                self._tell("ingest", "refused", codes=message["codes"], notes=message["notes"])
-            case "failed":
-                self.children["ingest"].channel.send("failed", role=child.role, message=message["message"])  # type: ignore[union-attr]
+            case words.Alive(activity=activity):
+                self.activity = self.activity if activity is None else activity
+                child.passed, child.at_work = word.checkpointed, word.at_work
+            case words.Reloaded(problem=problem):
+                self._reloaded(problem)
+            case words.TurnedAway():
+                self._tell("ingest", word)
+            case words.Failed(reason=reason):
+                self._tell("ingest", words.Crashed(role=child.role, reason=reason))
+            case _:
+                words.unexpected(word, "supervisor")
 
-    def _ready(self, child: Child, message: dict[str, Any]) -> None:
+    def _ready(self, child: Child, ready: words.Ready) -> None:
         seconds = round(time.monotonic() - child.started, 3)
         structlog.get_logger().debug("process ready", child=child.role, seconds=seconds)
-        child.ready, child.ready_at = message, time.monotonic()
+        child.ready, child.ready_at = ready, time.monotonic()
         if child.role == "ingest":
             self.troubles = {}  # it knows of none
-        for name, endpoint in message.get("endpoints", {}).items():  # a restart binds the same ports again
+        for name, endpoint in ready.endpoints.items():  # a restart binds the same ports again
             endpoints = msgspec.structs.replace(self.config.endpoints, **{name: endpoint})
             self.config = msgspec.structs.replace(self.config, endpoints=endpoints)
         if not self.announced and child.role == "ingest":
-            self._tell("ingest", "begin")  # not after a restart of it alone: nothing has been mended then
+            self._tell("ingest", words.Begin())  # not after a restart of it alone: nothing has been mended then
         if self.announced and child.role == "ingest":
             self._reloaded(None)  # it has read everything afresh; a reload that it died in is over
         if not self.announced and all(child.ready for child in self.children.values()):
@@ -401,7 +403,7 @@ class Supervisor:
         if trouble == self.troubles.get(child.role) or not self.children["ingest"].ready:
             return
         self.troubles[child.role] = trouble
-        self._tell("ingest", "trouble", process=child.role, message=trouble)
+        self._tell("ingest", words.Trouble(role=child.role, reason=trouble))
         if trouble is None:
             structlog.get_logger().info("the process lives again", role=child.role)
         else:
@@ -437,8 +439,8 @@ class Supervisor:
         self.stopping, self.deadline = "drain" if drain else "now", deadline
         self.manager.say("STOPPING=1")
         structlog.get_logger().info("stopping", drain=drain)
-        self._tell("ingest", "closing")
-        self._tell("trainer", "stop", drain=drain)
+        self._tell("ingest", words.Closing())
+        self._tell("trainer", words.Stop(drain=drain))
         self.children["trainer"].expected_to_end = True
 
     def _go_on_stopping(self) -> None:
@@ -450,16 +452,16 @@ class Supervisor:
         elif time.monotonic() > self.deadline:
             self.ended = True
 
-    def _tell(self, role: str, kind: str, **fields: Any) -> None:
+    def _tell(self, role: str, word: words.Word) -> None:
         channel = self.children[role].channel
         if channel is not None:
-            channel.send(kind, **fields)
+            channel.send(word)
 
     def _shut_down(self) -> None:
         """End what still runs: ask, then kill; everything durable is on disk already."""
         StateDirectory(Path(self.config.state_dir)).daemon.unlink(missing_ok=True)
         for child in self.children.values():
-            self._tell(child.role, "stop", drain=False)
+            self._tell(child.role, words.Stop(drain=False))
         patience = time.monotonic() + (0.0 if self.signals > 1 else 5.0)
         for child in self.children.values():
             if child.process is not None:

@@ -38,7 +38,7 @@ class Shown:
 
     def routes(self) -> dict[str, Json]:
         """Path to what answers it."""
-        return {"/status": lambda query: self.view.status(), "/overview": self.overview, "/history": self.past}
+        return {"/status": lambda query: self.view.status().plain(), "/overview": self.overview, "/history": self.past}
 
     def overview(self, query: Query) -> dict[str, Any]:
         """Tasks, at most `MOST_TASKS`: those with the highest rises, then the newest; and the producers heard last."""

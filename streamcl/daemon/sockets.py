@@ -46,6 +46,30 @@ class Peer:
     connection: tuple[int, int] = (-1, 0)
 
 
+class Router:
+    """A bound ROUTER socket, behind a gate."""
+
+    def __init__(self, socket: zmq.Socket[bytes], gate: Gate) -> None:
+        self.socket, self.gate = socket, gate
+
+    def receive(self) -> Iterator[tuple[Peer, list[Buffer]]]:
+        """What has arrived, without waiting."""
+        return receive(self.socket, self.gate)
+
+    def send(self, peer: Peer, message: Sequence[Buffer]) -> None:
+        """Reply to a peer; never waits."""
+        send(self.socket, peer, message)
+
+    @property
+    def endpoint(self) -> str:
+        """Where it is bound, its port resolved."""
+        return endpoint(self.socket)
+
+    def close(self) -> None:
+        """Close, giving replies on their way a second."""
+        close(self.socket)
+
+
 def bind_router(endpoint: str, gate: Gate | None = None) -> zmq.Socket[bytes]:
     """A bound ROUTER socket with every limit set before the bind; raises ConfigError where it cannot bind."""
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)

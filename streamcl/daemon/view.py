@@ -1,6 +1,6 @@
-"""What the daemon shows of itself: status and tasks, from the session and the trainer's last words.
+"""What the daemon shows of itself: status and tasks, from the session, the tasks' standing and the trainer's last words.
 
-Read by the loop and by HTTP threads; every answer is built afresh, nothing here decides anything.
+Read by operators, by producers that wait and by HTTP threads; every answer is built afresh, nothing here decides anything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from typing import Any
 from streamcl import __version__
 from streamcl.config import Config
 from streamcl.daemon.chronicle import Chronicle
-from streamcl.entries import Confirmed, Consolidated, Entry, Held, Standing
+from streamcl.daemon.link import Link
+from streamcl.daemon.status import Consolidating, Spool, Status
+from streamcl.daemon.tasks import Tasks
+from streamcl.daemon.words import Progress
+from streamcl.entries import Confirmed, Consolidated, Entry, Held
 from streamcl.protocol.session import KEPT_REMEDY, StreamSession
 
 SILENCE_SECONDS = 30.0
@@ -23,20 +27,16 @@ SHOWN = ("task", "samples", "weight", "loss", "revisits", "penalty", "penalty_ri
 class View:
     """The daemon's state as others see it."""
 
-    def __init__(self, config: Config, session: StreamSession) -> None:
+    def __init__(self, config: Config, session: StreamSession, tasks: Tasks, link: Link, chronicle: Chronicle) -> None:
         self.config = config
-        self.session = session
-        self.chronicle: Chronicle | None = None
+        self.session, self.known, self.link, self.chronicle = session, tasks, link, chronicle
         self.started = time.monotonic()
-        self.paused = False
-        self.standing = Standing()
         self.penalties: dict[str, tuple[float, float]] = {}
         self.accuracies: dict[str, float] = {}
-        self.quarantine: list[dict[str, Any]] = []
         self.troubles: dict[str, str] = {}  # of processes that die again and again, by role
         self.torn_bytes = 0
+        self.progress = Progress(device=config.train.device)
         self._warning: str | None = None
-        self.progress: Mapping[str, Any] = {}
         self._heard = 0.0
         self._problem: str | None = None
 
@@ -45,18 +45,18 @@ class View:
     @property
     def entries(self) -> dict[str, Consolidated]:
         """The newest ledger entry of each consolidated task."""
-        return self.standing.tasks
+        return self.known.standing.tasks
 
     def recovered_trainer(self) -> None:
         """A trainer has started and restored its checkpoint."""
         self._problem, self._heard = None, time.monotonic()
 
-    def progressed(self, message: Mapping[str, Any]) -> None:
+    def progressed(self, progress: Progress) -> None:
         """The trainer reported."""
-        self.progress, self._heard = message, time.monotonic()
+        self.progress, self._heard = progress, time.monotonic()
 
     def done(self, entry: Entry, warning: str | None) -> None:
-        """A record took effect on the tasks; `standing` has it already."""
+        """A record took effect on the tasks, whose standing has it already."""
         if isinstance(entry, Consolidated | Confirmed):
             self._warning = warning
         for followed in (self.penalties, self.accuracies):
@@ -75,7 +75,7 @@ class View:
 
         Also while the trainer is silent: the supervisor ends one that makes no progress, and counts how often.
         """
-        return self.trouble() is None and not self.paused and self._behind()
+        return self.trouble() is None and not self.link.paused and self._behind()
 
     def waiting(self) -> str | None:
         """Why what is stored is not learned now, or nothing more is taken in, and the remedy; None where nothing waits.
@@ -84,7 +84,7 @@ class View:
         """
         if self.trouble() is not None:
             return self.trouble()
-        if self.paused and self._behind():
+        if self.link.paused and self._behind():
             return PAUSED
         budget = self.session.terms.task_bytes
         if self.session.credit()["messages"] == 0 and not self._behind():
@@ -98,19 +98,9 @@ class View:
     def _behind(self) -> bool:
         """Whether the trainer has yet to learn, or to consolidate, what is stored."""
         progress = self.progress
-        return progress.get("next_lsn", 0) < self.session.next_lsn or progress.get("consolidation") is not None
+        return progress.next_lsn < self.session.next_lsn or progress.consolidation is not None
 
     # -- what is shown -------------------------------------------------------------------------------------------
-
-    def closed_by(self, producer: str, seq: int) -> Consolidated | Held | None:
-        """The entry of the task that this message closed, if it is consolidated already, or held."""
-        closed: list[Consolidated | Held] = [*self.standing.held.values(), *self.entries.values()]
-        return next((e for e in closed if (e.producer, e.seq) == (producer, seq)), None)
-
-    def reason(self, task: str) -> str:
-        """Why a task is held, or rows of it are set aside: the newest failure's words."""
-        failures = [failure["reason"] for failure in self.quarantine if failure["task"] == task]
-        return str(failures[-1]) if failures else "the reason was not kept"
 
     def trainer_up(self) -> bool:
         """Whether the trainer has reported lately."""
@@ -128,22 +118,22 @@ class View:
             return self._problem
         if self.session.full:
             return f"the disk of {self.config.state_dir} is full; nothing more is taken in until there is room"
-        full = self.progress.get("full")
+        full = self.progress.full
         if full is not None:
             return f"the disk of {self.config.state_dir} is full: {full}; training waits for room"
-        if self.paused and self.session.credit()["messages"] == 0:
+        if self.link.paused and self.session.credit()["messages"] == 0:
             return f"{PAUSED}; the disk budget (stream.task_bytes) is used up, so producers wait"
         return None
 
     def _kept(self) -> str | None:
         """What could not be learned, in words that name the way out."""
-        if self.standing.held:
-            task = next(iter(self.standing.held))
-            more = f" (and {len(self.standing.held) - 1} more)" if len(self.standing.held) > 1 else ""
-            return f"task {task!r}{more} is held: its rows could not be learned: {self.reason(task)}; {KEPT_REMEDY}"
+        if self.known.standing.held:
+            task = next(iter(self.known.standing.held))
+            more = f" (and {len(self.known.standing.held) - 1} more)" if len(self.known.standing.held) > 1 else ""
+            return f"task {task!r}{more} is held: its rows could not be learned: {self.known.reason(task)}; {KEPT_REMEDY}"
         if self.session.set_aside:
             task, rows = next(iter(self.session.set_aside.items()))
-            return f"{rows} rows of task {task!r} are set aside: {self.reason(task)}; {KEPT_REMEDY}"
+            return f"{rows} rows of task {task!r} are set aside: {self.known.reason(task)}; {KEPT_REMEDY}"
         return None
 
     def not_ready(self) -> str | None:
@@ -152,60 +142,53 @@ class View:
             return self.problem()
         return None if self.trainer_up() else "the trainer does not answer"
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """The contract's fields of `status`, then what else is known."""
-        progress = self.progress
-        return {
-            "version": __version__,
-            "state": self._state(),
-            "task": self.session.open_task,
-            "mode": self.config.posterior.mode,
-            "samples_seen": progress.get("samples", 0),
-            "batches_durable": self.session.stored_batches,
-            "batches_applied": self.session.applied_batches,
-            "parameters": progress.get("parameters", 0),
-            "tasks": len(self.entries),
-            "uptime_seconds": time.monotonic() - self.started,
-            "spool_bytes": self.session.total_spool,
-            "device": progress.get("device", self.config.train.device),
-            "train_loss": progress.get("loss"),
-            "prequential": progress.get("scores", {"overall": {}, "task": {}}),
-            "consolidation": self._consolidation(),
-            **self._ingest(),
-            "steps": progress.get("steps", 0),
-            "problem": self.problem(),
-            "working": self.working(),
-            "waiting": self.waiting(),
-            "warning": self._warning,
-            "torn_bytes": self.torn_bytes,
-            "held_tasks": len(self.standing.held),
-            "set_aside_rows": sum(self.session.set_aside.values()),
-            "quarantined": len(self.quarantine),
-            "last_quarantined": self.quarantine[-1] if self.quarantine else None,
-        }
+        progress, session, chronicle = self.progress, self.session, self.chronicle
+        return Status(
+            version=__version__,
+            state=self._state(),
+            task=session.open_task,
+            mode=self.config.posterior.mode,
+            samples_seen=progress.samples,
+            batches_durable=session.stored_batches,
+            batches_applied=session.applied_batches,
+            parameters=progress.parameters,
+            tasks=len(self.entries),
+            uptime_seconds=time.monotonic() - self.started,
+            spool_bytes=session.total_spool,
+            device=progress.device,
+            train_loss=progress.loss,
+            prequential=progress.scores,
+            consolidation=self._consolidation(),
+            ingest_rate=chronicle.rates(),
+            lag_batches=session.stored_batches - session.applied_batches,
+            credit=session.credit(),
+            task_bytes=Spool(session.task_spool, session.terms.task_bytes),
+            producers_total=len(session.producers),
+            events=list(chronicle.events),
+            steps=progress.steps,
+            problem=self.problem(),
+            working=self.working(),
+            waiting=self.waiting(),
+            warning=self._warning,
+            torn_bytes=self.torn_bytes,
+            held_tasks=len(self.known.standing.held),
+            set_aside_rows=sum(session.set_aside.values()),
+            quarantined=len(self.known.failures),
+            last_quarantined=self.known.failures[-1] if self.known.failures else None,
+        )
 
     def _state(self) -> str:
         if not self.trainer_up():
             return "recovering"
-        return "paused" if self.paused else str(self.progress.get("state", "recovering"))
+        return "paused" if self.link.paused else self.progress.state
 
-    def _consolidation(self) -> dict[str, Any] | None:
-        """Its task, phase, epoch of epochs, the fraction done (0 to 1) and the seconds left, or None."""
-        progress = self.progress
-        consolidation = progress.get("consolidation")
-        return None if consolidation is None else {"task": progress.get("task"), **consolidation}
-
-    def _ingest(self) -> dict[str, Any]:
-        """What comes in, how far training is behind, what there is room for, what happened last."""
-        session, chronicle = self.session, self.chronicle
-        return {
-            "ingest_rate": {} if chronicle is None else chronicle.rates(),
-            "lag_batches": session.stored_batches - session.applied_batches,
-            "credit": session.credit(),
-            "task_bytes": {"used": session.task_spool, "budget": session.terms.task_bytes},
-            "producers_total": len(session.producers),
-            "events": [] if chronicle is None else list(chronicle.events),
-        }
+    def _consolidation(self) -> Consolidating | None:
+        now = self.progress.consolidation
+        if now is None:
+            return None
+        return Consolidating(self.progress.task, now.phase, now.epoch, now.epochs, now.fraction, now.seconds_left)
 
     def tasks(self) -> list[dict[str, Any]]:
         """One map a task, in the order they were first closed; `state` says whether it is consolidated or held.
@@ -218,7 +201,7 @@ class View:
         consolidated = [self._task(entry, ranks.get(entry.task), entries) for entry in entries]
         return [
             *consolidated,
-            *(self._held(entry) for task, entry in self.standing.held.items() if task not in self.entries),
+            *(self._held(entry) for task, entry in self.known.standing.held.items() if task not in self.entries),
         ]
 
     def _held(self, entry: Held) -> dict[str, Any]:
@@ -237,17 +220,17 @@ class View:
                 "task": task,
                 "state": "held",
                 "rows": entry.samples,
-                "reason": self.reason(task),
+                "reason": self.known.reason(task),
                 "time": entry.closed_at,
             }
-            for task, entry in self.standing.held.items()
+            for task, entry in self.known.standing.held.items()
         ]
-        failures = {failure["lsn"]: failure for failure in self.quarantine}
+        failures = {failure["lsn"]: failure for failure in self.known.failures}
         batches = [(task, lsn, rows) for task, entry in self.entries.items() for lsn, rows in entry.aside]
         open_task = self.session.open_task
         doubtful = [
             {**_aside(failure["task"], failure.get("rows", 0), failure), "state": "doubtful"}
-            for failure in self.quarantine
+            for failure in self.known.failures
             if failure["task"] == open_task and failure["stage"].startswith("batch")
         ]
         return [*held, *(_aside(task, rows, failures.get(lsn, {})) for task, lsn, rows in batches), *doubtful]
@@ -262,7 +245,7 @@ class View:
         penalty, rise = self.penalties.get(entry.task, (None, None))
         shown = {name: getattr(entry, name, None) for name in SHOWN} | {"penalty": penalty, "penalty_rise": rise}
         shown["set_aside"] = entry.rows_aside
-        shown["state"] = "held" if entry.task in self.standing.held else "consolidated"
+        shown["state"] = "held" if entry.task in self.known.standing.held else "consolidated"
         if entry.task in self.accuracies:
             shown["accuracy"] = self.accuracies[entry.task]
         if self.config.posterior.mode != "factors":

@@ -227,7 +227,7 @@ def every_step(faults: Iterable[Fault] = FAULTS, *, alone: bool, about: Subject 
     """
     make, tree = SCRIPTS[about]
     script, tally = make(), Tally()
-    expected = _undisturbed(script, tree=tree)
+    expected = undisturbed(script, tree=tree)
     for fault in faults:
         for at in count(1, stride):
             plan = Plan(at, fault)
@@ -249,7 +249,7 @@ def random_crashes(runs: int, seed: int = 0, variant: Variant = SOUND, *, cut: b
         script = kept_script() if about == "kept" else drifting(rng) if about == "drift" else two_producers(rng)
         aim = rng.choice((None, "ingest: sync"))  # when most is at stake: much is written, nothing is synced
         plan = _TwicePlan(rng.randint(1, 200), rng.choice(("kill", "torn")), aim, rng.choice((0, rng.randint(1, 20))))
-        expected = partial(_undisturbed, script, tree=tree)
+        expected = partial(undisturbed, script, tree=tree)
         _run(tally, script, plan, expected, seed=number, cut=cut, alone=rng.random() < 0.3, variant=variant, tree=tree)
     return tally
 
@@ -304,7 +304,7 @@ def _run(
     **options: Any,
 ) -> None:
     """One run; its end is compared with what is expected of the order in which it stored the messages."""
-    with _world(script, plan, **options) as world:
+    with small_world(script, plan, **options) as world:
         try:
             end = world.run()
             _compare(end, expected(world.order()))
@@ -326,15 +326,16 @@ def _both_nan(end: dict[str, Any], expected: dict[str, Any], name: str) -> bool:
     return bool(end[name] != end[name]) and expected[name] != expected[name]
 
 
-def _undisturbed(
+def undisturbed(
     script: Sequence[Phase], order: Sequence[tuple[str, int]] | None = None, tree: dict[str, Any] = TREE
 ) -> dict[str, Any]:
-    with _world(script, order=order, tree=tree) as world:
+    """How a script ends where nothing happens to it, fed in this order."""
+    with small_world(script, order=order, tree=tree) as world:
         return world.run()
 
 
 @contextmanager
-def _world(
+def small_world(
     script: Sequence[Phase], plan: Plan | None = None, tree: dict[str, Any] = TREE, **options: Any
 ) -> Iterator[World]:
     """A world in a directory that goes with it."""

@@ -18,22 +18,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import structlog
-from msgspec.structs import replace
 
 from streamcl import config, snapshot
 from streamcl.bench.faults import moody
 from streamcl.bench.faults.disk import Killed, Plan, SimulatedDisk, Volume
-from streamcl.daemon import ingest, trainer
-from streamcl.daemon.admin import Admin, Request
+from streamcl.daemon import words
 from streamcl.daemon.channel import Channel
+from streamcl.daemon.ingest import Ingest
+from streamcl.daemon.journal import Writer
+from streamcl.daemon.link import Link
+from streamcl.daemon.recovery import take_over
 from streamcl.daemon.sockets import Peer
+from streamcl.daemon.trainer import Trainer
 from streamcl.entries import Standing
-from streamcl.errors import Damaged, Refused, StreamclError
+from streamcl.errors import Damaged, StreamclError
 from streamcl.learning.drift import Drift, Rise
+from streamcl.learning.learner import Learner
 from streamcl.protocol import frames, messages
-from streamcl.protocol.session import StreamSession
+from streamcl.protocol.session import StreamSession, Terms
 from streamcl.storage import log
+from streamcl.storage.log import LogReader
+from streamcl.storage.records import Record
 
 LIVES = 30  # more starts than any plan causes: something keeps failing
 TURNS = 20_000  # more than any script takes: something hangs
@@ -133,8 +140,8 @@ class World:
         self.volume = Volume(self.root)
         self.ends = Channel.pair()
         self.open_disks = {owner: SimulatedDisk(self.volume, self.plan, owner) for owner in ("ingest", "trainer")}
-        self.ingest: SimulatedIngest | None = None
-        self.trainer: SimulatedTrainer | None = None
+        self.ingest: Ingest | None = None
+        self.trainer: Trainer | None = None
 
     # -- the run -------------------------------------------------------------------------------------------------
 
@@ -171,13 +178,14 @@ class World:
 
     def _end(self, owner: str) -> None:
         """What the kernel closes of a process that ends."""
-        process = self.trainer if owner == "trainer" else self.ingest
+        trainer, ingest = self.trainer, self.ingest
         setattr(self, owner, None)
         self.open_disks[owner].let_go()
-        if process is not None:
-            process.side.close()
-        if isinstance(process, SimulatedIngest) and hasattr(process, "history"):
-            process.history.close()
+        if owner == "trainer" and trainer is not None:
+            trainer.side.close()
+        if owner == "ingest" and ingest is not None:
+            ingest.link.side.close()
+            ingest.found.history.close()
 
     def _died(self, owner: str) -> None:
         """A kill, alone or of both processes, or a power cut."""
@@ -194,35 +202,74 @@ class World:
             self.root = following
             self.volume = Volume(self.root)
 
-    def _start(self, owner: str) -> Any:
+    def _starting(self, owner: str) -> tuple[config.Config, SimulatedDisk]:
+        """What a process of this life gets: its configuration and its disk."""
         self.lives += 1
         if self.lives > LIVES:
             raise Violation(f"{owner} keeps ending: {self.lives} starts")
-        tree = config.from_tree({**self.tree, "state_dir": str(self.root)})
         disk = self.open_disks[owner] = faulty_disk(self.volume, self.plan, owner, self.variant)
-        ours = Channel(self.ends[0 if owner == "ingest" else 1].dup())
-        return (SimulatedIngest if owner == "ingest" else SimulatedTrainer)(self, tree, ours, disk)
+        return config.from_tree({**self.tree, "state_dir": str(self.root)}), disk
+
+    def _channel(self, number: int) -> Channel:
+        return Channel(self.ends[number].dup())
 
     def _turn_ingest(self) -> None:
         if self.ingest is None:
-            self.ingest = self._start("ingest")
-            self.ingest.recover()
+            self.ingest = self._start_ingest()
             self._meet_producers()
         self._send_some(self.ingest)
         self.ingest.make_durable()
-        self.ingest.hear_trainer()
+        self.ingest.hear()
+
+    def _start_ingest(self) -> Ingest:
+        settings, disk = self._starting("ingest")
+        session = (StreamSession if self.variant.check_duplicates else _Credulous)(Terms.of(settings))
+        found = take_over(settings, disk, session)
+        if not self.variant.acknowledge_late:
+            found.writer = EagerWriter(found.writer, self._acknowledge_early)
+        link = Link(SilentChannel(), self._channel(0))
+        stream = Ends(lambda peer, header: self.heard(peer.routing_id.decode(), header), self.plan)
+        daemon = Ingest(settings, found, link, stream, Ends(lambda _, header: self.confirmed(header), self.plan))
+        daemon.begin()
+        return daemon
+
+    def _acknowledge_early(self, record: Record) -> None:
+        if record.producer is not None:
+            self.heard(record.producer, {"type": "ack", "durable": record.seq})
 
     def _turn_trainer(self) -> None:
         if self.trainer is None:
-            self.trainer = self._start("trainer")
-            self.trainer.recover()
-            self.trainer.greet()
+            self.trainer = self._start_trainer()
         self.trainer.turn()
+
+    def _start_trainer(self) -> Trainer:
+        settings, disk = self._starting("trainer")
+        made = Trainer(
+            settings,
+            SilentChannel(),
+            self._channel(1),
+            disk,
+            new_learner=Learner if self.variant.close_at_change else self._late_learner,
+            reader=WatchedReader(self.root / "log", self.trained),
+            kept=Standing.kept if self.variant.keep else lambda standing: [],
+            pause=lambda channels, seconds: None,  # the disk is full for one write only
+        )
+        made.recover()
+        made.greet()
+        return made
+
+    def _late_learner(self, settings: config.Config, *past: Any) -> Learner:
+        learner = Learner(settings, *past)
+        if learner.drift is not None:
+            late = LateDrift(settings.model.likelihood, settings.stream.drift_delta, settings.stream.drift_rows)
+            late.caught_up = lambda: self.trainer is None or self.trainer.durable <= learner.next_lsn + 1
+            learner.drift = late
+        return learner
 
     def _finished(self) -> bool:
         if self.phase < len(self.script) or self.trainer is None or self.ingest is None:
             return False
-        return self.trainer.learner.next_lsn == self.ingest.writer.durable
+        return self.trainer.learner.next_lsn == self.ingest.journal.durable
 
     def _state(self) -> dict[str, Any]:
         """All that was learned, as bytes."""
@@ -259,7 +306,7 @@ class World:
         assert self.ingest is not None
         self.asked = self.answered = False
         for name in {send.producer for send in self._sends()}:
-            self.ingest.take(_peer(name), frames.build({"type": "hello", "producer": name}))
+            self.ingest.stream.take(_peer(name), frames.build({"type": "hello", "producer": name}))
 
     def _sends(self) -> list[Send]:
         return [send for phase in self.script if not isinstance(phase, Operate | Feel) for send in phase]
@@ -290,13 +337,13 @@ class World:
             raise Violation(f"what was kept is not learned: {header['message']}")
         self.asked = self.answered
 
-    def _send_some(self, daemon: SimulatedIngest) -> None:
+    def _send_some(self, daemon: Ingest) -> None:
         """What an unpredictable network brings next; the next phase once all of this one is acknowledged."""
         phase = self.script[self.phase] if self.phase < len(self.script) else []
         if isinstance(phase, Operate):
             if not self.asked:
                 self.asked = True
-                daemon.operate(phase.message)
+                daemon.admin.take(_peer("operator"), _request(phase.message))
             done = self.answered
         elif isinstance(phase, Feel):
             done = self._all_is_in_a_checkpoint(daemon)
@@ -305,17 +352,18 @@ class World:
         else:
             for send in self._due(phase) if self.place is None else self._in_order(phase, self.place):
                 self.stored[send.producer] = max(self.stored[send.producer], send.seq)
-                daemon.take(_peer(send.producer), frames.build(send.header, send.arrays))
+                daemon.stream.take(_peer(send.producer), frames.build(send.header, send.arrays))
             done = all(self.acknowledged.get(send.producer, 0) >= send.seq for send in phase)
         if done and self.phase < len(self.script):
             self.phase += 1
             self.asked = self.answered = False
 
-    def _all_is_in_a_checkpoint(self, daemon: SimulatedIngest) -> bool:
-        if self.trainer is None or self.trainer.learner.next_lsn < daemon.writer.durable:
+    def _all_is_in_a_checkpoint(self, daemon: Ingest) -> bool:
+        if self.trainer is None or self.trainer.learner.next_lsn < daemon.journal.durable:
             return False
-        self.trainer.due_now()
-        return self.trainer.checkpointed_lsn == daemon.writer.durable
+        if self.trainer.commit.checkpointed_lsn < daemon.journal.durable:
+            daemon.link.checkpoint()
+        return self.trainer.commit.checkpointed_lsn == daemon.journal.durable
 
     def _due(self, phase: Sequence[Send]) -> Iterator[Send]:
         """Up to eight messages, each its producer's next; now and then one that was sent before."""
@@ -362,28 +410,62 @@ def _peer(producer: str) -> Peer:
     return Peer(producer.encode(), delimited=False, waits_for_one=False)
 
 
-class SimulatedIngest(ingest.Ingest):
-    """Ingest without sockets: messages come from the world and answers go to it."""
+def _request(message: messages.Message) -> list[frames.Buffer]:
+    """A message as an operator sends it."""
+    fields = {name: value for name, value in msgspec.to_builtins(message).items() if value is not None}
+    return frames.build(fields)
 
-    def __init__(self, world: World, settings: config.Config, side: Channel, disk: SimulatedDisk) -> None:
-        super().__init__(settings, _nowhere(), side, disk)
-        self.world = world
-        self.admin: SimulatedAdmin = SimulatedAdmin(world, self)
-        if not world.variant.check_duplicates:
-            self.session.__class__ = _Credulous
 
-    def operate(self, message: messages.Message) -> None:
-        """A request of the operator."""
-        self.admin.request(message)
+class Ends:
+    """Where producers, or the operator, hear the daemon: replies go to the world."""
 
-    def _store(self, producer: str, pending: ingest.Pending) -> None:
-        if not self.world.variant.acknowledge_late:
-            self.world.heard(producer, {"type": "ack", "durable": pending.message.seq})
-        super()._store(producer, pending)
+    def __init__(self, hear: Callable[[Peer, dict[str, Any]], None], plan: Plan) -> None:
+        self._hear, self._plan = hear, plan
 
-    def _reply(self, peer: Peer, header: dict[str, Any], request: Any = None) -> None:
-        if header["type"] != "ack" or self.disk.plan.meet("ingest", "acknowledge") is None:  # type: ignore[attr-defined]
-            self.world.heard(peer.routing_id.decode(), header)
+    def receive(self) -> Iterator[tuple[Peer, list[frames.Buffer]]]:
+        """Nothing: the world hands messages over itself."""
+        return iter(())
+
+    def send(self, peer: Peer, message: Sequence[frames.Buffer]) -> None:
+        """A reply, unless the process ends at this very acknowledgement."""
+        header = msgspec.msgpack.decode(message[0])
+        if header["type"] != "ack" or self._plan.meet("ingest", "acknowledge") is None:
+            self._hear(peer, header)
+
+
+class EagerWriter:
+    """A log that is said to have a record before it has."""
+
+    def __init__(self, inner: Writer, acknowledge: Callable[[Record], None]) -> None:
+        self._inner, self._acknowledge = inner, acknowledge
+
+    @property
+    def durable(self) -> int:
+        """As of the log."""
+        return self._inner.durable
+
+    @property
+    def next_lsn(self) -> int:
+        """As of the log."""
+        return self._inner.next_lsn
+
+    @property
+    def end_bytes(self) -> int:
+        """As of the log."""
+        return self._inner.end_bytes
+
+    def append(self, record: Record, payloads: Sequence[Any] = ()) -> int:
+        """Too early."""
+        self._acknowledge(record)
+        return self._inner.append(record, payloads)
+
+    def sync(self) -> None:
+        """As the log."""
+        self._inner.sync()
+
+    def rotate(self) -> None:
+        """As the log."""
+        self._inner.rotate()
 
 
 class _Credulous(StreamSession):
@@ -399,73 +481,34 @@ class _Credulous(StreamSession):
         """Any will do."""
 
 
-class SimulatedAdmin(Admin):
-    """The operator's socket, without the socket."""
+class WatchedReader(LogReader):
+    """A log that says which records are read."""
 
-    def __init__(self, world: World, daemon: SimulatedIngest) -> None:
-        super().__init__(None, daemon)  # type: ignore[arg-type]
-        self.world = world
+    def __init__(self, directory: Path, saw: Callable[[log.Entry], None]) -> None:
+        super().__init__(directory)
+        self._saw = saw
 
-    def request(self, message: messages.Message) -> None:
-        """Take one request."""
-        try:
-            self._answer(Request(_peer("operator"), None), message)
-        except Refused as refused:
-            self._error(Request(_peer("operator"), None), refused)
-
-    def _reply(self, request: Request, header: dict[str, Any], arrays: Any = None) -> None:
-        self.world.confirmed(header)
+    def read(self, first: int, end: int, verify: bool = True) -> Iterator[log.Entry]:
+        """Records, each told of first."""
+        for entry in super().read(first, end, verify):
+            self._saw(entry)
+            yield entry
 
 
-class SimulatedTrainer(trainer.Trainer):
-    """A trainer that says what it learns from, and never waits."""
+class LateDrift(Drift):
+    """Tells of a rise only once the log has come no further than the record that is learned."""
 
-    def __init__(self, world: World, settings: config.Config, side: Channel, disk: SimulatedDisk) -> None:
-        super().__init__(settings, _nowhere(), side, disk)
-        self.world = world
-
-    def _learn(self, entry: log.Entry) -> None:
-        self.world.trained(entry)
-        if not self.world.variant.close_at_change:
-            self.learner.drift = _Late(self.learner.drift, self)  # type: ignore[assignment]
-        super()._learn(entry)
-
-    def due_now(self) -> None:
-        """A checkpoint is, at the next turn that has nothing to learn."""
-        self._last_checkpoint = float("-inf")
-
-    def _drop(self) -> None:
-        standing = self.learner.standing
-        if not self.world.variant.keep:
-            self.learner.standing = Standing(standing.tasks, standing.forgotten)
-            self.learner.standing.tasks = {task: replace(entry, aside=()) for task, entry in standing.tasks.items()}
-        super()._drop()
-        self.learner.standing = standing
-
-    def _wait(self, seconds: float) -> None:
-        """The disk is full for one write only."""
-
-
-class _Late:
-    """Finds a change of the stream only behind the last record there is by then."""
-
-    def __init__(self, drift: Drift | _Late | None, trainer: SimulatedTrainer) -> None:
-        self._drift: Drift | None = drift._drift if isinstance(drift, _Late) else drift
-        self._trainer = trainer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._drift, name)
+    caught_up: Callable[[], bool] = staticmethod(lambda: True)
+    seen: Rise | None = None
 
     @property
     def found(self) -> Rise | None:
-        """The rise, where nothing more is in the log."""
-        late = self._trainer.durable <= self._trainer.learner.next_lsn + 1
-        return self._drift.found if self._drift is not None and late else None
+        """The rise, in time or not."""
+        return self.seen if self.caught_up() else None
 
-
-def _nowhere() -> Channel:
-    """A channel to a supervisor that hears nothing."""
-    return SilentChannel()
+    @found.setter
+    def found(self, rise: Rise | None) -> None:
+        self.seen = rise
 
 
 class SilentChannel(Channel):
@@ -474,16 +517,16 @@ class SilentChannel(Channel):
     def __init__(self) -> None:
         self.closed = False
 
-    def alive(self, **fields: Any) -> None:
+    def alive(self, sign: words.Alive) -> None:
         """Nobody watches."""
 
-    def send(self, kind: str, **fields: Any) -> None:
+    def send(self, word: words.Word) -> None:
         """Dropped."""
 
     def flush(self) -> None:
         """Nothing waits."""
 
-    def receive(self) -> Iterator[dict[str, Any]]:
+    def receive(self) -> Iterator[words.Word]:
         """Nothing arrives."""
         return iter(())
 

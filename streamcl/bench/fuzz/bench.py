@@ -10,8 +10,9 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -22,15 +23,19 @@ from streamcl.bench.faults.world import SilentChannel
 from streamcl.bench.fuzz.contract import breach
 from streamcl.bench.fuzz.mutants import CLASSES, CLEAN, FEATURES, Frames, mutant
 from streamcl.config import from_tree
-from streamcl.daemon.admin import Admin, Request
-from streamcl.daemon.chronicle import Chronicle
+from streamcl.daemon import recovery
 from streamcl.daemon.ingest import Ingest
+from streamcl.daemon.link import Link
 from streamcl.daemon.sockets import Peer
+from streamcl.entries import Standing
 from streamcl.errors import Refused
 from streamcl.protocol import frames
+from streamcl.protocol.session import StreamSession, Terms
 from streamcl.schema import Signature
+from streamcl.storage.disk import Disk
 from streamcl.storage.history import History
 from streamcl.storage.records import Record, encode
+from streamcl.storage.state import StateDirectory
 
 SOCKETS = ("stream", "admin", "predict")
 SLOW_SECONDS = 1.0
@@ -84,32 +89,30 @@ class _Log:
         pass
 
 
-class BareIngest(Ingest):
-    """Ingest whose replies go to a list."""
+class _Replies:
+    """A port whose replies go to a list."""
 
-    def __init__(self, directory: str) -> None:
-        tree = {"state_dir": directory, "model": {"classes": CLASSES}, "stream": {"producers": 64}}
-        super().__init__(from_tree(tree), SilentChannel(), SilentChannel())
-        self.writer = _Log()  # type: ignore[assignment]
-        self.history = History(self.state.history)
-        self.chronicle = self.view.chronicle = Chronicle(self.session, self.history)
-        self.admin = BareAdmin(None, self)  # type: ignore[arg-type]
-        self.model_accepted = Signature((FEATURES,), False, ())
-        self.replies: list[tuple[str, list[Any]]] = []
+    def __init__(self, socket: str, replies: list[tuple[str, list[Any]]]) -> None:
+        self.socket, self.replies = socket, replies
 
-    def _reply(self, peer: Peer, header: dict[str, Any], request: Any = None) -> None:
-        if request is not None:
-            header = {**header, "id": request}
-        self.replies.append(("stream", frames.build(header, delimited=peer.delimited)))
+    def receive(self) -> Iterator[tuple[Peer, list[frames.Buffer]]]:
+        """Nothing: messages are handed over."""
+        return iter(())
+
+    def send(self, peer: Peer, message: Sequence[frames.Buffer]) -> None:
+        """A reply."""
+        self.replies.append((self.socket, list(message)))
 
 
-class BareAdmin(Admin):
-    """The operators' socket without the socket."""
-
-    def _reply(self, request: Request, header: dict[str, Any], arrays: Any = None) -> None:
-        if request.id is not None:
-            header = {**header, "id": request.id}
-        self.ingest.replies.append(("admin", frames.build(header, arrays, delimited=request.peer.delimited)))  # type: ignore[attr-defined]
+def bare_ingest(directory: str, log: _Log, replies: list[tuple[str, list[Any]]]) -> Ingest:
+    """The judges of every message, on a log in memory, with replies that go to a list."""
+    config = from_tree({"state_dir": directory, "model": {"classes": CLASSES}, "stream": {"producers": 64}})
+    state, session = StateDirectory(Path(directory)), StreamSession(Terms.of(config))
+    found = recovery.Found(state, Disk(), session, log, Standing(), [], History(state.history))
+    link = Link(SilentChannel(), SilentChannel())
+    ingest = Ingest(config, found, link, _Replies("stream", replies), _Replies("admin", replies))
+    ingest.stream.trials.accepted = Signature((FEATURES,), False, ())
+    return ingest
 
 
 class Bench:
@@ -118,16 +121,18 @@ class Bench:
     def __init__(self, directory: str) -> None:
         from streamcl.daemon.predictor import Predictor
 
-        self.ingest = BareIngest(directory)
-        self.predictor = Predictor(self.ingest.config, self.ingest.guard)
+        self.log = _Log()
+        self.replies: list[tuple[str, list[Any]]] = []
+        self.ingest = bare_ingest(directory, self.log, self.replies)
+        self.predictor = Predictor(self.ingest.view.config, self.ingest.guard)
         self.found = Found()
         self._clean_seq = 0
 
     def feed(self, socket: str, peer: Peer, parts: Frames) -> None:
         """One message, and everything that follows from it."""
         started = time.perf_counter()
-        self.ingest.replies.clear()
-        held = [_text(other.message.id) for waiting in self.ingest.waiting.values() for other in waiting.values()]
+        self.replies.clear()
+        held = [_text(other.message.id) for other in self.ingest.stream.waiting]
         try:
             self._judge(socket, Peer(peer.routing_id, frames.is_delimited(parts), False), parts)
             self.ingest.make_durable()
@@ -140,14 +145,14 @@ class Bench:
     def _judge(self, socket: str, peer: Peer, parts: Frames) -> None:
         match socket:
             case "stream":
-                self.ingest.take(peer, parts)
+                self.ingest.stream.take(peer, parts)
             case "admin":
-                self.ingest.admin.judge(peer, parts)
+                self.ingest.admin.take(peer, parts)
             case "predict":
-                self.ingest.replies.append(("predict", self.predictor.answer(parts, peer)))
+                self.replies.append(("predict", self.predictor.answer(parts, peer)))
 
     def _check(self, parts: Frames, ids: set[str]) -> None:
-        for socket, reply in self.ingest.replies:
+        for socket, reply in self.replies:
             wrong = breach(socket, reply)
             header = {} if wrong else msgpack.unpackb(reply[0] or reply[1])
             self.found.replies[header.get("code") or header.get("type", "?")] += 1
@@ -203,7 +208,7 @@ def run(messages: int, seed: int, hostile: bool = True, every: int = 500) -> tup
                 bench.found.memory.append(anonymous_kib_of_this_process())
             if bench.found.broken[20:]:
                 break
-        return bench.found, bench.ingest.writer.kept  # type: ignore[attr-defined]
+        return bench.found, bench.log.kept
 
 
 def anonymous_kib_of_this_process() -> int:

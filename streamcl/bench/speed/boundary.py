@@ -16,7 +16,7 @@ from streamcl.bench.speed.table import Row, interleaved
 from streamcl.bench.speed.workloads import CLASSES
 from streamcl.config import Config, from_tree
 from streamcl.daemon.channel import Channel
-from streamcl.daemon.trainer import Trainer
+from streamcl.daemon.trainer import Moment, Trainer
 from streamcl.learning.fitting import Event, Progress
 from streamcl.storage.disk import Disk
 from streamcl.storage.log import LogWriter
@@ -44,7 +44,9 @@ class Boundaries:
         self.state = StateDirectory(directory)
         self._ends = [Channel.pair(), Channel.pair()]
         self.writer = LogWriter.recover(self.state.log, Disk())
-        self.trainer = _Timed(config, *(Channel(ours) for ours, _ in self._ends))
+        up, side = (Channel(ours) for ours, _ in self._ends)
+        self.watch = Stopwatch()
+        self.trainer = Trainer(config, up, side, watch=self.watch)
         self.trainer.memory.keep()
         self.trainer.recover()
         rng = np.random.default_rng(0)
@@ -65,11 +67,8 @@ class Boundaries:
         self.trainer.durable = self.writer.sync()
         self.trainer.turn()
         self.trainer.turn()
-        end = time.perf_counter()
-        trainer = self.trainer
-        return Taken(
-            float(np.median(trainer.steps)), trainer.before_follow - trainer.after_fisher, end - trainer.after_fisher
-        )
+        end, watch = time.perf_counter(), self.watch
+        return Taken(float(np.median(watch.steps)), watch.durable - watch.resumed, end - watch.resumed)
 
     def close(self) -> None:
         """Close the log and the channels."""
@@ -79,28 +78,26 @@ class Boundaries:
                 end.close()
 
 
-class _Timed(Trainer):
-    """Notes when the learner last came up for air, and how long its steps took."""
+class Stopwatch:
+    """When the learner last came up for air, how long its steps took, and when all was durable."""
 
-    def __init__(self, config: Config, up: Channel, side: Channel) -> None:
-        super().__init__(config, up, side)
-        self.after_fisher = self.before_follow = 0.0
+    def __init__(self) -> None:
+        self.resumed = self.durable = 0.0
         self.steps: list[float] = []
 
-    def _follow_tasks(self, seconds: float = 0.0) -> None:
-        self.before_follow = time.perf_counter()
-        super()._follow_tasks(seconds)
-
-    def _between_steps(self, event: Event) -> None:
+    def __call__(self, moment: Moment, event: Event | None) -> None:
+        """As the trainer's `watch`."""
         now = time.perf_counter()
-        if isinstance(event, Progress) and event.phase == "epochs" and event.result is None:
-            self.steps.append(now - self.after_fisher)
-        super()._between_steps(event)
-        self.after_fisher = time.perf_counter()
-
-    def _learn(self, entry: Any) -> None:
-        self.steps, self.after_fisher = [], time.perf_counter()
-        super()._learn(entry)
+        match moment:
+            case "record":
+                self.steps, self.resumed = [], now
+            case "step":
+                if isinstance(event, Progress) and event.phase == "epochs" and event.result is None:
+                    self.steps.append(now - self.resumed)
+            case "resumed":
+                self.resumed = now
+            case "durable":
+                self.durable = now
 
 
 def rows(rounds: int) -> list[Row]:

@@ -1,0 +1,146 @@
+"""What operators ask and what changes nothing: the status, lists that are told page by page, parameters, versions.
+
+Each answer is a reply's fields, and arrays where there are any. Reads the state directory; writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from streamcl.config import Config
+from streamcl.daemon.chronicle import Chronicle
+from streamcl.daemon.metrics import Metrics
+from streamcl.daemon.view import View
+from streamcl.entries import Entry, standing
+from streamcl.errors import Damaged, Refused
+from streamcl.protocol import messages
+from streamcl.protocol.frames import HEADER_BYTES, Array
+from streamcl.protocol.session import StreamSession
+from streamcl.storage import checkpoint, exported, ledger, published
+from streamcl.storage.disk import Disk
+from streamcl.storage.history import History
+from streamcl.storage.state import StateDirectory
+from streamcl.storage.versions import Undoing, Versions, undoing
+
+PAGE_ROWS = 2000  # read of the history at once; the header's size decides how many are sent
+
+Answer = tuple[dict[str, Any], dict[str, Array]]
+
+
+class Answers:
+    """Reads what it is given; `of` answers a question."""
+
+    def __init__(
+        self,
+        config: Config,
+        state: StateDirectory,
+        disk: Disk,
+        session: StreamSession,
+        view: View,
+        metrics: Metrics,
+        chronicle: Chronicle,
+        history: History,
+    ) -> None:
+        self.config, self.state, self.session = config, state, session
+        self.view, self.metrics, self.chronicle, self.history = view, metrics, chronicle, history
+        self.versions = Versions(state.path, disk)
+
+    def of(self, message: messages.Message) -> Answer | None:
+        """The answer, None where this is no question but asks for a change. Raises Refused ``not_ready internal``."""
+        match message:
+            case messages.Status():
+                return self.view.status().plain(), {}
+            case messages.Tasks(offset=offset):
+                tasks = self.view.tasks()
+                return {**_page("tasks", tasks[offset:]), "total": len(tasks)}, {}
+            case messages.Metrics():
+                return dict(self.metrics.as_map()), {}
+            case messages.Parameters(model=model):
+                return self._parameters(model)
+            case messages.Quarantine(offset=offset):
+                rows = self.view.quarantined()
+                return {**_page("quarantine", rows[offset:]), "total": len(rows)}, {}
+            case messages.Versions():
+                return _page("versions", self._versions()), {}
+            case messages.History(offset=offset):
+                return _page("rows", self.history.read(offset, PAGE_ROWS)), {}
+            case messages.Producers(offset=offset):
+                rows = self.chronicle.producers(offset, PAGE_ROWS)
+                return {**_page("producers", rows), "total": len(self.session.producers)}, {}
+        return None
+
+    def _parameters(self, model: bool) -> Answer:
+        """theta, precision and shift as published, float64; the posterior is that of the newest boundary.
+
+        model: also `state`, the bytes of a safetensors file, and `description`, those of a JSON text.
+        """
+        parameters = published.read(self.state.parameters)
+        posterior = published.posterior(self.state)
+        if parameters is None or posterior is None:
+            raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
+        vectors = {
+            "theta": parameters[1]["theta"],
+            "precision": posterior[1]["precision"],
+            "shift": posterior[1]["shift"],
+        }
+        fields = {name: parameters[0][name] for name in ("names", "shapes", "version")}
+        found = {name: np.asarray(vector, np.float64) for name, vector in vectors.items()}
+        if model:
+            text = json.dumps(exported.description(parameters[0], self.config), default=str).encode()
+            found["description"] = np.frombuffer(text, np.uint8)
+            found["state"] = np.frombuffer(exported.state_file(*parameters), np.uint8)
+        return fields, found
+
+    def undoing(self, task: str) -> Undoing:
+        """What a rollback of the task would do; raises Refused ``unknown_task internal`` where none is possible."""
+        keep = self.config.posterior.keep
+        found = undoing(task, self._entries(), self.versions.numbers(), keep)
+        if found is None:
+            raise Refused(
+                "unknown_task",
+                f"task {task!r}: expected one whose boundary is among the last {keep} (posterior.keep), with no withdrawal "
+                "since; `streamcl versions` lists what can be undone",
+            )
+        problem = self.versions.problem(found.version)
+        if problem is not None:
+            raise Refused("internal", f"version {found.version} cannot be used: {problem}")
+        return found
+
+    def _entries(self) -> list[Entry]:
+        """The ledger, as far as the checkpoint counts it."""
+        try:
+            meta = checkpoint.read_meta(self.state.path)
+            return [] if meta is None else ledger.read(self.state.path, meta.ledger)
+        except Damaged as error:
+            raise Refused("internal", str(error)) from None
+
+    def _versions(self) -> list[dict[str, Any]]:
+        """What a rollback of each task would do, for those of which one is possible, the newest last."""
+        entries, numbers, rows = self._entries(), self.versions.numbers(), []
+        for task, entry in standing(entries).tasks.items():
+            found = undoing(task, entries, numbers, self.config.posterior.keep)
+            if found is not None:
+                row = {
+                    "task": task,
+                    "closed_at": entry.closed_at,
+                    "version": found.version,
+                    "undone": list(found.undone),
+                }
+                size, problem = self.versions.size(found.version), self.versions.problem(found.version)
+                rows.append(row | {"bytes": size, "problem": problem})
+        return rows
+
+
+def _page(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """As many of the rows as a header holds."""
+    page, size = [], 1024
+    for row in rows:
+        size += len(msgpack.packb(row))
+        if size > HEADER_BYTES:
+            break
+        page.append(row)
+    return {name: page}

@@ -1,0 +1,226 @@
+"""How what was learned becomes durable, and what it ends is dropped.
+
+Order, which nothing may change: write and verify the factor, if factors are kept; append to the ledger and sync; write,
+verify and rename the checkpoint; keep it as a version; only then unlink the task's records and the factor that was
+replaced; last, the failures that no longer matter. Records whose rows were not learned (`kept`) stay. A crash anywhere
+repeats the work from the checkpoint before, with the same result.
+
+Every step is a generator: it yields what happened, and `Full` while the disk is, to be resumed for another try. Waits for
+nothing, says nothing to anybody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamcl.entries import Entry, Forgotten, Standing, standing
+from streamcl.learning.learner import Learner, Outcome
+from streamcl.replay import Replay
+from streamcl.storage import checkpoint, ledger, log, published, quarantine, versions
+from streamcl.storage.checkpoint import Checkpoint
+from streamcl.storage.disk import FULL, Disk
+from streamcl.storage.factors import Factors
+from streamcl.storage.ledger import Ledger
+from streamcl.storage.state import StateDirectory
+from streamcl.storage.versions import Versions
+
+Kept = Callable[[Standing], Sequence[tuple[int, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """The disk is full; going on tries again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A checkpoint is on disk, verified."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What the checkpoint has absorbed is unlinked; of the log, records below `first` but those that are kept."""
+
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forgiven:
+    """Some failures matter no longer; the others are `Commit.failures`."""
+
+
+Event = Full | Written | Dropped | Forgiven
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierStates:
+    """What was learned earlier, as the ledger and the versions on disk have it."""
+
+    directory: Path
+    versions: Versions
+
+    def standing(self, entries: int) -> Standing:
+        """What held after so many entries of the ledger; raises Damaged."""
+        return standing(ledger.read(self.directory, entries))
+
+    def version(self, number: int) -> Mapping[str, Any]:
+        """The arrays of a version; raises Damaged, FileNotFoundError."""
+        return self.versions.read(number).tensors
+
+
+class Commit:
+    """Factors, ledger, checkpoint, versions and quarantine of one state directory.
+
+    keep: how many versions. kept: which records stay in the log, by what stands. checkpointed_lsn: all below is in the
+    checkpoint. last_entry: the newest of the ledger. failures: what the quarantine has.
+    """
+
+    def __init__(self, state: StateDirectory, disk: Disk, keep: int, kept: Kept = Standing.kept) -> None:
+        self.state, self.disk, self.keep, self.kept = state, disk, keep, kept
+        self.factors = Factors(state.factors, disk)
+        self.versions = Versions(state.path, disk)
+        self.last_entry: Entry | None = None
+        self.failures: list[dict[str, Any]] = []
+        self.checkpointed_lsn = 0
+        self._ledger: Ledger | None = None
+        self._version_factors: dict[int, set[int]] = {}
+        self._usable: list[int] = []
+
+    @property
+    def past(self) -> EarlierStates:
+        """For a learner that goes back."""
+        return EarlierStates(self.state.path, self.versions)
+
+    # -- recovery ------------------------------------------------------------------------------------------------
+
+    def recover(self) -> tuple[Checkpoint | None, Standing]:
+        """The checkpoint, if there is one, and what stands by the ledger that it counts; cuts off what is behind that."""
+        saved = checkpoint.load(self.state.path, self.disk)
+        self.failures = quarantine.load(self.state.path)
+        count = 0 if saved is None else saved.meta.ledger
+        entries = ledger.read(self.state.path, count)
+        self.last_entry = entries[-1] if entries else None
+        self.checkpointed_lsn = 0 if saved is None else saved.meta.next_lsn
+        if self._ledger is not None:
+            self._ledger.close()
+        self._ledger = Ledger.recover(self.state.path, count, self.disk)
+        self._recover_versions(entries)
+        return saved, standing(entries)
+
+    def _recover_versions(self, entries: list[Entry]) -> None:
+        """What the versions on disk hold, and which of them may be used."""
+        numbers = [number for number in self.versions.numbers() if number <= len(entries)]
+        self._version_factors = {number: standing(entries[:number]).factors() for number in numbers}
+        self._usable = []
+        for count, entry in enumerate(entries, start=1):
+            self._usable = versions.usable(self._usable, count, entry)
+        self._prune_versions()
+
+    def resume(self, learner: Learner) -> Iterator[Event]:
+        """What the life before us may not have come to, after its checkpoint."""
+        if learner.open_task is None and self.last_entry is not None:
+            yield from self._keep_version(self.last_entry, learner)
+        yield self._drop(learner)
+
+    # -- what a record changed -----------------------------------------------------------------------------------
+
+    def end(self, outcome: Outcome, replay: Replay) -> Iterator[Event]:
+        """Everything that is to be done about a record that changed something for good, in its order."""
+        entry, learner = outcome.entry, replay.learner
+        if outcome.factor is not None:
+            tensors = {name: np.asarray(tensor) for name, tensor in outcome.factor.state().items()}
+            yield from _patiently(lambda: self.factors.write(entry.lsn, entry.task, tensors))
+        yield from _patiently(lambda: self._written.append(entry))
+        self.last_entry = entry
+        yield from self.checkpoint(replay)
+        yield from self._keep_version(entry, learner)
+        yield self._drop(learner)
+        yield from self._forgive(learner)
+
+    @property
+    def _written(self) -> Ledger:
+        assert self._ledger is not None
+        return self._ledger
+
+    def checkpoint(self, replay: Replay) -> Iterator[Event]:
+        """Write what the learner holds."""
+        started = time.monotonic()
+        meta, tensors = replay.snapshot(len(self._written))
+        yield from _patiently(lambda: checkpoint.save(self.state.path, meta, tensors, self.disk))
+        self.checkpointed_lsn = meta.next_lsn
+        published.clear(self.state.posterior)
+        yield Written(time.monotonic() - started)
+
+    def _drop(self, learner: Learner) -> Dropped:
+        """Unlink what the checkpoint has absorbed for good: records of closed tasks, factors that were replaced."""
+        task, posterior, holds = learner.open_task, learner.posterior, learner.standing
+        first = learner.next_lsn if task is None else task.first_lsn
+        log.drop_before(self.state.log, first, self.disk, self.kept(holds))
+        if posterior is not None and posterior.keeps_factors:
+            self.factors.keep_only(holds.factors().union(*self._version_factors.values()))
+        return Dropped(first)
+
+    def _keep_version(self, entry: Entry, learner: Learner) -> Iterator[Event]:
+        """After a boundary, the checkpoint just written is one to go back to; those beyond the bound, and those that may
+        not be used any more, go."""
+        number = len(self._written)
+        self._usable = versions.usable(self._usable, number, entry)
+        clean = not isinstance(entry, Forgotten) or learner.open_task is None  # no parameters in the midst of a task
+        if self.keep and clean and number in self._usable and number not in self._version_factors:
+            yield from _patiently(lambda: self.versions.add(number))
+            self._version_factors[number] = learner.standing.factors()
+        self._prune_versions()
+
+    def _prune_versions(self) -> None:
+        known = [number for number in self._usable if number in self._version_factors]
+        kept = known[-self.keep - 1 :] if self.keep else []
+        self.versions.keep_only(kept)
+        self._usable = kept
+        self._version_factors = {number: self._version_factors[number] for number in kept}
+
+    # -- what cannot be learned ----------------------------------------------------------------------------------
+
+    def set_aside(self, failure: dict[str, Any]) -> Iterator[Event]:
+        """Keep for every later life that a record could not be learned."""
+        yield from self._keep_failures([*self.failures, failure])
+
+    def _forgive(self, learner: Learner) -> Iterator[Event]:
+        """Failures of records that are neither kept nor to come are no longer of use: none of their rows is lost."""
+        task, holds = learner.open_task, learner.standing
+        first, kept = learner.next_lsn if task is None else task.first_lsn, holds.kept()
+        held = {entry.lsn for entry in holds.held.values()}
+        failures = [
+            failure
+            for failure in self.failures
+            if failure["lsn"] >= first or failure["lsn"] in held or any(a <= failure["lsn"] < b for a, b in kept)
+        ]
+        if len(failures) < len(self.failures):
+            yield from self._keep_failures(failures)
+            yield Forgiven()
+
+    def _keep_failures(self, failures: list[dict[str, Any]]) -> Iterator[Event]:
+        yield from _patiently(lambda: quarantine.save(self.state.path, failures, self.disk))
+        self.failures = failures
+
+
+def _patiently(action: Callable[[], Any]) -> Iterator[Full]:
+    """Do something to the disk, again and again while it is full; whatever else goes wrong is raised."""
+    while True:
+        try:
+            action()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            yield Full(str(error))
+        else:
+            return

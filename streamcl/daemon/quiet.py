@@ -1,0 +1,135 @@
+"""What the trainer does in quiet moments: following what the tasks' penalties come to, and scoring evaluation sets.
+
+Guarantees: a step of either is short, and data never waits for more than one. Both say what they find to `say`, in words of
+bounded size; they learn nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import structlog
+
+from streamcl.config import Config
+from streamcl.daemon import words
+from streamcl.daemon.evaluator import Evaluated, Evaluator
+from streamcl.learning.learner import Learner
+
+FOLLOWED_AT_ONCE = 16  # tasks, at a boundary; more of them for
+FOLLOW_SHARE = 0.02  # this share of the time that it took; the rest when there is nothing to learn
+TOGETHER = 500  # tasks in one word to ingest
+EVALUATE_SHARE = 0.05  # at most this share of the time goes into evaluation sets while there is something to learn
+_END = object()
+
+Say = Callable[[words.Word], None]
+
+
+class Following:
+    """What every task's penalty has come to at the parameters behind a boundary.
+
+    A boundary must not wait for a walk over all the factors, however many tasks there are.
+    """
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._rest: Iterator[tuple[str, float, float]] = iter(())
+        self._followed: dict[str, int] = {}  # when each task was last looked at
+        self._lsn, self._time = 0, 0.0
+        self._found: list[tuple[str, float, float]] = []
+
+    @property
+    def under_way(self) -> bool:
+        """Whether there is something that has not been said."""
+        return bool(self._found)
+
+    def begin(self, learner: Learner, seconds: float = 0.0) -> None:
+        """Anew, at the parameters as they are; some tasks, and for so long, now, the rest by and by."""
+        posterior, network = learner.posterior, learner.network
+        if posterior is None or network is None or learner.open_task is not None:
+            return
+        self._tell(learner)
+        self._rest = posterior.follow(network.master(), self._followed)
+        self._lsn, self._time = learner.next_lsn, time.time()
+        self.go_on(learner, seconds, FOLLOWED_AT_ONCE)
+
+    def go_on(self, learner: Learner, seconds: float, least: int = 1) -> None:
+        """At least so many tasks more, and no longer than that once they are done."""
+        deadline = time.monotonic() + seconds
+        for number, row in enumerate(self._rest, start=1):
+            self._followed[row[0]] = self._lsn
+            self._found.append(row)
+            if number >= least and time.monotonic() > deadline:
+                return
+        self._tell(learner)
+
+    def _tell(self, learner: Learner) -> None:
+        """Say what has been found; some tasks may be withdrawn by now."""
+        known = {} if learner.posterior is None else learner.posterior.tasks
+        rows, self._found = [row for row in self._found if row[0] in known], []
+        for start in range(0, len(rows), TOGETHER):
+            self._say(words.Penalties(lsn=self._lsn, time=self._time, rows=rows[start : start + TOGETHER]))
+
+
+class Evaluating:
+    """Accuracies on the tasks' evaluation sets, with the parameters from right after a boundary."""
+
+    def __init__(self, config: Config, learner: Learner, say: Say) -> None:
+        self._say = say
+        found = Evaluator(config, learner.device, self._complain) if config.evaluation.directory else None
+        self._evaluator = found
+        self._next: tuple[int, float, Mapping[str, Any]] | None = None  # LSN, time and parameters
+        self._steps: Iterator[None] | None = None
+        self._learner = learner  # the newest there is: some tasks may be withdrawn before a result can be said
+        self._began = self._spent = 0.0
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a set is being scored."""
+        return self._steps is not None
+
+    def soon(self, learner: Learner) -> None:
+        """Keep the parameters of this boundary, to be evaluated in quiet moments after those that are being evaluated."""
+        if self._evaluator is None or learner.network is None or learner.open_task is not None:
+            return
+        state = {name: np.array(array) for name, array in learner.served().items()}
+        self._next = (learner.next_lsn, time.time(), state)
+
+    def in_between(self, learner: Learner) -> None:
+        """A block, if there was little of that lately: data must not wait for evaluations."""
+        if self._steps is None or self._spent < EVALUATE_SHARE * (time.monotonic() - self._began):
+            self.go_on(learner, 0.0)
+
+    def go_on(self, learner: Learner, seconds: float) -> None:
+        """A block at least, and no longer than that after it."""
+        started, self._learner = time.monotonic(), learner
+        if self._steps is None and self._next is not None:
+            self._steps = self._evaluation(learner, *self._next)
+            self._next = None
+            self._began, self._spent = started, 0.0
+        while self._steps is not None:
+            if next(self._steps, _END) is _END:
+                self._steps = None
+            if time.monotonic() - started >= seconds:
+                break
+        self._spent += time.monotonic() - started
+
+    def _evaluation(self, learner: Learner, lsn: int, when: float, state: Mapping[str, Any]) -> Iterator[None]:
+        assert self._evaluator is not None
+        assert learner.posterior is not None
+        assert learner.signature is not None
+        results: list[Evaluated] = []
+        for result in self._evaluator.evaluate(list(learner.posterior.tasks), learner.signature, learner.labels, state):
+            if result is not None:
+                results.append(result)
+            yield None
+        known = () if self._learner.posterior is None else self._learner.posterior.tasks
+        rows = [(each.task, each.accuracy, each.rows) for each in results if each.task in known]
+        for start in range(0, len(rows), TOGETHER):
+            self._say(words.Accuracies(lsn=lsn, time=when, rows=rows[start : start + TOGETHER]))
+
+    def _complain(self, task: str, text: str) -> None:
+        structlog.get_logger().warning("evaluation", task=task or None, reason=text)
+        self._say(words.Noted(text=text, task=task or None))

@@ -1,0 +1,110 @@
+"""What has become of the tasks, as the trainer has told: what stands, what failed, and what to answer who asks.
+
+Guarantees: a record's outcome counts once, however often a restarted trainer says it; the session judges by it from then
+on. Knows nothing of sockets; shows nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from streamcl.entries import (
+    Closing,
+    Confirmed,
+    Consolidated,
+    Dropped,
+    Entry,
+    Forgotten,
+    Held,
+    Revisited,
+    RollbackFailed,
+    RolledBack,
+    Standing,
+    StillAside,
+    by_drift,
+    figures,
+    standing,
+)
+from streamcl.protocol.session import KEPT_REMEDY, StreamSession
+from streamcl.storage import ledger
+
+
+class Tasks:
+    """standing: what holds after the ledger. failures: what the quarantine has. directory: of the ledger."""
+
+    def __init__(self, session: StreamSession, directory: Path, standing: Standing, failures: list[dict[str, Any]]) -> None:
+        self.session, self.directory = session, directory
+        self.standing, self.failures = standing, failures
+        self._last_lsn = -1
+        self._by_message: dict[tuple[str | None, int], Closing] | None = None
+
+    def is_news(self, entry: Entry) -> bool:
+        """Whether this outcome is not known yet: a restarted trainer says its last word again, in case it was lost."""
+        return entry.lsn > self._last_lsn
+
+    def take(self, entry: Entry) -> None:
+        """A record took effect: what it changed holds for everything that comes now."""
+        session, holds = self.session, self.standing
+        self._last_lsn, self._by_message = entry.lsn, None
+        holds.take(entry, lambda count: standing(ledger.read(self.directory, count)))
+        session.took_effect(entry.lsn)
+        consolidated = isinstance(entry, Consolidated)
+        if isinstance(entry, Closing):
+            session.consolidated(entry.task, entry.lsn, by_drift=by_drift(entry))
+        if not isinstance(entry, Consolidated) or session.held or session.set_aside or entry.aside:
+            session.settle(holds)
+        if consolidated:  # by the names that are taken now
+            session.consolidated(entry.task, entry.lsn, by_drift=by_drift(entry))
+
+    def closed_by(self, producer: str, seq: int) -> Closing | None:
+        """The entry of the task that this message closed, if it is consolidated already, or held."""
+        if self._by_message is None:
+            closed: list[Closing] = [*self.standing.held.values(), *self.standing.tasks.values()]
+            self._by_message = {(entry.producer, entry.seq): entry for entry in reversed(closed)}
+        return self._by_message.get((producer, seq))
+
+    def set_aside(self, failure: dict[str, Any]) -> None:
+        """The trainer could not learn a record."""
+        self.failures = [*self.failures, failure]
+
+    def forgive(self, lsns: Iterable[int]) -> None:
+        """Only of these records the failures still matter."""
+        still = set(lsns)
+        self.failures = [failure for failure in self.failures if failure["lsn"] in still]
+
+    def reason(self, task: str) -> str:
+        """Why a task is held, or rows of it are set aside: the newest failure's words."""
+        failures = [failure["reason"] for failure in self.failures if failure["task"] == task]
+        return str(failures[-1]) if failures else "the reason was not kept"
+
+    def verdict(self, entry: Closing | Confirmed) -> dict[str, Any]:
+        """What a boundary came to: `done`, or `failed` where nothing was learned."""
+        if isinstance(entry, Held):
+            message = f"{self.reason(entry.task)}; its rows are kept: {KEPT_REMEDY}"
+            return {"type": "failed", "task": entry.task, "samples": entry.samples, "message": message}
+        return {"type": "done", **figures(entry), "set_aside": entry.rows_aside if isinstance(entry, Consolidated) else 0}
+
+
+def in_words(entry: Entry, reason: str) -> str:
+    """What a record changed for good. reason: of a task that is held."""
+    match entry:
+        case Consolidated():
+            aside = entry.rows_aside
+            kept = f"; {aside} rows could not be learned and are set aside" if aside else ""
+            verb = "revisited" if isinstance(entry, Revisited) else "consolidated"
+            return f"{verb}: {entry.samples} samples, loss {entry.loss:.4g}, {entry.seconds:.2f} s{kept}"
+        case Held():
+            return f"held: {entry.samples} rows could not be learned: {reason}"
+        case StillAside():
+            return f"{entry.samples} rows could not be learned this time either"
+        case Dropped():
+            return "what was kept of it is given up"
+        case RolledBack():
+            return f"undone: {', '.join(entry.undone) or 'its revisit'}"
+        case RollbackFailed():
+            return f"could not be undone: {entry.reason}"
+        case Forgotten():
+            return "withdrawn: its factor is deleted"
+    return "the revisit was abandoned"
