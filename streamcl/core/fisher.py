@@ -48,6 +48,7 @@ from streamcl.core.gradients import (
 from streamcl.core.likelihood import FisherKind, Likelihood
 from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
+from streamcl.core.precision import Precision, observed
 from streamcl.core.products import fast_products
 from streamcl.core.provenance import Rows
 from streamcl.core.recorder import Recorder
@@ -163,6 +164,10 @@ class DiagonalFisher:
         self._blocks = self._failed = self._rows = self._looped_rows = self._candidates = 0
         self._looped: set[str] = set()
         self.loop_seconds = 0.0
+
+    def precision(self) -> Precision:
+        """What was summed, as the precision of a posterior, on the host."""
+        return observed(self.total.cpu())
 
     @property
     def without_closed_form(self) -> list[str]:

@@ -11,6 +11,7 @@ import msgpack
 import numpy as np
 import zmq
 
+from streamcl.core import stored
 from streamcl.daemon import sockets
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.view import figures
@@ -213,8 +214,8 @@ class Admin:
             raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
         vectors = {
             "theta": parameters[1]["theta"],
-            "precision": posterior[1]["precision"],
-            "shift": posterior[1]["shift"],
+            "precision": stored.diagonal(posterior[1]),
+            "shift": posterior[1][stored.SHIFT],
         }
         fields = {name: parameters[0][name] for name in ("names", "shapes", "version")}
         found = {name: np.asarray(vector, np.float64) for name, vector in vectors.items()}

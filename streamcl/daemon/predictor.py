@@ -18,12 +18,13 @@ import torch
 import zmq
 
 from streamcl.config import Config
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.gaussian import Gaussian
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.guard import Guard
 from streamcl.daemon.sockets import Peer, bind_router, check_reads, endpoint, receive, send
 from streamcl.errors import Refused
 from streamcl.learning.network import Network
+from streamcl.learning.posterior import from_arrays
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import Array, NamedArrays
 from streamcl.protocol.signature import LabelMap, Signature
@@ -75,7 +76,7 @@ class Predictor:
         self.state = StateDirectory(Path(config.state_dir))
         self._parameters = self.state.parameters
         self.network: Network | None = None
-        self.posterior: DiagonalGaussian | None = None
+        self.posterior: Gaussian | None = None
         self.meta: dict[str, Any] = {}
         self._stamp: Any = None
         self._posterior_number = -1
@@ -170,15 +171,13 @@ class Predictor:
             network.parameters.load(theta)
         return _moments(draws)
 
-    def _newest_posterior(self) -> DiagonalGaussian:
+    def _newest_posterior(self) -> Gaussian:
         if self.posterior is None or self._posterior_number != self.meta["posterior"]:
             found = published.posterior(self.state)
             if found is None:
                 raise Refused("not_ready", "there is no posterior yet", retryable=True)
             self._posterior_number, tensors = found
-            self.posterior = DiagonalGaussian.from_state(
-                {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
-            )
+            self.posterior = from_arrays(tensors)
         return self.posterior
 
 

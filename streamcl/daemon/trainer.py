@@ -327,7 +327,7 @@ class Trainer:
             self.forecast.saving()
             self._report(force=True)
         if outcome.factor is not None:
-            tensors = {name: np.asarray(tensor) for name, tensor in outcome.factor.state().items()}
+            tensors = outcome.factor.state()
             self._patiently(lambda: self.factors.write(entry["factor"], entry["task"], tensors))
         if entry["kind"] in ("boundary", "revisit") and self.learner.warning is not None:
             entry["warning"] = self.learner.warning[:MOST_WARNING]
@@ -464,8 +464,7 @@ class Trainer:
         posterior = self.learner.posterior
         if posterior is None:
             return
-        tensors = {name: np.asarray(tensor) for name, tensor in posterior.total.state().items()}
-        published.publish(self.state.posterior, {"posterior": self.learner.consolidations}, tensors)
+        published.publish(self.state.posterior, {"posterior": self.learner.consolidations}, posterior.total.state())
 
     # -- following tasks without their data ----------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from streamcl.config import Train
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.gaussian import Gaussian
 from streamcl.core.products import products_for
 from streamcl.learning.data import TaskData
 from streamcl.learning.network import Network
@@ -47,7 +47,7 @@ class EpochResult:
 class Optimisation:
     """An optimiser of one network under one penalty; a new task starts a new one."""
 
-    def __init__(self, network: Network, penalty: DiagonalGaussian, train: Train) -> None:
+    def __init__(self, network: Network, penalty: Gaussian, train: Train) -> None:
         self.network = network
         self.train = train
         self.steps = 0
@@ -55,7 +55,7 @@ class Optimisation:
         self.optimiser = self._optimiser()
         self.set_penalty(penalty)
 
-    def set_penalty(self, penalty: DiagonalGaussian) -> None:
+    def set_penalty(self, penalty: Gaussian) -> None:
         """From here on, another penalty."""
         self.penalty = penalty.to(self.network.device, self.network.dtype)
         self._weight = 1.0

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
+from streamcl.core import stored
 from streamcl.errors import StreamclError
 from streamcl.storage import checkpoint, ledger, quarantine, verified
 from streamcl.storage.disk import Disk
@@ -100,17 +99,21 @@ def _factors(state: StateDirectory, saved: Saved | None, entries: list[dict[str,
     numbers = {entry["factor"]: task for task, entry in tasks.items() if entry["factor"] is not None}
     if saved is None or not numbers:
         return
-    factors, total, broken = Factors(state.factors, Disk()), np.zeros(()), False
+    factors, broken = Factors(state.factors, Disk()), False
     for number, task in numbers.items():
         try:
-            total = total + factors.read(number, task)["precision"]
+            factors.read(number, task)
         except StreamclError as error:
             broken = True
             yield Finding(f"factors/{factors.path(number).name}", "damaged", str(error))
     if broken:
         return
-    rest = saved.tensors["posterior.precision"] - total  # must be the prior's, the same everywhere
-    miss = float(np.ptp(rest)) / max(1.0, float(np.abs(saved.tensors["posterior.precision"]).max()))
+    each = (factors.read(number, task, verify=False) for number, task in numbers.items())
+    try:
+        miss = stored.remainder(checkpoint.under(checkpoint.POSTERIOR, saved.tensors), each)
+    except StreamclError as error:
+        yield Finding("factors", "damaged", str(error))
+        return
     if miss > ROUNDING:
         yield Finding("factors", "damaged", f"{len(numbers)} factors do not add up to the checkpoint's total ({miss:.1e})")
     else:

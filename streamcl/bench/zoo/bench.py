@@ -153,10 +153,10 @@ class Run:
     def boundary_error(self) -> float:
         """One task; the error of what the posterior has gained."""
         self._apply(0, self.batch)
-        prior = self._posterior().precision.clone()
+        prior = self._posterior().precision.diagonal().clone()
         heard = self._listen()
         self._apply(1, Boundary(producer="p", epoch=0, seq=2, task="a"))
-        return self._error(self._posterior().precision - prior, heard)
+        return self._error(self._posterior().precision.diagonal() - prior, heard)
 
     def blocks_error(self) -> float:
         """The error of the same Fisher in blocks."""
