@@ -15,7 +15,7 @@ import torch
 
 from streamcl.config import from_tree
 from streamcl.conventions import to_scale
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.gaussian import Gaussian
 from streamcl.core.products import fast_products, products_for
 from streamcl.learning.data import TaskData
 from streamcl.learning.learner import Learner, Outcome
@@ -44,7 +44,7 @@ def optimisation(penalty: float = 1.0, **train: Any) -> tuple[Optimisation, Task
     network = Network(config, SIGNATURE, LabelMap(3), torch.device("cpu"))
     network.labels.add((0, 1, 2))
     anchor = torch.linspace(-1, 1, network.parameters.size, dtype=torch.float64)
-    prior = DiagonalGaussian.prior(anchor, penalty)
+    prior = Gaussian.prior(anchor, penalty)
     data = TaskData(lambda window: [rows(number) for number in window], [ROWS] * 4, 20, network.conversion)
     return Optimisation(network, prior, config.train), data
 
@@ -146,7 +146,7 @@ class Run:
         except StopIteration as finished:
             outcome = finished.value
         if outcome is not None and outcome.factor is not None:
-            tensors = {name: tensor.numpy() for name, tensor in outcome.factor.state().items()}
+            tensors = outcome.factor.state()
             self.factors.write(outcome.entry["factor"], outcome.entry["task"], tensors)
         return outcome
 

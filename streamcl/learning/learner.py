@@ -29,9 +29,10 @@ import numpy.typing as npt
 import torch
 
 from streamcl.config import Config
-from streamcl.core.consolidation import potential, task_precision
+from streamcl.core.consolidation import task_precision
 from streamcl.core.fisher import DiagonalFisher, Undecided
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.gaussian import Gaussian
+from streamcl.core.precision import Precision
 from streamcl.errors import ConfigError, Damaged, StreamclError, WrongOutput, in_words
 from streamcl.learning.data import Block, TaskData
 from streamcl.learning.drift import Drift, Rise, errors
@@ -85,7 +86,7 @@ class OpenTask:
 
     name: str
     first_lsn: int
-    penalty: DiagonalGaussian
+    penalty: Gaussian
     damping: float | None = None
     before: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     lsns: list[int] = field(default_factory=list)
@@ -141,7 +142,7 @@ class Outcome:
     """
 
     entry: dict[str, Any]
-    factor: DiagonalGaussian | None = None
+    factor: Gaussian | None = None
 
 
 class Past(Protocol):
@@ -230,11 +231,11 @@ class Learner:
     def _built(self, signature: Signature) -> Network:
         return Network(self.config, signature, self.labels, self.device)
 
-    def _prior(self, network: Network) -> DiagonalGaussian:
+    def _prior(self, network: Network) -> Gaussian:
         settings = self.config.posterior
         theta = network.master()
         centre = theta if settings.prior_mean == "init" else torch.zeros(1, dtype=theta.dtype).expand_as(theta)
-        return DiagonalGaussian.prior(centre, settings.prior_precision)
+        return Gaussian.prior(centre, settings.prior_precision, settings.curvature)
 
     # -- records -------------------------------------------------------------------------------------------------
 
@@ -443,7 +444,7 @@ class Learner:
         place = {"first_lsn": task.first_lsn, "end_lsn": lsn + 1, "weight": weight, "damping": task.damping}
         return {**self._entry("held", lsn, record, started), **place, "samples": rows}
 
-    def _settle(self, entry: dict[str, Any], factor: DiagonalGaussian | None = None) -> Outcome:
+    def _settle(self, entry: dict[str, Any], factor: Gaussian | None = None) -> Outcome:
         """What a record changed for good takes effect: a boundary, held or not, leaves no task open."""
         if entry["kind"] in ("boundary", "revisit", "held"):
             self.open_task = self.optimisation = None
@@ -562,7 +563,7 @@ class Learner:
         self.train_loss = loss
         entry = self._learned_entry(lsn, record, started, data.samples, weight, loss, more_of)
         if factor is not None:
-            at = potential(factor, self._network.master())
+            at = factor.potential(self._network.master())
             entry |= {"factor": lsn, "potential": at}
         self.consolidations += 1
         return self._settle(entry, factor)
@@ -671,8 +672,8 @@ class Learner:
         train = msgspec.structs.replace(self.config.train, learning_rate=rate)
         self.optimisation = Optimisation(self._network, task.penalty, train)
 
-    def _fisher(self, task: str, data: TaskData, seed: int) -> Generator[Event, None, tuple[torch.Tensor, float]]:
-        """The Fisher at the optimum, [P] float64 on the host, and the mean NLL there: one forward pass serves both.
+    def _fisher(self, task: str, data: TaskData, seed: int) -> Generator[Event, None, tuple[Precision, float]]:
+        """The Fisher at the optimum, in float64 on the host, and the mean NLL there: one forward pass serves both.
 
         Where a few rows show that the fast ways cannot be trusted with this task, all of it is taken by the loop.
         """
@@ -689,7 +690,7 @@ class Learner:
             self.fisher_note = (
                 f"the Fisher was found wrong ({wrong}) and taken again row by row, in {fisher.loop_seconds:.2g} s"
             )
-        return fisher.total.cpu(), loss
+        return fisher.precision(), loss
 
     def _diagonal_fisher(self, seed: int, by_loop: bool) -> DiagonalFisher:
         network = self._network
@@ -710,11 +711,11 @@ class Learner:
             yield Progress(task, "fisher", rows / data.samples, epochs, epochs, 0)
         return float(total) / data.samples
 
-    def _absorb(self, task: OpenTask, curvature: torch.Tensor, more_of: dict[str, Any] | None) -> DiagonalGaussian | None:
+    def _absorb(self, task: OpenTask, curvature: Precision, more_of: dict[str, Any] | None) -> Gaussian | None:
         """The new posterior; nothing is kept of it unless it is finite."""
         theta = self._network.master()
         self._check_finite(float(theta.sum()), task.name)
-        self._check_finite(float(curvature.sum()), task.name)
+        self._check_finite(curvature.curvature().total, task.name)
         if more_of is not None:
             return self._posterior.extend(task.name, curvature, theta)
         return self._posterior.absorb(task.penalty, curvature, theta, task.revisited, task.damping or 1.0)
@@ -802,7 +803,7 @@ class Learner:
     def _tensors(self) -> dict[str, npt.NDArray[Any]]:
         if self.network is None:
             return {}
-        posterior = {f"{POSTERIOR}{name}": tensor.numpy() for name, tensor in self._posterior.total.state().items()}
+        posterior = {f"{POSTERIOR}{name}": array for name, array in self._posterior.total.state().items()}
         optimiser = {} if self.optimisation is None else self.optimisation.state()
         before = {} if self.open_task is None else {f"before.{name}": a for name, a in self.open_task.before.items()}
         return {**self.network.state(), **posterior, **optimiser, **before}
