@@ -20,6 +20,7 @@ from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import HEADER_BYTES, Array, Buffer
 from streamcl.protocol.session import KEPT_REMEDY
 from streamcl.storage import checkpoint, exported, ledger, published
+from streamcl.storage.frozen import Frozen
 from streamcl.storage.records import Record
 from streamcl.storage.versions import Versions, undoing
 
@@ -208,7 +209,8 @@ class Admin:
 
         model: also `state`, the bytes of a safetensors file, and `description`, those of a JSON text.
         """
-        parameters = published.read(self.ingest.state.parameters)
+        frozen = Frozen(self.ingest.state.path) if model else None
+        parameters = published.read(self.ingest.state.parameters, frozen)
         posterior = published.posterior(self.ingest.state)
         if parameters is None or posterior is None:
             raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)

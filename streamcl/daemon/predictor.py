@@ -29,6 +29,7 @@ from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import Array, NamedArrays
 from streamcl.protocol.signature import LabelMap, Signature
 from streamcl.storage import published
+from streamcl.storage.frozen import Frozen
 from streamcl.storage.state import StateDirectory
 
 IDLE_MS = 1000  # between two turns with nothing to answer
@@ -75,6 +76,7 @@ class Predictor:
         self._reported = 0.0
         self.state = StateDirectory(Path(config.state_dir))
         self._parameters = self.state.parameters
+        self._frozen = Frozen(self.state.path)
         self.network: Network | None = None
         self.posterior: Gaussian | None = None
         self.meta: dict[str, Any] = {}
@@ -146,7 +148,7 @@ class Predictor:
         return self.network
 
     def _load(self) -> None:
-        found = published.read(self._parameters)
+        found = published.read(self._parameters, self._frozen)
         if found is None:
             raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
         meta, tensors = found

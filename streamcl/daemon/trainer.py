@@ -1,9 +1,10 @@
 """The trainer process: follows the log, learns, and makes what was learned durable.
 
 Order at a boundary, which nothing may change: consolidate in memory; write and verify the factor, if factors are kept;
-append to the ledger and sync; write, verify and rename the checkpoint; only then unlink the task's records and the factor
-that was replaced; last, say so. Records whose rows were not learned (`ledger.Standing.kept`) stay. A crash anywhere repeats
-the work from the checkpoint before, with the same result. One thread; it looks at its channels between steps.
+append to the ledger and sync; write and verify what the checkpoint refers to; write, verify and rename the checkpoint; only
+then unlink the task's records and the factor that was replaced; last, say so. Records whose rows were not learned
+(`ledger.Standing.kept`) stay. A crash anywhere repeats the work from the checkpoint before, with the same result. One
+thread; it looks at its channels between steps.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from streamcl.protocol.signature import Signature
 from streamcl.storage import checkpoint, ledger, log, published, quarantine, versions
 from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.factors import Factors
+from streamcl.storage.frozen import FrozenStore
 from streamcl.storage.ledger import Ledger
 from streamcl.storage.records import Batch
 from streamcl.storage.state import StateDirectory
@@ -103,6 +105,7 @@ class Trainer:
         self.disk = disk or Disk()
         self.factors = Factors(self.state.factors, self.disk)
         self.versions = Versions(self.state.path, self.disk)
+        self.frozen = FrozenStore(self.state.path, self.disk)
         self._version_factors: dict[int, set[int]] = {}
         self._usable: list[int] = []
         self.learner = self._new_learner()
@@ -168,7 +171,7 @@ class Trainer:
 
     def recover(self) -> None:
         """Take over what is on disk: the checkpoint, the ledger, the factors, and what has failed before."""
-        saved = checkpoint.load(self.state.path, self.disk)
+        saved = checkpoint.load(self.state.path, self.disk, self.frozen)
         self.quarantine = quarantine.load(self.state.path)
         self.learner.wary = quarantine.failures(self.quarantine)
         entries, written = 0, []
@@ -188,6 +191,7 @@ class Trainer:
                 self._keep_version(self.last_entry)  # which the life before us may not have come to
             self._drop()
             self._publish(force=True)
+            self._sweep()
             self._follow_tasks()
             self._evaluate_soon()
         self.log.info("recovered", next_lsn=self.learner.next_lsn, ledger=entries)
@@ -339,6 +343,7 @@ class Trainer:
         self._drop()
         self._forgive()
         self._publish(force=True)
+        self._sweep()
         self._follow_tasks(FOLLOW_SHARE * entry["seconds"])
         if entry["kind"] not in ("abandon", "confirm"):
             self._evaluate_soon()
@@ -358,7 +363,7 @@ class Trainer:
         started = time.monotonic()
         meta, tensors = self.learner.snapshot()
         meta["ledger"] = len(self.ledger)
-        self._patiently(lambda: checkpoint.save(self.state.path, meta, tensors, self.disk))
+        self._patiently(lambda: checkpoint.save(self.state.path, meta, self.frozen.referred(tensors), self.disk))
         self.memory.give_back()
         if self.activity == "consolidating":  # and this was the last of it
             self.activity = "idle"
@@ -388,6 +393,11 @@ class Trainer:
         if posterior is not None and posterior.keeps_factors:
             self.factors.keep_only(_factors(standing).union(*self._version_factors.values()))
         self.side.send("dropped")
+
+    def _sweep(self) -> None:
+        """Remove arrays of the model that neither the checkpoint, nor a version, nor what is published refers to."""
+        versions = map(self.versions.path, self.versions.numbers())
+        self.frozen.sweep([self.state.path / checkpoint.NAME, *versions, self.state.parameters])
 
     def _keep_version(self, entry: Mapping[str, Any]) -> None:
         """After a boundary, the checkpoint just written is one to go back to; those beyond the bound, and those that may
@@ -449,7 +459,8 @@ class Trainer:
             "shapes": [list(shape) for shape in network.parameters.shapes],
             "layout": self._layout_of(network),
         }
-        published.publish(self.state.parameters, meta, served)
+        arrays = self._patiently(lambda: self.frozen.referred(served, whole=False))
+        published.publish(self.state.parameters, meta, arrays)
         self._last_publish = time.monotonic()
         self._publish_cost = self._last_publish - started
 

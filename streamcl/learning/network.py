@@ -73,6 +73,8 @@ class Network:
         self.parameters = FlatParameters(self.module, gradients=trained)
         self.conversion = Conversion(self.dtype, device, labels.to_outputs if self._labelled(config) else None)
         self.steady = False
+        self._trained = trained
+        self._loaded: Mapping[str, npt.NDArray[Any]] = {}  # for predictions alone: what `load` was given last
         for name, tensor in self.fixed().items():
             tensors.check_storable(name, tensor)
 
@@ -213,7 +215,10 @@ class Network:
         return all(name in state and state[name].shape == shape for name, shape in shapes.items())
 
     def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take over what `state` gave; raises ConfigError where the model is another one."""
+        """Take over what `state` gave; raises ConfigError where the model is another one.
+
+        For predictions, which change nothing, an array that was loaded the last time is not copied again.
+        """
         if state["theta"].shape != (self.parameters.size,):
             raise ConfigError(
                 f"model: the state directory holds {state['theta'].size} parameters, the configured model has "
@@ -221,7 +226,10 @@ class Network:
             )
         self.parameters.load(tensors.from_array(state["theta"]))
         for name, tensor in self.fixed().items():
-            tensors.unpack(f"fixed.{name}", tensor, state)
+            key = f"fixed.{name}"
+            if self._trained or key not in state or self._loaded.get(key) is not state[key]:
+                tensors.unpack(key, tensor, state)
+        self._loaded = {} if self._trained else {key: array for key, array in state.items() if key != "theta"}
 
 
 def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

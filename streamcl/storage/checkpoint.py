@@ -1,6 +1,7 @@
 """The checkpoint: one file that holds all that was learned, replaced in one atomic rename.
 
-Written as `verified` says. Its size does not grow with the number of tasks.
+Written as `verified` says. Its size does not grow with the number of tasks. What training does not change, it refers to
+(`frozen`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from streamcl.storage import verified
 from streamcl.storage.disk import Disk
+from streamcl.storage.frozen import Frozen
 from streamcl.storage.verified import Saved
 
 NAME = "checkpoint"
@@ -24,8 +26,10 @@ def save(directory: Path, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDA
     verified.save(directory / NAME, meta, tensors, disk)
 
 
-def load(directory: Path, disk: Disk | None = None) -> Saved | None:
-    """The checkpoint, verified; None where there is none. Raises Damaged, UnknownFormat.
+def load(directory: Path, disk: Disk | None = None, frozen: Frozen | None = None) -> Saved | None:
+    """The checkpoint with the arrays that it refers to, all verified; None where there is none.
+
+    Raises Damaged, UnknownFormat.
 
     For the one process that saves: what an unfinished `save` left is removed, and the name is synced, since whoever
     renamed it may have died before doing so and segments are about to be dropped on its word.
@@ -36,7 +40,8 @@ def load(directory: Path, disk: Disk | None = None) -> Saved | None:
     if not path.exists():
         return None
     disk.sync_directory(directory)
-    return verified.load(path)
+    saved = verified.load(path)
+    return Saved(saved.meta, (frozen or Frozen(directory)).resolved(saved.tensors))
 
 
 def read_posterior(directory: Path) -> tuple[int, dict[str, npt.NDArray[Any]]] | None:

@@ -19,6 +19,7 @@ from streamcl.errors import StreamclError
 from streamcl.storage import checkpoint, ledger, quarantine, verified
 from streamcl.storage.disk import Disk
 from streamcl.storage.factors import Factors
+from streamcl.storage.frozen import Frozen, references
 from streamcl.storage.history import open_to_read
 from streamcl.storage.log import SEGMENT_BYTES, LogWriter, Ranges, holds, unfinished_repair
 from streamcl.storage.records import Lost, Record
@@ -73,6 +74,7 @@ def _examine(state: StateDirectory) -> Iterator[Finding]:
     yield from _factors(state, saved, entries)
     yield from _log(state, saved, ledger.standing(entries).kept())
     yield from _versions(state)
+    yield from _frozen(state, saved)
     yield from _quarantine(state)
     yield from _history(state)
     yield from _leftovers(state)
@@ -173,6 +175,24 @@ def _versions(state: StateDirectory) -> Iterator[Finding]:
             yield Finding(name, "sound", "to roll back to")
         else:
             yield Finding(name, "note", f"cannot be rolled back to: {problem}")
+
+
+def _frozen(state: StateDirectory, saved: Saved | None) -> Iterator[Finding]:
+    """What the checkpoint refers to must be there; the rest is of versions, each judged by itself, or of no use."""
+    frozen, versions = Frozen(state.path), Versions(state.path, Disk())
+    needed = set() if saved is None else set(references(saved.tensors).values())
+    others = {digest for number in versions.numbers() for digest in versions.references(number)} - needed
+    there = {path.name for path in frozen.directory.glob("*")}
+    for digest in sorted(needed):
+        try:
+            size = frozen.read(digest).nbytes
+            yield Finding(f"frozen/{digest}", "sound", f"{size} bytes of the model that training does not change")
+        except StreamclError as error:
+            yield Finding(f"frozen/{digest}", "damaged", str(error))
+    for name in sorted(there & others):
+        yield Finding(f"frozen/{name}", "sound", "of a version to roll back to")
+    for name in sorted(there - needed - others):
+        yield Finding(f"frozen/{name}", "note", "nothing refers to it; the next start removes it")
 
 
 def _scans(directory: Path) -> Iterator[tuple[Path, Scan]]:
