@@ -11,8 +11,9 @@ import pytest
 from streamcl.bench.local import LocalDaemon
 from streamcl.errors import Damaged
 from streamcl.storage import checkpoint, doctor, frozen, published, verified
+from streamcl.storage.container import REFERENCE
 from streamcl.storage.disk import Disk
-from streamcl.storage.frozen import LEAST_BYTES, REFERENCE, Frozen, FrozenStore
+from streamcl.storage.frozen import LEAST_BYTES, Frozen, FrozenStore
 from streamcl.storage.state import StateDirectory
 from streamcl.storage.versions import Versions
 
@@ -65,6 +66,14 @@ def test_an_old_checkpoint_that_holds_everything_itself_is_read_as_it_is(tmp_pat
     assert loaded is not None
     np.testing.assert_array_equal(loaded.tensors["fixed.large"], LARGE)
     assert not stored(tmp_path)
+
+
+def test_an_older_streamcl_refuses_references_by_their_format_and_reads_what_has_none(tmp_path: Path) -> None:
+    version = slice(8, 12)
+    save(FrozenStore(tmp_path, DISK), state(small=np.ones(4)))
+    assert (tmp_path / checkpoint.NAME).read_bytes()[version] == (1).to_bytes(4, "little")
+    save(FrozenStore(tmp_path, DISK), state(large=LARGE))
+    assert (tmp_path / checkpoint.NAME).read_bytes()[version] == (2).to_bytes(4, "little")
 
 
 def test_what_does_not_change_is_written_once(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from streamcl.errors import Damaged
 from streamcl.storage import verified
+from streamcl.storage.container import REFERENCE
 from streamcl.storage.disk import Disk
 
 DIRECTORY = "frozen"
-REFERENCE = "by-digest."  # before the name of an array that lies elsewhere
 BEFORE = "before."  # before the names of what holds again if a revisit is abandoned
 FIXED = "fixed."  # before the names of what training does not change
 LEAST_BYTES = 16 << 10
