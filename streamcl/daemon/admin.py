@@ -12,6 +12,7 @@ import numpy as np
 import zmq
 
 from streamcl.core import stored
+from streamcl.core.layout import Layout
 from streamcl.daemon import sockets
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.view import figures
@@ -219,7 +220,8 @@ class Admin:
             "precision": stored.diagonal(posterior[1]),
             "shift": posterior[1][stored.SHIFT],
         }
-        fields = {name: parameters[0][name] for name in ("names", "shapes", "version")}
+        layout = Layout.from_plain(parameters[0]["parameters"])
+        fields = {"names": layout.names, "shapes": layout.shapes, "version": parameters[0]["version"]}
         found = {name: np.asarray(vector, np.float64) for name, vector in vectors.items()}
         if model:
             text = json.dumps(exported.description(parameters[0], self.ingest.config), default=str).encode()

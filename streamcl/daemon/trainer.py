@@ -455,8 +455,7 @@ class Trainer:
             "signature": self.learner.snapshot_signature(),
             "labels": self.learner.labels.labels().tolist(),
             "posterior": self.learner.consolidations,
-            "names": network.parameters.names,
-            "shapes": [list(shape) for shape in network.parameters.shapes],
+            "parameters": network.parameters.layout.plain(),
             "layout": self._layout_of(network),
         }
         arrays = self._patiently(lambda: self.frozen.referred(served, whole=False))

@@ -793,6 +793,7 @@ class Learner:
             "drifted": self.drifted,
             "signature": self.snapshot_signature(),
             "steady": self.network is not None and self.network.steady,
+            "layout": None if self.network is None else self.network.parameters.layout.plain(),
         }
         return meta, self._tensors()
 
@@ -864,8 +865,14 @@ class Learner:
 
     def _restore_model(self, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], alike: bool) -> bool:
         """Take over the parameters; False for those of another model, of which nothing was consolidated."""
-        if not self.standing.tasks and not (alike and self._network.takes(tensors)):
+        misfit = self._network.misfit(meta.get("layout"))
+        if not self.standing.tasks and not (alike and misfit is None and self._network.takes(tensors)):
             return False
+        if misfit is not None:
+            raise ConfigError(
+                f"model: the configured model is not what the state directory was made with: that has {misfit}; use the "
+                "configuration and the version of the factory that it was made with, or a new state_dir"
+            )
         self._network.load(tensors)
         if "steady" in meta:
             self._network.steady = meta["steady"]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from streamcl import models
 from streamcl.config import Config
+from streamcl.core.layout import Layout
 from streamcl.core.likelihood import Likelihood, likelihood
 from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
@@ -213,6 +214,10 @@ class Network:
         """Whether these arrays are of a model like this one."""
         shapes = {name: array.shape for name, array in self.state().items()}
         return all(name in state and state[name].shape == shape for name, shape in shapes.items())
+
+    def misfit(self, plain: Mapping[str, Any] | None) -> str | None:
+        """Why flat vectors of this layout are not this model's, or None; of before layouts were kept, nothing is known."""
+        return None if plain is None else Layout.from_plain(plain).difference(self.parameters.layout)
 
     def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take over what `state` gave; raises ConfigError where the model is another one.
