@@ -363,7 +363,7 @@ class Learner:
         output = self._network.shaped(output)
         if self.drift is not None and self._open.revisited is None:
             self.drift.add(errors(self.config.model.likelihood, output, y))
-        return self.prequential.score(nll, output, y)
+        return self.prequential.score(nll, output, y, self._network.reduction)
 
     # -- what fails ----------------------------------------------------------------------------------------------
 
@@ -697,7 +697,14 @@ class Learner:
         generator = torch.Generator(device=self.device).manual_seed(seed)
         kind = self.config.posterior.fisher
         return DiagonalFisher(
-            network.module, network.parameters, network.likelihood, kind, generator, by_loop=by_loop, seed=seed
+            network.module,
+            network.parameters,
+            network.likelihood,
+            kind,
+            generator,
+            by_loop=by_loop,
+            seed=seed,
+            reduction=network.reduction,
         )
 
     def _fisher_pass(self, task: str, data: TaskData, fisher: DiagonalFisher) -> Generator[Event, None, float]:
@@ -709,7 +716,7 @@ class Learner:
             total += network.likelihood.nll(fisher.add(x, y), y).sum()
             rows += len(x)
             yield Progress(task, "fisher", rows / data.samples, epochs, epochs, 0)
-        return float(total) / data.samples
+        return float(network.reduction.sum(total)) / data.samples
 
     def _absorb(self, task: OpenTask, curvature: Precision, more_of: dict[str, Any] | None) -> Gaussian | None:
         """The new posterior; nothing is kept of it unless it is finite."""

@@ -24,6 +24,7 @@ from streamcl.core.layout import Layout
 from streamcl.core.likelihood import Likelihood, likelihood
 from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
+from streamcl.core.reduce import ALONE, Reduction
 from streamcl.errors import ConfigError
 from streamcl.learning import tensors
 from streamcl.learning.data import Conversion
@@ -49,7 +50,7 @@ class Network:
 
     config: the whole configuration. signature: shapes of one row. labels: the label map (categorical). steady: a training
     step computes what an evaluation does (no dropout), so that its outputs can be scored; False until `settle`. trained:
-    False for predictions alone, which need no gradients.
+    False for predictions alone, which need no gradients. reduction: sums over the samples of this network and its replicas.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Network:
         labels: LabelMap,
         device: torch.device,
         trained: bool = True,
+        reduction: Reduction = ALONE,
     ) -> None:
         self._config = config
+        self.reduction = reduction
         self.signature = signature
         self.labels = labels
         self.device = device
