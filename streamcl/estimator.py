@@ -26,6 +26,7 @@ from streamcl import entries, snapshot
 from streamcl.arrays import as_array
 from streamcl.client import ParameterVectors, Prediction
 from streamcl.config import Config
+from streamcl.core import stored as stored_state
 from streamcl.entries import (
     Closing,
     Confirmed,
@@ -250,10 +251,14 @@ class Learner:
         """
         network, posterior = self._network, self._learner.posterior
         assert posterior is not None
-        state = {name: tensor.double().numpy().copy() for name, tensor in posterior.total.state().items()}
+        state = posterior.total.state()
         shapes = [list(shape) for shape in network.parameters.shapes]
         theta = np.array(self._learner.served()["theta"], np.float64)
-        return ParameterVectors(theta, state["precision"], state["shift"], list(network.parameters.names), shapes)
+        precision, shift = (
+            np.array(stored_state.diagonal(state), np.float64),
+            np.array(state[stored_state.SHIFT], np.float64),
+        )
+        return ParameterVectors(theta, precision, shift, list(network.parameters.names), shapes)
 
     def tasks(self) -> list[dict[str, Any]]:
         """One map a task, in the order they were first closed: task, samples, weight, loss, revisits, penalty, penalty_rise
@@ -396,8 +401,7 @@ class Learner:
         entry, session, learner = outcome.entry, self._session, self._learner
         self._entries.append(entry)
         if outcome.factor is not None:
-            factor = {name: tensor.numpy().copy() for name, tensor in outcome.factor.state().items()}
-            self._memory.factors[entry.lsn] = factor
+            self._memory.factors[entry.lsn] = _copied(outcome.factor.state())
         session.took_effect(entry.lsn)
         if isinstance(entry, Closing):
             session.consolidated(entry.task, entry.lsn, by_drift=by_drift(entry))

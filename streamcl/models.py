@@ -1,7 +1,8 @@
 """Ready-made model factories, and how any factory named in the configuration is called.
 
 A factory is any callable that returns an `nn.Module`. It is given ``input_shape`` (of one row) and ``outputs`` (their
-number) if it has parameters of these names, and ``model.args``.
+number) if it has parameters of these names, and ``model.args``. What it freezes (``requires_grad_(False)``: a pretrained
+backbone) and its buffers are stored once, beside the checkpoints, however large they are.
 """
 
 from __future__ import annotations

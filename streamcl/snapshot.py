@@ -62,6 +62,7 @@ class LearnerState(msgspec.Struct, kw_only=True):
     drifted: Drifted | None = None
     signature: Signature | None
     steady: bool | None = None
+    layout: dict[str, Any] | None = None
 
     @property
     def needed(self) -> int:

@@ -12,6 +12,8 @@ import msgpack
 import numpy as np
 
 from streamcl.config import Config
+from streamcl.core import stored
+from streamcl.core.layout import Layout
 from streamcl.daemon.chronicle import Chronicle
 from streamcl.daemon.metrics import Metrics
 from streamcl.daemon.view import View
@@ -22,6 +24,7 @@ from streamcl.protocol.frames import HEADER_BYTES, Array
 from streamcl.protocol.session import StreamSession
 from streamcl.storage import checkpoint, exported, ledger, published
 from streamcl.storage.disk import Disk
+from streamcl.storage.frozen import Frozen
 from streamcl.storage.history import History
 from streamcl.storage.state import StateDirectory
 from streamcl.storage.versions import Undoing, Versions, undoing
@@ -78,16 +81,17 @@ class Answers:
 
         model: also `state`, the bytes of a safetensors file, and `description`, those of a JSON text.
         """
-        parameters = published.read(self.state.parameters)
+        parameters = published.read(self.state.parameters, Frozen(self.state.path) if model else None)
         posterior = published.posterior(self.state)
         if parameters is None or posterior is None:
             raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
         vectors = {
             "theta": parameters[1]["theta"],
-            "precision": posterior[1]["precision"],
-            "shift": posterior[1]["shift"],
+            "precision": stored.diagonal(posterior[1]),
+            "shift": posterior[1][stored.SHIFT],
         }
-        fields = {name: parameters[0][name] for name in ("names", "shapes", "version")}
+        layout = Layout.from_plain(parameters[0]["parameters"])
+        fields = {"names": layout.names, "shapes": layout.shapes, "version": parameters[0]["version"]}
         found = {name: np.asarray(vector, np.float64) for name, vector in vectors.items()}
         if model:
             text = json.dumps(exported.description(parameters[0], self.config), default=str).encode()

@@ -1,9 +1,9 @@
 """How what was learned becomes durable, and what it ends is dropped.
 
-Order, which nothing may change: write and verify the factor, if factors are kept; append to the ledger and sync; write,
-verify and rename the checkpoint; keep it as a version; only then unlink the task's records and the factor that was
-replaced; last, the failures that no longer matter. Records whose rows were not learned (`kept`) stay. A crash anywhere
-repeats the work from the checkpoint before, with the same result.
+Order, which nothing may change: write and verify the factor, if factors are kept; append to the ledger and sync; write and
+verify what the checkpoint refers to; write, verify and rename the checkpoint; keep it as a version; only then unlink the
+task's records and the factor that was replaced; last, the failures that no longer matter. Records whose rows were not learned
+(`kept`) stay. A crash anywhere repeats the work from the checkpoint before, with the same result.
 
 Every step is a generator: it yields what happened, and `Full` while the disk is, to be resumed for another try. Waits for
 nothing, says nothing to anybody.
@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from streamcl.entries import Entry, Forgotten, Standing, standing
 from streamcl.learning.learner import Learner, Outcome
 from streamcl.replay import Replay
@@ -26,6 +24,7 @@ from streamcl.storage import checkpoint, ledger, log, published, quarantine, ver
 from streamcl.storage.checkpoint import Checkpoint
 from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.factors import Factors
+from streamcl.storage.frozen import FrozenStore
 from streamcl.storage.ledger import Ledger
 from streamcl.storage.state import StateDirectory
 from streamcl.storage.versions import Versions
@@ -89,6 +88,7 @@ class Commit:
         self.state, self.disk, self.keep, self.kept = state, disk, keep, kept
         self.factors = Factors(state.factors, disk)
         self.versions = Versions(state.path, disk)
+        self.frozen = FrozenStore(state.path, disk)
         self.last_entry: Entry | None = None
         self.failures: list[dict[str, Any]] = []
         self.checkpointed_lsn = 0
@@ -105,7 +105,7 @@ class Commit:
 
     def recover(self) -> tuple[Checkpoint | None, Standing]:
         """The checkpoint, if there is one, and what stands by the ledger that it counts; cuts off what is behind that."""
-        saved = checkpoint.load(self.state.path, self.disk)
+        saved = checkpoint.load(self.state.path, self.disk, self.frozen)
         self.failures = quarantine.load(self.state.path)
         count = 0 if saved is None else saved.meta.ledger
         entries = ledger.read(self.state.path, count)
@@ -138,7 +138,7 @@ class Commit:
         """Everything that is to be done about a record that changed something for good, in its order."""
         entry, learner = outcome.entry, replay.learner
         if outcome.factor is not None:
-            tensors = {name: np.asarray(tensor) for name, tensor in outcome.factor.state().items()}
+            tensors = outcome.factor.state()
             yield from _patiently(lambda: self.factors.write(entry.lsn, entry.task, tensors))
         yield from _patiently(lambda: self._written.append(entry))
         self.last_entry = entry
@@ -156,7 +156,7 @@ class Commit:
         """Write what the learner holds."""
         started = time.monotonic()
         meta, tensors = replay.snapshot(len(self._written))
-        yield from _patiently(lambda: checkpoint.save(self.state.path, meta, tensors, self.disk))
+        yield from _patiently(lambda: checkpoint.save(self.state.path, meta, self.frozen.referred(tensors), self.disk))
         self.checkpointed_lsn = meta.next_lsn
         published.clear(self.state.posterior)
         yield Written(time.monotonic() - started)
@@ -180,6 +180,11 @@ class Commit:
             yield from _patiently(lambda: self.versions.add(number))
             self._version_factors[number] = learner.standing.factors()
         self._prune_versions()
+
+    def sweep(self) -> None:
+        """Remove arrays of the model that neither the checkpoint, nor a version, nor what is published refers to."""
+        versions = map(self.versions.path, self.versions.numbers())
+        self.frozen.sweep([self.state.path / checkpoint.NAME, *versions, self.state.parameters])
 
     def _prune_versions(self) -> None:
         known = [number for number in self._usable if number in self._version_factors]

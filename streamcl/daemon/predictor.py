@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import zmq
 
 from streamcl.config import Config
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.gaussian import Gaussian
 from streamcl.daemon import words
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.endpoint import Endpoint, Received
@@ -26,11 +25,13 @@ from streamcl.daemon.guard import Guard
 from streamcl.daemon.sockets import Peer, bind_router, check_reads, endpoint, receive, send
 from streamcl.errors import Refused
 from streamcl.learning.network import Network
+from streamcl.learning.posterior import from_arrays
 from streamcl.learning.predictive import averaged, predict
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import Array, NamedArrays
 from streamcl.schema import LabelMap, Signature
 from streamcl.storage import published
+from streamcl.storage.frozen import Frozen
 from streamcl.storage.state import StateDirectory
 
 IDLE_MS = 1000  # between two turns with nothing to answer
@@ -80,8 +81,9 @@ class Predictor:
         self._reported = 0.0
         self.state = StateDirectory(Path(config.state_dir))
         self._parameters = self.state.parameters
+        self._frozen = Frozen(self.state.path)
         self.network: Network | None = None
-        self.posterior: DiagonalGaussian | None = None
+        self.posterior: Gaussian | None = None
         self.meta: dict[str, Any] = {}
         self._stamp: Any = None
         self._posterior_number = -1
@@ -152,7 +154,7 @@ class Predictor:
         return self.network
 
     def _load(self) -> None:
-        found = published.read(self._parameters)
+        found = published.read(self._parameters, self._frozen)
         if found is None:
             raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
         meta, tensors = found
@@ -163,15 +165,13 @@ class Predictor:
         self.network.load(tensors)
         self.meta = meta
 
-    def _newest_posterior(self) -> DiagonalGaussian:
+    def _newest_posterior(self) -> Gaussian:
         if self.posterior is None or self._posterior_number != self.meta["posterior"]:
             found = published.posterior(self.state)
             if found is None:
                 raise Refused("not_ready", "there is no posterior yet", retryable=True)
             self._posterior_number, tensors = found
-            self.posterior = DiagonalGaussian.from_state(
-                {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
-            )
+            self.posterior = from_arrays(tensors)
         return self.posterior
 
 

@@ -99,7 +99,7 @@ class Trainer:
         self.commit = Commit(self.state, disk or Disk(), config.posterior.keep, kept)
         self._new_learner, self._pause, self._watch = new_learner, pause, watch
         self.replay = self._fresh_replay()
-        self.publisher = Publisher(self.state)
+        self.publisher = Publisher(self.state, self.commit.frozen)
         self.following = Following(side.send)
         self.evaluating = Evaluating(config, self.learner, side.send)
         self.reports = Reports(up, side)
@@ -160,6 +160,7 @@ class Trainer:
         if saved is not None:
             self._go_through(self.commit.resume(self.learner))
             self._publish(force=True)
+            self.commit.sweep()
             self.following.begin(self.learner)
             self.evaluating.soon(self.learner)
         self.log.info("recovered", next_lsn=self.learner.next_lsn, ledger=0 if saved is None else saved.meta.ledger)
@@ -269,6 +270,7 @@ class Trainer:
             self._report(force=True)
         self._go_through(self.commit.end(outcome, self.replay))
         self._publish(force=True)
+        self.commit.sweep()
         self._watch("durable", None)
         self.following.begin(self.learner, FOLLOW_SHARE * entry.seconds)
         if not isinstance(entry, Abandoned | Confirmed):

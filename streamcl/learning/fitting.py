@@ -18,7 +18,8 @@ from torch import Tensor
 
 from streamcl.config import Config
 from streamcl.core.fisher import DiagonalFisher, Undecided
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.gaussian import Gaussian
+from streamcl.core.precision import Precision
 from streamcl.learning.data import Array, TaskData
 from streamcl.learning.failing import Diverged
 from streamcl.learning.network import Network
@@ -71,7 +72,7 @@ class Fitting:
             raise RuntimeError("a step came with no task open")
         return self.optimisation
 
-    def begin(self, penalty: DiagonalGaussian, calmer: float = 1.0) -> None:
+    def begin(self, penalty: Gaussian, calmer: float = 1.0) -> None:
         """A task opens under a penalty, or begins again with `calmer` times the configured rate, which is then said."""
         rate = calmer * self.config.train.learning_rate
         if calmer < 1:
@@ -150,8 +151,8 @@ class Fitting:
         """Note whether the learning rate suits the penalty, for a task of so many samples."""
         self.warning = self._running.warning(samples)
 
-    def fisher(self, task: str, data: TaskData, seed: int) -> Generator[Event, None, tuple[Tensor, float]]:
-        """The Fisher at the optimum, [P] float64 on the host, and the mean NLL there: one forward pass serves both.
+    def fisher(self, task: str, data: TaskData, seed: int) -> Generator[Event, None, tuple[Precision, float]]:
+        """The Fisher at the optimum, in float64 on the host, and the mean NLL there: one forward pass serves both.
 
         Where a few rows show that the fast ways cannot be trusted with this task, all of it is taken by the loop.
         """
@@ -169,14 +170,21 @@ class Fitting:
                 f"the Fisher was found wrong ({wrong}) and taken again row by row, in {fisher.loop_seconds:.2g} s"
             )
         self.warning = "; ".join(filter(None, (self.warning, self.fisher_note))) or None
-        return fisher.total.cpu(), loss
+        return fisher.precision(), loss
 
     def _diagonal_fisher(self, seed: int, by_loop: bool) -> DiagonalFisher:
         network = self.network
         generator = torch.Generator(device=self.device).manual_seed(seed)
         kind = self.config.posterior.fisher
         return DiagonalFisher(
-            network.module, network.parameters, network.likelihood, kind, generator, by_loop=by_loop, seed=seed
+            network.module,
+            network.parameters,
+            network.likelihood,
+            kind,
+            generator,
+            by_loop=by_loop,
+            seed=seed,
+            reduction=network.reduction,
         )
 
     def _fisher_pass(self, task: str, data: TaskData, fisher: DiagonalFisher) -> Generator[Event, None, float]:
@@ -188,7 +196,7 @@ class Fitting:
             total += network.likelihood.nll(fisher.add(x, y), y).sum()
             rows += len(x)
             yield Progress(task, "fisher", rows / data.samples, epochs, epochs, 0)
-        return float(total) / data.samples
+        return float(network.reduction.sum(total)) / data.samples
 
     def check_gained(self, loss: float, data: TaskData, anchor: Callable[[], Tensor]) -> None:
         """Raise Diverged where training has made the task much worse than it was at the anchor, though all is finite.

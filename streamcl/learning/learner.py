@@ -30,8 +30,9 @@ from torch import nn
 
 from streamcl.binding import check_fingerprint, fingerprint
 from streamcl.config import Config
-from streamcl.core.consolidation import potential, task_precision
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.consolidation import task_precision
+from streamcl.core.gaussian import Gaussian
+from streamcl.core.precision import Precision
 from streamcl.entries import (
     Abandoned,
     Closing,
@@ -73,7 +74,7 @@ class Outcome:
     """What a call changed for good: an entry that says so, and the factor to keep beside it in factor mode."""
 
     entry: Entry
-    factor: DiagonalGaussian | None = None
+    factor: Gaussian | None = None
 
 
 class Past(Protocol):
@@ -156,11 +157,11 @@ class Learner:
     def _built(self, signature: Signature) -> Network:
         return Network(self.config, signature, self.labels, self.device, factory=self.factory)
 
-    def _prior(self, network: Network) -> DiagonalGaussian:
+    def _prior(self, network: Network) -> Gaussian:
         settings = self.config.posterior
         theta = network.master()
         centre = theta if settings.prior_mean == "init" else torch.zeros(1, dtype=theta.dtype).expand_as(theta)
-        return DiagonalGaussian.prior(centre, settings.prior_precision)
+        return Gaussian.prior(centre, settings.prior_precision, settings.curvature)
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
@@ -228,7 +229,7 @@ class Learner:
         output = self._network.shaped(output)
         if self.drift is not None and self._open.revisited is None:
             self.drift.add(errors(self.config.model.likelihood, output, y))
-        return self.prequential.score(nll, output, y)
+        return self.prequential.score(nll, output, y, self._network.reduction)
 
     def _opened(self, lsn: int, rows: Rows) -> OpenTask:
         if self.open_task is None:
@@ -360,7 +361,7 @@ class Learner:
             damping=opened.damping,
         )
 
-    def _settle(self, entry: Entry, factor: DiagonalGaussian | None = None) -> Outcome:
+    def _settle(self, entry: Entry, factor: Gaussian | None = None) -> Outcome:
         """What a call changed for good takes effect: a boundary, held or not, leaves no task open."""
         if isinstance(entry, Closing):
             self._close_up()
@@ -471,7 +472,7 @@ class Learner:
         figures = {"samples": data.samples, "weight": weight, "loss": loss}
         entry = self._consolidated(_about(mark, task, started), figures, more_of)
         if factor is not None:
-            entry = replace(entry, factor=mark.lsn, potential=potential(factor, self._network.master()))
+            entry = replace(entry, factor=mark.lsn, potential=factor.potential(self._network.master()))
         self.consolidations += 1
         return self._settle(entry, factor)
 
@@ -496,11 +497,11 @@ class Learner:
         known = self.standing.tasks[task.name]  # what an earlier feeding left aside is still there
         return Revisited(**about, **figures, aside=(*known.aside, *left), revisits=known.revisits + 1)
 
-    def _absorb(self, curvature: torch.Tensor, more_of: Consolidated | None) -> DiagonalGaussian | None:
+    def _absorb(self, curvature: Precision, more_of: Consolidated | None) -> Gaussian | None:
         """The new posterior; nothing is kept of it unless it is finite."""
         task, theta = self._open, self._network.master()
         self._fitting.check_finite(float(theta.sum()))
-        self._fitting.check_finite(float(curvature.sum()))
+        self._fitting.check_finite(curvature.curvature().total)
         if more_of is not None:
             return self._posterior.extend(task.name, curvature, theta)
         return self._posterior.absorb(task.penalty, curvature, theta, task.revisited, task.damping or 1.0)
@@ -592,13 +593,14 @@ class Learner:
             drifted=self.drifted,
             signature=self.signature,
             steady=self.network is not None and self.network.steady,
+            layout=None if self.network is None else self.network.parameters.layout.plain(),
         )
         return state, self._tensors()
 
     def _tensors(self) -> dict[str, npt.NDArray[Any]]:
         if self.network is None:
             return {}
-        posterior = {f"{POSTERIOR}{name}": tensor.numpy() for name, tensor in self._posterior.total.state().items()}
+        posterior = {f"{POSTERIOR}{name}": array for name, array in self._posterior.total.state().items()}
         before = {} if self.open_task is None else {f"before.{name}": a for name, a in self.open_task.before.items()}
         return {**self.network.state(), **posterior, **self._fitting.state(), **before}
 
@@ -656,8 +658,14 @@ class Learner:
 
     def _restore_model(self, state: LearnerState, tensors: Mapping[str, npt.NDArray[Any]], alike: bool) -> bool:
         """Take over the parameters; False for those of another model, of which nothing was consolidated."""
-        if not self.standing.tasks and not (alike and self._network.takes(tensors)):
+        misfit = self._network.misfit(state.layout)
+        if not self.standing.tasks and not (alike and misfit is None and self._network.takes(tensors)):
             return False
+        if misfit is not None:
+            raise ConfigError(
+                f"model: the configured model is not what the state directory was made with: that has {misfit}; use the "
+                "configuration and the version of the factory that it was made with, or a new state_dir"
+            )
         self._network.load(tensors)
         if state.steady is None:
             self._network.settle_on_zeros()

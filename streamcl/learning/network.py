@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from streamcl import models
 from streamcl.config import Config
+from streamcl.core.layout import Layout
 from streamcl.core.likelihood import Likelihood, likelihood
 from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
+from streamcl.core.reduce import ALONE, Reduction
 from streamcl.errors import ConfigError
 from streamcl.learning import tensors
 from streamcl.learning.data import Conversion
@@ -48,7 +50,8 @@ class Network:
 
     config: the whole configuration. signature: shapes of one row. labels: the label map (categorical). steady: a training
     step computes what an evaluation does (no dropout), so that its outputs can be scored; False until `settle`. trained:
-    False for predictions alone, which need no gradients. factory: instead of the configured one.
+    False for predictions alone, which need no gradients. factory: instead of the configured one. reduction: sums over the
+    samples of this network and its replicas.
     """
 
     def __init__(
@@ -59,9 +62,11 @@ class Network:
         device: torch.device,
         trained: bool = True,
         factory: Callable[..., nn.Module] | None = None,
+        reduction: Reduction = ALONE,
     ) -> None:
         self._config = config
         self._factory = factory or config.model.factory
+        self.reduction = reduction
         self.signature = signature
         self.labels = labels
         self.device = device
@@ -75,6 +80,8 @@ class Network:
         self.parameters = FlatParameters(self.module, gradients=trained)
         self.conversion = Conversion(self.dtype, device, labels.to_outputs if self._labelled(config) else None)
         self.steady = False
+        self._trained = trained
+        self._loaded: Mapping[str, npt.NDArray[Any]] = {}  # for predictions alone: what `load` was given last
         for name, tensor in self.fixed().items():
             tensors.check_storable(name, tensor)
 
@@ -214,8 +221,15 @@ class Network:
         shapes = {name: array.shape for name, array in self.state().items()}
         return all(name in state and state[name].shape == shape for name, shape in shapes.items())
 
+    def misfit(self, plain: Mapping[str, Any] | None) -> str | None:
+        """Why flat vectors of this layout are not this model's, or None; of before layouts were kept, nothing is known."""
+        return None if plain is None else Layout.from_plain(plain).difference(self.parameters.layout)
+
     def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take over what `state` gave; raises ConfigError where the model is another one."""
+        """Take over what `state` gave; raises ConfigError where the model is another one.
+
+        For predictions, which change nothing, an array that was loaded the last time is not copied again.
+        """
         if state["theta"].shape != (self.parameters.size,):
             raise ConfigError(
                 f"model: the state directory holds {state['theta'].size} parameters, the configured model has "
@@ -223,7 +237,10 @@ class Network:
             )
         self.parameters.load(tensors.from_array(state["theta"]))
         for name, tensor in self.fixed().items():
-            tensors.unpack(f"fixed.{name}", tensor, state)
+            key = f"fixed.{name}"
+            if self._trained or key not in state or self._loaded.get(key) is not state[key]:
+                tensors.unpack(key, tensor, state)
+        self._loaded = {} if self._trained else {key: array for key, array in state.items() if key != "theta"}
 
 
 def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

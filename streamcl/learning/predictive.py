@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.gaussian import Gaussian
 from streamcl.errors import Refused
 from streamcl.learning.data import Array
 from streamcl.learning.network import Network
@@ -27,7 +27,7 @@ def predict(network: Network, x: Array, most_bytes: int | None = None) -> dict[s
 def averaged(
     network: Network,
     x: Array,
-    posterior: DiagonalGaussian,
+    posterior: Gaussian,
     samples: int,
     seed: int,
     most_bytes: int | None = None,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.gaussian import Gaussian
 from streamcl.snapshot import OpenTaskState
 
 
@@ -25,7 +25,7 @@ class OpenTask:
 
     name: str
     first_lsn: int
-    penalty: DiagonalGaussian
+    penalty: Gaussian
     damping: float | None = None
     before: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     lsns: list[int] = field(default_factory=list)

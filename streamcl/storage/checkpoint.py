@@ -1,6 +1,7 @@
 """The checkpoint: one file that holds all that was learned, replaced in one atomic rename.
 
-Written as `verified` says. Its size does not grow with the number of tasks.
+Written as `verified` says. Its size does not grow with the number of tasks. What training does not change, it refers to
+(`frozen`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from streamcl import snapshot
 from streamcl.snapshot import POSTERIOR, Meta, under
 from streamcl.storage import verified
 from streamcl.storage.disk import Disk
+from streamcl.storage.frozen import Frozen
 
 NAME = "checkpoint"
 
@@ -33,8 +35,10 @@ def save(directory: Path, meta: Meta, tensors: Mapping[str, npt.NDArray[Any]], d
     verified.save(directory / NAME, snapshot.to_plain(meta), tensors, disk)
 
 
-def load(directory: Path, disk: Disk | None = None) -> Checkpoint | None:
-    """The checkpoint, verified; None where there is none. Raises Damaged, UnknownFormat.
+def load(directory: Path, disk: Disk | None = None, frozen: Frozen | None = None) -> Checkpoint | None:
+    """The checkpoint with the arrays that it refers to, all verified; None where there is none.
+
+    Raises Damaged, UnknownFormat.
 
     For the one process that saves: what an unfinished `save` left is removed, and the name is synced, since whoever
     renamed it may have died before doing so and segments are about to be dropped on its word.
@@ -45,13 +49,13 @@ def load(directory: Path, disk: Disk | None = None) -> Checkpoint | None:
     if not path.exists():
         return None
     disk.sync_directory(directory)
-    return read(directory)
+    return read(directory, frozen)
 
 
-def read(directory: Path) -> Checkpoint:
+def read(directory: Path, frozen: Frozen | None = None) -> Checkpoint:
     """As `load`, for whoever only looks; raises FileNotFoundError where there is none."""
     saved = verified.load(directory / NAME)
-    return Checkpoint(snapshot.from_plain(saved.meta), saved.tensors)
+    return Checkpoint(snapshot.from_plain(saved.meta), (frozen or Frozen(directory)).resolved(saved.tensors))
 
 
 def read_posterior(directory: Path) -> tuple[int, dict[str, npt.NDArray[Any]]] | None:

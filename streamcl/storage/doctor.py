@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
+from streamcl.core import stored
 from streamcl.entries import Entry, standing
 from streamcl.errors import StreamclError
+from streamcl.snapshot import POSTERIOR, from_plain, under
 from streamcl.storage import checkpoint, ledger, quarantine
 from streamcl.storage.checkpoint import Checkpoint
 from streamcl.storage.disk import Disk
 from streamcl.storage.factors import Factors
+from streamcl.storage.frozen import Frozen, references
 from streamcl.storage.history import open_to_read
 from streamcl.storage.log import SEGMENT_BYTES, LogWriter, Ranges, holds, unfinished_repair
 from streamcl.storage.records import Lost, Record
@@ -75,13 +76,19 @@ def _examine(state: StateDirectory) -> Iterator[Finding]:
     yield from _factors(state, saved, entries)
     yield from _log(state, saved, standing(entries).kept())
     yield from _versions(state)
+    yield from _frozen(state, saved)
     yield from _quarantine(state)
     yield from _history(state)
     yield from _leftovers(state)
 
 
 def _load(state: StateDirectory) -> Checkpoint | None:
-    return checkpoint.read(state.path) if (state.path / checkpoint.NAME).exists() else None
+    """The checkpoint, its references as they are: what they refer to is examined by itself."""
+    path = state.path / checkpoint.NAME
+    if not path.exists():
+        return None
+    saved = verified.load(path)
+    return Checkpoint(from_plain(saved.meta), saved.tensors)
 
 
 def _checkpoint(saved: Checkpoint | None) -> Finding:
@@ -102,17 +109,21 @@ def _factors(state: StateDirectory, saved: Checkpoint | None, entries: list[Entr
     numbers = {entry.factor: task for task, entry in tasks.items() if entry.factor is not None}
     if saved is None or not numbers:
         return
-    factors, total, broken = Factors(state.factors, Disk()), np.zeros(()), False
+    factors, broken = Factors(state.factors, Disk()), False
     for number, task in numbers.items():
         try:
-            total = total + factors.read(number, task)["precision"]
+            factors.read(number, task)
         except StreamclError as error:
             broken = True
             yield Finding(f"factors/{factors.path(number).name}", "damaged", str(error))
     if broken:
         return
-    rest = saved.tensors["posterior.precision"] - total  # must be the prior's, the same everywhere
-    miss = float(np.ptp(rest)) / max(1.0, float(np.abs(saved.tensors["posterior.precision"]).max()))
+    each = (factors.read(number, task, verify=False) for number, task in numbers.items())
+    try:
+        miss = stored.remainder(under(POSTERIOR, saved.tensors), each)
+    except StreamclError as error:
+        yield Finding("factors", "damaged", str(error))
+        return
     if miss > ROUNDING:
         yield Finding("factors", "damaged", f"{len(numbers)} factors do not add up to the checkpoint's total ({miss:.1e})")
     else:
@@ -172,6 +183,24 @@ def _versions(state: StateDirectory) -> Iterator[Finding]:
             yield Finding(name, "sound", "to roll back to")
         else:
             yield Finding(name, "note", f"cannot be rolled back to: {problem}")
+
+
+def _frozen(state: StateDirectory, saved: Checkpoint | None) -> Iterator[Finding]:
+    """What the checkpoint refers to must be there; the rest is of versions, each judged by itself, or of no use."""
+    frozen, versions = Frozen(state.path), Versions(state.path, Disk())
+    needed = set() if saved is None else set(references(saved.tensors).values())
+    others = {digest for number in versions.numbers() for digest in versions.references(number)} - needed
+    there = {path.name for path in frozen.directory.glob("*")}
+    for digest in sorted(needed):
+        try:
+            size = frozen.read(digest).nbytes
+            yield Finding(f"frozen/{digest}", "sound", f"{size} bytes of the model that training does not change")
+        except StreamclError as error:
+            yield Finding(f"frozen/{digest}", "damaged", str(error))
+    for name in sorted(there & others):
+        yield Finding(f"frozen/{name}", "sound", "of a version to roll back to")
+    for name in sorted(there - needed - others):
+        yield Finding(f"frozen/{name}", "note", "nothing refers to it; the next start removes it")
 
 
 def _scans(directory: Path) -> Iterator[tuple[Path, Scan]]:

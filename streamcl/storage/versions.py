@@ -13,8 +13,9 @@ from pathlib import Path
 
 from streamcl.entries import Consolidated, Entry, Forgotten, RolledBack, standing
 from streamcl.errors import StreamclError
-from streamcl.storage import checkpoint, verified
+from streamcl.storage import checkpoint, frozen, verified
 from streamcl.storage.disk import Disk
+from streamcl.storage.frozen import Frozen
 from streamcl.storage.verified import Saved
 
 SUFFIX = ".checkpoint"
@@ -58,8 +59,16 @@ class Versions:
             self.disk.sync_directory(self.directory)
 
     def read(self, number: int) -> Saved:
-        """A version, verified; raises FileNotFoundError, Damaged, UnknownFormat."""
-        return verified.load(self.path(number))
+        """A version with the arrays that it refers to, verified; raises FileNotFoundError, Damaged, UnknownFormat."""
+        saved = verified.load(self.path(number))
+        return Saved(saved.meta, Frozen(self.state).resolved(saved.tensors))
+
+    def references(self, number: int) -> set[str]:
+        """The digests of the arrays that a version refers to; none of one that cannot be read."""
+        try:
+            return set(frozen.references(verified.load(self.path(number), verify=False).tensors).values())
+        except (OSError, StreamclError):
+            return set()
 
     def size(self, number: int) -> int:
         """Bytes of a version; 0 for version 0, which has no file."""

@@ -27,7 +27,7 @@ from streamcl.protocol import messages
 ROWS, FEATURES = 6, 3
 FAULTS: tuple[Fault, ...] = ("kill", "torn", "error", "full")
 TREE: dict[str, Any] = {
-    "model": {"factory": "streamcl.models:linear", "likelihood": "categorical", "classes": 3},
+    "model": {"factory": "streamcl.bench.faults.moody:frozen", "likelihood": "categorical", "classes": 3},
     "train": {"epochs": 2, "batch_size": 4, "learning_rate": 0.05},
     "posterior": {"mode": "factors", "fisher": "mc"},
 }

@@ -151,10 +151,10 @@ class Run:
     def boundary_error(self) -> float:
         """One task; the error of what the posterior has gained."""
         self._run(self.learner.observe(Mark(0), self.rows))
-        prior = self._posterior().precision.clone()
+        prior = self._posterior().precision.diagonal().clone()
         heard = self._listen()
         self._run(self.learner.close(Mark(1), "a"))
-        return self._error(self._posterior().precision - prior, heard)
+        return self._error(self._posterior().precision.diagonal() - prior, heard)
 
     def blocks_error(self) -> float:
         """The error of the same Fisher in blocks."""
