@@ -2,23 +2,26 @@
 
 Guarantees: a message arrives whole or not at all, also where the sender is killed; sending never blocks (what does not
 fit waits in this process). Has no path on disk, so nobody else can open it. When the other end is gone,
-`closed` turns true.
+`closed` turns true. A message may bring open descriptors along, which are the receiver's to close.
 """
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import msgpack
 
 MESSAGE_BYTES = 128 * 1024
 WAITING_MESSAGES = 10_000
+MOST_DESCRIPTORS = 8  # with one message
 ALIVE_SECONDS = 1.0
+_NOT_INHERITED = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # by what a process starts in its turn
 
 
 class Pollable(Protocol):
@@ -42,7 +45,7 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         end.setblocking(False)
         self._socket = end
-        self._waiting: deque[bytes] = deque(maxlen=WAITING_MESSAGES)
+        self._waiting: deque[tuple[bytes, list[int]]] = deque(maxlen=WAITING_MESSAGES)
         self._last_alive = 0.0
         self.closed = False
 
@@ -60,9 +63,9 @@ class Channel:
         self.closed = True
         self._socket.close()
 
-    def send(self, kind: str, **fields: Any) -> None:
-        """Queue a message and send what the socket takes."""
-        self._waiting.append(msgpack.packb({"type": kind, **fields}))
+    def send(self, kind: str, *, descriptors: Sequence[int] = (), **fields: Any) -> None:
+        """Queue a message and send what the socket takes; of the descriptors, the receiver gets copies."""
+        self._waiting.append((msgpack.packb({"type": kind, **fields}), [os.dup(each) for each in descriptors]))
         self.flush()
 
     def alive(self, **fields: Any) -> None:
@@ -76,7 +79,7 @@ class Channel:
         """Send what waits, as far as the socket takes it; call it in every loop."""
         while self._waiting and not self.closed:
             try:
-                self._socket.send(self._waiting[0])
+                self._send(*self._waiting[0])
             except BlockingIOError:
                 return
             except OSError:
@@ -84,11 +87,20 @@ class Channel:
                 return
             self._waiting.popleft()
 
+    def _send(self, packet: bytes, descriptors: list[int]) -> None:
+        if not descriptors:
+            self._socket.send(packet)
+            return
+        socket.send_fds(self._socket, [packet], descriptors)
+        for each in descriptors:
+            os.close(each)
+
     def receive(self) -> Iterator[dict[str, Any]]:
-        """Every message that has arrived; never waits."""
+        """Every message that has arrived, with its `descriptors` if it has any; never waits."""
         while not self.closed:
+            descriptors: list[int] = []
             try:
-                packet = self._socket.recv(MESSAGE_BYTES)
+                packet, descriptors, _, _ = socket.recv_fds(self._socket, MESSAGE_BYTES, MOST_DESCRIPTORS, _NOT_INHERITED)
             except BlockingIOError:
                 return
             except OSError:
@@ -96,4 +108,5 @@ class Channel:
             if not packet:
                 self.closed = True
                 return
-            yield msgpack.unpackb(packet)
+            message = msgpack.unpackb(packet)
+            yield {**message, "descriptors": descriptors} if descriptors else message

@@ -1,0 +1,94 @@
+"""The nursery process: imports PyTorch once, and forks trainer and predictor whenever the supervisor asks for one.
+
+Guarantees: what it forks could have been started afresh. Nothing here computes, starts a thread of PyTorch's, touches an
+accelerator, draws a random number, or knows the model factory, whose module each process imports for itself, as it is on
+disk at that time. The processes are the supervisor's children, not the nursery's (`linux.become_subreaper`), which may end
+at any time without them; itself it ends with the supervisor.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+from importlib import import_module, invalidate_caches
+
+from streamcl.daemon import linux
+from streamcl.daemon.channel import ALIVE_SECONDS, Channel, wait
+
+ROLE = "nursery"
+MODULES = {"trainer": "streamcl.daemon.trainer", "predictor": "streamcl.daemon.predictor"}
+PID_BYTES = 32
+
+Born = tuple[str, list[Channel]]
+
+
+def run(up: Channel) -> Born | None:
+    """Fork until the supervisor is gone or has enough: None then; in every process forked, its role and its channels."""
+    linux.die_with_parent()
+    _warm()
+    up.send("ready")
+    while not up.closed:
+        wait([up], ALIVE_SECONDS)
+        up.alive()
+        for message in up.receive():
+            if message["type"] == "stop":
+                return None
+            if (born := _bear(up, message["role"], message["descriptors"])) is not None:
+                return born
+    return None
+
+
+def _warm() -> None:
+    """Import what will be needed, in one go: nothing of it is garbage, so nobody need look for any."""
+    gc.disable()
+    for module in MODULES.values():
+        import_module(module)
+    gc.freeze()  # so that no collection in a process forked copies the pages that it shares with the others
+
+
+def _bear(up: Channel, role: str, descriptors: list[int]) -> Born | None:
+    """Fork one process and say its number; returns None, and in that process what it is."""
+    pid = _fork(role)
+    if pid:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        up.send("born", role=role, pid=pid)
+        return None
+    up.close()
+    _afresh()
+    return role, [Channel(socket.socket(fileno=descriptor)) for descriptor in descriptors]
+
+
+def _fork(role: str) -> int:
+    """Fork twice, so that the one that stays is an orphan at once; its number, and 0 in it. Raises OSError."""
+    read, write = os.pipe()
+    between = os.fork()
+    if between == 0:
+        try:
+            linux.retitle(ROLE, role)
+            pid = os.fork()
+        except BaseException:
+            os._exit(1)  # whatever it was, there must not be a second nursery
+        if pid:
+            os.write(write, str(pid).encode())
+            os._exit(0)
+        os.close(read)
+        os.close(write)
+        return 0
+    os.close(write)
+    os.waitpid(between, 0)  # after which the new process is the supervisor's
+    with open(read, "rb") as pipe:
+        number = pipe.read(PID_BYTES)
+    if not number:
+        raise OSError(f"no {role} could be forked: the system has no room for another process")
+    return int(number)
+
+
+def _afresh() -> None:
+    """What a process that was started, not forked, would have of its own."""
+    import numpy as np
+
+    gc.enable()
+    np.random.seed()
+    invalidate_caches()  # of directories that may have other modules by now
