@@ -11,16 +11,54 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module, invalidate_caches
 
 from streamcl.daemon import linux
 from streamcl.daemon.channel import ALIVE_SECONDS, Channel, wait
+from streamcl.daemon.notify import NAMES
 
 ROLE = "nursery"
 MODULES = {"trainer": "streamcl.daemon.trainer", "predictor": "streamcl.daemon.predictor"}
 PID_BYTES = 32
 
 Born = tuple[str, list[Channel]]
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A process that has just been started, and our end of its channel."""
+
+    process: subprocess.Popen[bytes]
+    end: socket.socket
+
+    def abandon(self) -> None:
+        """End it, if it has not ended: nobody needs it any more."""
+        self.end.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def spawn(role: str, descriptors: Sequence[int] = (), inherited: Sequence[int] = ()) -> Begun:
+    """Start one of the daemon's processes afresh; the descriptors are its channels' beside the one to us."""
+    ours, theirs = Channel.pair()
+    with theirs:
+        channels = [theirs.fileno(), *descriptors]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "streamcl.daemon.child", role, *map(str, channels)],
+            pass_fds=[*channels, *inherited],
+            stdin=subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if name not in NAMES},
+        )
+    return Begun(process, ours)
+
+
+def begin() -> Begun | None:
+    """Start the nursery, whose processes will be the caller's; None where the system has no way to arrange that."""
+    return spawn(ROLE) if linux.become_subreaper() else None
 
 
 def run(up: Channel) -> Born | None:
@@ -48,7 +86,10 @@ def _warm() -> None:
 
 
 def _bear(up: Channel, role: str, descriptors: list[int]) -> Born | None:
-    """Fork one process and say its number; returns None, and in that process what it is."""
+    """Fork one process and say its number; returns None, and in that process what it is.
+
+    descriptors: the state directory's lock, which it only holds, then its channels.
+    """
     pid = _fork(role)
     if pid:
         for descriptor in descriptors:
@@ -57,7 +98,7 @@ def _bear(up: Channel, role: str, descriptors: list[int]) -> Born | None:
         return None
     up.close()
     _afresh()
-    return role, [Channel(socket.socket(fileno=descriptor)) for descriptor in descriptors]
+    return role, [Channel(socket.socket(fileno=descriptor)) for descriptor in descriptors[1:]]
 
 
 def _fork(role: str) -> int:

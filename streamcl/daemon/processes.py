@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ import structlog
 
 from streamcl.config import Config
 from streamcl.daemon.channel import Channel
+from streamcl.daemon.nursery import Begun, spawn
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 DEATHS = 3  # one after another before it is a problem
@@ -103,24 +103,26 @@ class Child:
     at_work: bool = False
 
     def start(self, config: Config, lock: int, nursery: Channel | None = None) -> None:
-        """Start the process, or ask the nursery for it; it inherits the state directory's lock and is handed its
+        """Start the process, or ask the nursery for it; it holds the state directory's lock and is handed its
         configuration."""
+        side = [self.side.fileno()] if self.side else []
+        if nursery is None:
+            self.take(spawn(self.role, side, [lock]), config)
+            return
         ours, theirs = Channel.pair()
-        descriptors = [theirs.fileno()] + ([self.side.fileno()] if self.side else [])
-        self.channel, self.ready = Channel(ours), None
+        with theirs:
+            nursery.send("fork", role=self.role, descriptors=[lock, theirs.fileno(), *side])
+        self._begin(Forked(), ours)
+
+    def take(self, begun: Begun, config: Config) -> None:
+        """Take on a process that has been started."""
+        self._begin(begun.process, begun.end)
+        self._configure(config)
+
+    def _begin(self, process: subprocess.Popen[bytes] | Forked, end: socket.socket) -> None:
+        self.process, self.channel, self.ready = process, Channel(end), None
         self.started = self.heard = time.monotonic()
         self.busy, self.ready_at, self.watchdog, self.at_work = 0.0, float("inf"), None, False
-        if nursery is not None:
-            self.process = Forked()
-            nursery.send("fork", role=self.role, descriptors=descriptors)
-        else:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "streamcl.daemon.child", self.role, *map(str, descriptors)],
-                pass_fds=[*descriptors, lock],
-                stdin=subprocess.DEVNULL,
-            )
-            self._configure(config)
-        theirs.close()
 
     def born(self, pid: int, config: Config) -> None:
         """The nursery has forked the process."""

@@ -29,11 +29,11 @@ import structlog
 
 from streamcl import keys
 from streamcl.config import Config, Security
-from streamcl.daemon import linux, nursery
+from streamcl.daemon import nursery
 from streamcl.daemon.channel import Channel, wait
-from streamcl.daemon.guard import Guard
 from streamcl.daemon.logs import configure
 from streamcl.daemon.notify import SHORTEST_WATCHDOG, Notifier
+from streamcl.daemon.nursery import Begun
 from streamcl.daemon.processes import Child, reap
 from streamcl.errors import ConfigError
 from streamcl.storage import published
@@ -48,22 +48,28 @@ EXTENSION_SECONDS = 30.0  # asked of the service manager again and again while t
 FATAL = 3
 
 
-def serve(config: Config) -> int:
-    """Run the daemon until it is stopped; returns the exit status (0, or 1 after a fatal error)."""
+def serve(config: Config, begun: Begun | None) -> int:
+    """Run the daemon until it is stopped; returns the exit status (0, or 1 after a fatal error).
+
+    begun: the nursery (`nursery.begin`), or None where there is none, so that every process is started by itself.
+    """
     configure("serve", config.log)
     config = _absolute(config)
     check_secrets(config.security)
     lock = StateLock.acquire(Path(config.state_dir), LOCK_SECONDS)
     try:
         Path(config.state_dir).chmod(0o700)  # others can have made it, and what is in it is nobody else's business
-        return Supervisor(config, lock, Notifier(os.environ)).run()
+        return Supervisor(config, lock, Notifier(os.environ), begun).run()
     finally:
         lock.release()
 
 
 def check_secrets(security: Security) -> None:
     """What the processes will read, read once before any of them starts; raises ConfigError."""
-    Guard(security).load()
+    if security.server_key:
+        from streamcl.daemon.guard import Guard
+
+        Guard(security).load()
     if security.http_token or security.http_certificate:
         from streamcl.daemon.http import read_secrets
 
@@ -83,6 +89,7 @@ class Supervisor:
     config: Config
     lock: StateLock
     manager: Notifier
+    begun: Begun | None
     children: dict[str, Child] = field(default_factory=dict)
     workers: dict[str, Child] = field(default_factory=dict)
     announced: bool = False
@@ -125,8 +132,10 @@ class Supervisor:
             "trainer": Child("trainer", trainer_side),
             "predictor": Child("predictor"),
         }
-        first = {nursery.ROLE: Child(nursery.ROLE)} if linux.become_subreaper() else {}
-        self.children = {**first, **self.workers}  # the one that takes longest before the others
+        self.children = dict(self.workers)
+        if self.begun is not None:
+            self.children = {nursery.ROLE: Child(nursery.ROLE), **self.workers}
+            self.children[nursery.ROLE].take(self.begun, self.config)
         self._start_due()
 
     def _watch_signals(self) -> None:
