@@ -39,3 +39,24 @@ def test_waiting_ends_with_the_time() -> None:
     with left, right:
         wait([left, right], 0.01)  # nothing ever comes
         wait([left], -1.0)  # overdue: not for ever
+
+
+def test_a_message_brings_descriptors_along_in_its_order() -> None:
+    left, right = Channel.pair()
+    sender, receiver = Channel(left), Channel(right)
+    read, write = os.pipe()
+    sender.send("before")
+    sender.send("with", descriptors=[write, read])
+    sender.send("after")
+    os.close(write)
+    before, brought, after = receiver.receive()
+    assert [before, after] == [{"type": "before"}, {"type": "after"}]
+    with open(brought["descriptors"][0], "wb") as pipe:
+        pipe.write(b"hello")
+    assert os.read(read, 10) == b"hello"
+    assert os.read(read, 10) == b""  # no copy of the other end is left open, in the sender either
+    assert not os.get_inheritable(brought["descriptors"][1])
+    for each in (read, brought["descriptors"][1]):
+        os.close(each)
+    sender.close()
+    receiver.close()

@@ -21,7 +21,6 @@ MESSAGE_BYTES = 128 * 1024
 WAITING_MESSAGES = 10_000
 MOST_DESCRIPTORS = 8  # with one message
 ALIVE_SECONDS = 1.0
-_NOT_INHERITED = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # by what a process starts in its turn
 
 
 class Pollable(Protocol):
@@ -100,7 +99,7 @@ class Channel:
         while not self.closed:
             descriptors: list[int] = []
             try:
-                packet, descriptors, _, _ = socket.recv_fds(self._socket, MESSAGE_BYTES, MOST_DESCRIPTORS, _NOT_INHERITED)
+                packet, descriptors, _, _ = socket.recv_fds(self._socket, MESSAGE_BYTES, MOST_DESCRIPTORS)
             except BlockingIOError:
                 return
             except OSError:
@@ -108,5 +107,7 @@ class Channel:
             if not packet:
                 self.closed = True
                 return
+            for each in descriptors:
+                os.set_inheritable(each, False)  # by what this process starts in its turn
             message = msgpack.unpackb(packet)
             yield {**message, "descriptors": descriptors} if descriptors else message

@@ -382,11 +382,14 @@ class Supervisor:
     def _shut_down(self) -> None:
         """End what still runs: ask, then kill; everything durable is on disk already."""
         StateDirectory(Path(self.config.state_dir)).daemon.unlink(missing_ok=True)
+        mother = self.children.get(nursery.ROLE)
+        if mother is not None and mother.process is not None:
+            mother.process.kill()  # it has nothing to finish
         for child in self.children.values():
             self._tell(child.role, "stop", drain=False)
         patience = time.monotonic() + (0.0 if self.signals > 1 else 5.0)
         for child in self.children.values():
-            if child.process is not None:
+            if child.process is not None and not child.unborn:  # which ends with its channel, if it is born at all
                 try:
                     child.process.wait(max(0.0, patience - time.monotonic()))
                 except subprocess.TimeoutExpired:
