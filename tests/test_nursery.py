@@ -222,7 +222,7 @@ def test_orphans_are_buried_and_our_own_left_to_whoever_waits_for_them() -> None
     reap([])
     with pytest.raises(ChildProcessError):
         os.waitpid(stranger, os.WNOHANG)
-    ours = subprocess.Popen(["/bin/true"])
+    ours = subprocess.Popen(["/bin/sh", "-c", "exit 3"])
     until(lambda: not lives(ours.pid))
     reap([ours.pid])
-    assert ours.wait() == 0
+    assert ours.wait() == 3
