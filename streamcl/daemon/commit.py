@@ -2,8 +2,8 @@
 
 Order, which nothing may change: write and verify the factor, if factors are kept; append to the ledger and sync; write and
 verify what the checkpoint refers to; write, verify and rename the checkpoint; keep it as a version; only then unlink the
-task's records and the factor that was replaced; last, the failures that no longer matter. Records whose rows were not learned
-(`kept`) stay. A crash anywhere repeats the work from the checkpoint before, with the same result.
+task's records and the factor that was replaced; last, the failures that no longer matter. Records whose rows were not
+learned (`kept`) stay. A crash anywhere repeats the work from the checkpoint before, with the same result.
 
 Every step is a generator: it yields what happened, and `Full` while the disk is, to be resumed for another try. Waits for
 nothing, says nothing to anybody.

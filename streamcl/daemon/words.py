@@ -28,6 +28,19 @@ class Configuration(Word, frozen=True):
     tree: dict[str, Any]
 
 
+class Fork(Word, frozen=True):
+    """To the nursery: bring forth a process of this role; its descriptors come with the word."""
+
+    role: str
+
+
+class Born(Word, frozen=True):
+    """Of the nursery: that process is there."""
+
+    role: str
+    pid: int
+
+
 class Closing(Word, frozen=True):
     """To ingest: take nothing more in, the daemon stops."""
 
@@ -240,8 +253,8 @@ class ModelTried(Word, frozen=True):
     refused: str | None
 
 
-FROM_SUPERVISOR = Configuration | Closing | Begin | Reload | Crashed | Trouble | Stop
-TO_SUPERVISOR = Ready | Alive | Fatal | Failed | Reloaded | TurnedAway
+FROM_SUPERVISOR = Configuration | Fork | Closing | Begin | Reload | Crashed | Trouble | Stop
+TO_SUPERVISOR = Ready | Born | Alive | Fatal | Failed | Reloaded | TurnedAway
 TO_TRAINER = Durable | Pause | Resume | WriteCheckpoint | TryModel
 FROM_TRAINER = (
     Recovered | Progress | Done | SetAside | Forgiven | Penalties | Accuracies | Noted | Checkpointed | Dropped | ModelTried

@@ -18,7 +18,7 @@ from streamcl.core import stored
 from streamcl.entries import Entry, standing
 from streamcl.errors import StreamclError
 from streamcl.snapshot import POSTERIOR, from_plain, under
-from streamcl.storage import checkpoint, ledger, quarantine
+from streamcl.storage import checkpoint, ledger, quarantine, verified
 from streamcl.storage.checkpoint import Checkpoint
 from streamcl.storage.disk import Disk
 from streamcl.storage.factors import Factors

@@ -520,7 +520,7 @@ class SilentChannel(Channel):
     def alive(self, sign: words.Alive) -> None:
         """Nobody watches."""
 
-    def send(self, word: words.Word) -> None:
+    def send(self, word: words.Word, descriptors: Sequence[int] = ()) -> None:
         """Dropped."""
 
     def flush(self) -> None:
