@@ -13,8 +13,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ import structlog
 from streamcl import config
 from streamcl.bench.faults import moody
 from streamcl.bench.faults.disk import Killed, Plan, SimulatedDisk, Volume
+from streamcl.bench.faults.senders import Send, Senders, Violation
 from streamcl.daemon import ingest, trainer
 from streamcl.daemon.admin import Admin, Request
 from streamcl.daemon.channel import Channel
@@ -30,7 +31,7 @@ from streamcl.daemon.sockets import Peer
 from streamcl.errors import Damaged, Refused, StreamclError
 from streamcl.learning.drift import Rise
 from streamcl.learning.learner import Learner
-from streamcl.protocol import frames, messages
+from streamcl.protocol import messages
 from streamcl.protocol.session import StreamSession
 from streamcl.storage import log
 from streamcl.storage.ledger import Standing
@@ -38,24 +39,6 @@ from streamcl.storage.records import Batch
 
 LIVES = 30  # more starts than any plan causes: something keeps failing
 TURNS = 20_000  # more than any script takes: something hangs
-
-
-class Violation(BaseException):
-    """A promise was broken. No Exception, so that nothing of the daemon answers for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """One message of a producer's sequence."""
-
-    producer: str
-    header: dict[str, Any]
-    arrays: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def seq(self) -> int:
-        """Its place in the producer's sequence."""
-        return int(self.header["seq"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +106,11 @@ class World:
         self.plan = plan or Plan()
         self.rng = random.Random(seed)
         self.cut, self.alone, self.variant = cut, alone, variant
-        self.place = None if order is None else {key: number for number, key in enumerate(order)}
+        place = None if order is None else {key: number for number, key in enumerate(order)}
+        self.senders = Senders({send.producer for send in self._sends()}, self.rng, place)
         self.root = home / "0"
         self.lives = 0
         self.acknowledged: dict[str, int] = {}
-        self.stored: dict[str, int] = {}
         self.history: dict[int, tuple[str | None, int, bytes]] = {}
         self.phase = 0
         self.asked = self.answered = False
@@ -179,6 +162,8 @@ class World:
             process.side.close()
         if isinstance(process, SimulatedIngest) and hasattr(process, "history"):
             process.history.close()
+        if owner == "ingest":
+            self.senders.cut()
 
     def _died(self, owner: str) -> None:
         """A kill, alone or of both processes, or a power cut."""
@@ -208,7 +193,7 @@ class World:
         if self.ingest is None:
             self.ingest = self._start("ingest")
             self.ingest.recover()
-            self._meet_producers()
+            self.asked = self.answered = False
         self._send_some(self.ingest)
         self.ingest.make_durable()
         self.ingest.hear_trainer()
@@ -255,32 +240,18 @@ class World:
 
     # -- producers and the operator ------------------------------------------------------------------------------
 
-    def _meet_producers(self) -> None:
-        """Every producer says hello again and learns how far its sequence has come."""
-        assert self.ingest is not None
-        self.asked = self.answered = False
-        for name in {send.producer for send in self._sends()}:
-            self.ingest.take(_peer(name), frames.build({"type": "hello", "producer": name}))
-
     def _sends(self) -> list[Send]:
         return [send for phase in self.script if not isinstance(phase, Operate | Feel) for send in phase]
 
-    def heard(self, producer: str, header: dict[str, Any]) -> None:
+    def heard(self, address: str, header: dict[str, Any]) -> None:
         """A producer gets an answer."""
-        match header["type"]:
-            case "welcome" | "ack":
-                durable = header["durable"]
-                if durable < self.acknowledged.get(producer, 0):
-                    raise Violation(
-                        f"{producer}: {self.acknowledged[producer]} was acknowledged, the daemon knows of {durable}"
-                    )
-                self.acknowledged[producer] = durable
-                if header["type"] == "welcome":
-                    self.stored[producer] = durable
-            case "nack" if header["retryable"] and header["code"] != "internal":
-                self.stored[producer] = min(self.stored[producer], header.get("expected", header["seq"]) - 1)
-            case "nack":
-                raise Violation(f"{producer}: refused for good: {header}")
+        producer = address.rpartition("/")[0]
+        if header["type"] in ("welcome", "ack"):
+            known = self.acknowledged.get(producer, 0)
+            if header["durable"] < known:
+                raise Violation(f"{producer}: {known} was acknowledged, the daemon knows of {header['durable']}")
+            self.acknowledged[producer] = header["durable"]
+        self.senders.hear(address, header)
 
     def confirmed(self, header: dict[str, Any]) -> None:
         """The operator gets an answer."""
@@ -294,6 +265,9 @@ class World:
     def _send_some(self, daemon: SimulatedIngest) -> None:
         """What an unpredictable network brings next; the next phase once all of this one is acknowledged."""
         phase = self.script[self.phase] if self.phase < len(self.script) else []
+        sends = [] if isinstance(phase, Operate | Feel) else phase
+        for address, message in self.senders.turn(sends):
+            daemon.take(_peer(address), message)
         if isinstance(phase, Operate):
             if not self.asked:
                 self.asked = True
@@ -304,10 +278,7 @@ class World:
             if done:
                 moody.feel(phase.mood)
         else:
-            for send in self._due(phase) if self.place is None else self._in_order(phase, self.place):
-                self.stored[send.producer] = max(self.stored[send.producer], send.seq)
-                daemon.take(_peer(send.producer), frames.build(send.header, send.arrays))
-            done = all(self.acknowledged.get(send.producer, 0) >= send.seq for send in phase)
+            done = self.senders.hold(phase)
         if done and self.phase < len(self.script):
             self.phase += 1
             self.asked = self.answered = False
@@ -317,22 +288,6 @@ class World:
             return False
         self.trainer.due_now()
         return self.trainer.checkpointed_lsn == daemon.writer.durable
-
-    def _due(self, phase: Sequence[Send]) -> Iterator[Send]:
-        """Up to eight messages, each its producer's next; now and then one that was sent before."""
-        for _ in range(self.rng.randint(0, 8)):
-            following = [send for send in phase if send.seq == self.stored[send.producer] + 1]
-            again = [send for send in phase if send.seq <= self.stored[send.producer]]
-            if again and self.rng.random() < 0.1:
-                yield self.rng.choice(again)
-            elif following:
-                yield self.rng.choice(following)
-
-    def _in_order(self, phase: Sequence[Send], place: Mapping[tuple[str, int], int]) -> Iterator[Send]:
-        """One message at a time, each once the one before is acknowledged."""
-        following = [send for send in phase if send.seq == self.stored[send.producer] + 1]
-        if following and self.stored == {**dict.fromkeys(self.stored, 0), **self.acknowledged}:
-            yield min(following, key=lambda send: place[send.producer, send.seq])
 
     def trained(self, entry: log.Entry) -> None:
         """The trainer takes a record."""
@@ -359,8 +314,8 @@ def _is_expected(error: Exception) -> bool:
     return "simulated" in str(cause) or (isinstance(cause, OSError) and cause.errno in (errno.EIO, errno.ENOSPC))
 
 
-def _peer(producer: str) -> Peer:
-    return Peer(producer.encode(), delimited=False, waits_for_one=False)
+def _peer(address: str) -> Peer:
+    return Peer(address.encode(), delimited=False, waits_for_one=False)
 
 
 class SimulatedIngest(ingest.Ingest):
@@ -379,7 +334,7 @@ class SimulatedIngest(ingest.Ingest):
 
     def _store(self, producer: str, pending: ingest.Pending) -> None:
         if not self.world.variant.acknowledge_late:
-            self.world.heard(producer, {"type": "ack", "durable": pending.message.seq})
+            self.world.heard(pending.peer.routing_id.decode(), {**self._ack(producer), "durable": pending.message.seq})
         super()._store(producer, pending)
 
     def _reply(self, peer: Peer, header: dict[str, Any], request: Any = None) -> None:
