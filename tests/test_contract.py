@@ -22,7 +22,7 @@ from streamcl.config import from_tree
 from streamcl.daemon import sockets
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.ingest import Ingest
-from streamcl.protocol.session import StreamSession
+from streamcl.protocol.producers import Producers
 from streamcl.protocol.signature import Signature
 
 RNG = np.random.default_rng(0)
@@ -368,7 +368,7 @@ def test_a_defect_of_ours_is_answered_and_ends_nothing(
         ingest.turn()
         assert client.receive()["type"] == "welcome"
         with monkeypatch.context() as broken:
-            broken.setattr(StreamSession, "is_duplicate", lambda *_: 1 / 0)
+            broken.setattr(Producers, "is_duplicate", lambda *_: 1 / 0)
             client.send("batch", rows(), seq=1, task="a", id=9)
             ingest.turn()
         answer = client.receive()

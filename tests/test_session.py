@@ -28,7 +28,7 @@ def data(n: int = 4, width: int = 3, labels: Any = (0, 1)) -> NamedArrays:
 
 def session(**terms: Any) -> StreamSession:
     started = StreamSession(Terms(**terms))
-    started.hello(messages.Hello(producer="p"))
+    started.producers.hello(messages.Hello(producer="p"))
     return started
 
 
@@ -46,7 +46,7 @@ def store(state: StreamSession, message: Any, arrays: NamedArrays | None = None,
             records = state.admit_forget(message.task)
     for record in records:
         state.apply(state.next_lsn, record, nbytes)
-    state.synced()
+    state.producers.synced()
 
 
 def refused(state: StreamSession, message: Any, arrays: NamedArrays | None = None, nbytes: int = 100) -> str:
@@ -115,11 +115,11 @@ def test_with_drift_names_and_room_follow_what_the_trainer_tells() -> None:
     state = session(drift=True)
     for seq in range(1, 4):
         store(state, batch(seq))
-    assert (state.open_task, state.task_spool) == ("a", 300)
+    assert (state.open_task, state.room.task_spool) == ("a", 300)
     last = state.next_lsn - 1
     state.trained(last)
     state.consolidated("a", last - 1, by_drift=True)
-    assert (state.open_task, state.task_spool, state.closed) == ("a.2", 100, {"a"})
+    assert (state.open_task, state.room.task_spool, state.closed) == ("a.2", 100, {"a"})
     store(state, messages.Boundary(seq=4, task="a.2"))  # as an operator reads it
     store(state, batch(5))
     state.consolidated("a.2", last + 1, by_drift=False)
@@ -141,21 +141,21 @@ def test_with_drift_a_name_not_heard_of_may_yet_come() -> None:
 def test_gaps_and_duplicates_are_told_apart() -> None:
     state = session()
     store(state, batch(1))
-    assert state.is_duplicate("p", 1)
+    assert state.producers.is_duplicate("p", 1)
     with pytest.raises(Refused) as caught:
-        state.check_sequence("p", 3)
+        state.producers.check_sequence("p", 3)
     assert caught.value.fields["expected"] == 2
-    state.check_sequence("p", 2)
+    state.producers.check_sequence("p", 2)
 
 
 def test_an_older_epoch_is_fenced() -> None:
     state = session()
-    state.hello(messages.Hello(producer="p", epoch=5))
+    state.producers.hello(messages.Hello(producer="p", epoch=5))
     with pytest.raises(Refused) as caught:
-        state.hello(messages.Hello(producer="p", epoch=4))
+        state.producers.hello(messages.Hello(producer="p", epoch=4))
     assert (caught.value.code, caught.value.fields["epoch"]) == ("stale_epoch", 5)
     with pytest.raises(Refused):
-        state.check_epoch("p", 4)
+        state.producers.check_epoch("p", 4)
 
 
 @pytest.mark.parametrize(
@@ -193,12 +193,12 @@ def test_gaussian_targets_may_have_any_shape_but_one() -> None:
 def test_a_full_task_gets_no_credit_and_room_comes_back_with_its_consolidation() -> None:
     state = session(task_bytes=3000)
     store(state, batch(1), nbytes=1000)
-    assert state.credit() == {"messages": 16, "bytes": 2000}
+    assert state.room.credit() == {"messages": 16, "bytes": 2000}
     store(state, batch(2), nbytes=1000)
-    assert state.credit() == {"messages": 0, "bytes": 1000}
+    assert state.room.credit() == {"messages": 0, "bytes": 1000}
     assert refused(state, batch(3), nbytes=1001) == "no_credit"
     store(state, messages.Boundary(seq=3, task="a"), nbytes=0)
-    assert state.credit()["messages"] == 16
+    assert state.room.credit()["messages"] == 16
 
 
 def test_a_batch_that_can_never_fit_is_too_large() -> None:
@@ -207,11 +207,11 @@ def test_a_batch_that_can_never_fit_is_too_large() -> None:
 
 def test_a_barrier_holds_once_everyone_is_durable() -> None:
     state = session()
-    assert state.barrier_holds(None)
-    assert not state.barrier_holds({"p": 1})
-    assert not state.barrier_holds({"stranger": 0})
+    assert state.producers.barrier_holds(None)
+    assert not state.producers.barrier_holds({"p": 1})
+    assert not state.producers.barrier_holds({"stranger": 0})
     store(state, batch(1))
-    assert state.barrier_holds({"p": 1})
+    assert state.producers.barrier_holds({"p": 1})
 
 
 @given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=5), min_size=1, max_size=8))
@@ -348,7 +348,7 @@ def test_an_abandoned_revisit_leaves_the_task_closed() -> None:
     store(state, batch(3))
     assert refused(state, messages.Abandon(task="b")) == "unknown_task"
     store(state, messages.Abandon(task="a"))
-    assert (state.open_task, state.revisiting, state.task_spool) == (None, False, 0)
+    assert (state.open_task, state.revisiting, state.room.task_spool) == (None, False, 0)
     assert refused(state, batch(4)) == "task_closed"
     store(state, messages.Revisit(seq=4, task="a"))
 
@@ -384,8 +384,8 @@ def test_recovery_is_the_same_call_as_live() -> None:
         for record in live.admit_batch("p", message, data(), 10):
             live.apply(len(log), record, 10)
             log.append(record)
-    live.synced()
+    live.producers.synced()
     for lsn, record in enumerate(log):
         replayed.apply(lsn, record, 10)
-    replayed.synced()
+    replayed.producers.synced()
     assert replayed == live

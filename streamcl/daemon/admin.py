@@ -176,7 +176,7 @@ class Admin:
                 continue
             match message:
                 case messages.AdminBoundary() if self.ingest.view.trouble() is None:
-                    return {"working": False, "waiting": session.unmet(message.task, message.barrier)}
+                    return {"working": False, "waiting": session.producers.unmet(message.task, message.barrier)}
                 case messages.Retry() if session.open_task is not None:
                     text = f"task {message.task!r} is learned once task {session.open_task!r} is closed"
                     return {"working": False, "waiting": text}
@@ -236,7 +236,7 @@ class Admin:
 
     def _boundary(self, request: Request | None, message: messages.AdminBoundary) -> None:
         session = self.ingest.session
-        if not session.barrier_holds(message.barrier):
+        if not session.producers.barrier_holds(message.barrier):
             self.later.waiting.append((request, message))
             return
         self._store(request, session.admit_admin_boundary(message.task, message.weight), message.wait)

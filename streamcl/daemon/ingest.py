@@ -291,7 +291,7 @@ class Ingest:
             raise Refused("not_ready", "expected `hello` first on this connection; say it, then go on", retryable=True)
         if self.closing:
             raise Refused("not_ready", "the daemon is stopping; send again to the next one", retryable=True)
-        self.session.check_epoch(identity.producer, identity.epoch)
+        self.session.producers.check_epoch(identity.producer, identity.epoch)
         return identity.producer
 
     def _authorise(self, producer: str, peer: Peer, message: Any) -> None:
@@ -301,7 +301,7 @@ class Ingest:
 
     def _welcome(self, peer: Peer, message: messages.Hello) -> None:
         self.guard.claim(peer, message.producer)
-        state = self.session.hello(message)
+        state = self.session.producers.hello(message)
         self.identities[peer.routing_id] = Identity(message.producer, state.epoch, peer.key)
         self.identities.move_to_end(peer.routing_id)
         self.peers[message.producer] = peer
@@ -313,7 +313,7 @@ class Ingest:
                 "producer": message.producer,
                 "durable": state.durable,
                 "applied": state.applied,
-                "credit": self.session.credit(),
+                "credit": self.session.room.credit(),
                 "limits": self.session.limits(),
                 "task": self.session.open_task,
                 "revisit": self.session.revisit_lsn,
@@ -329,7 +329,8 @@ class Ingest:
         if pending is None or self.view.problem() is not None:
             return {"working": self.view.working(), "waiting": self.view.waiting()}
         if isinstance(pending.message, messages.Boundary):
-            return {"working": False, "waiting": self.session.unmet(pending.message.task, pending.message.barrier)}
+            unmet = self.session.producers.unmet(pending.message.task, pending.message.barrier)
+            return {"working": False, "waiting": unmet}
         return {"working": True, "waiting": "the first batch waits until the trainer has tried the model on it"}
 
     def _forget_the_oldest(self) -> None:
@@ -342,7 +343,7 @@ class Ingest:
     def _judge(self, producer: str, pending: Pending) -> None:
         """Duplicate, next, held back, or refused."""
         message = pending.message
-        if self.session.is_duplicate(producer, message.seq):
+        if self.session.producers.is_duplicate(producer, message.seq):
             self._acknowledge_again(producer, pending)
             return
         waiting = self.waiting.get(producer)
@@ -351,7 +352,7 @@ class Ingest:
                 self.trial.follow(pending)
             waiting[message.seq] = pending
             return
-        self.session.check_sequence(producer, message.seq, ahead=len(waiting or ()))
+        self.session.producers.check_sequence(producer, message.seq, ahead=len(waiting or ()))
         if waiting or self._must_wait(message, pending.arrays):
             self._hold(producer, pending)
         else:
@@ -367,7 +368,7 @@ class Ingest:
     def _must_wait(self, message: Any, arrays: NamedArrays) -> bool:
         """Whether a barrier is open, or the trainer has yet to say that a model fits the first batch."""
         if isinstance(message, messages.Boundary):
-            return not self.session.barrier_holds(message.barrier)
+            return not self.session.producers.barrier_holds(message.barrier)
         if isinstance(message, messages.Batch) and self.session.signature is None:
             signature = Signature.of(arrays["x"], arrays["y"]) if arrays["x"].ndim and arrays["y"].ndim else None
             return signature is not None and signature != self.model_accepted
@@ -506,11 +507,11 @@ class Ingest:
         except OSError as error:
             if error.errno not in FULL:
                 raise StreamclError(f"the log cannot be written: {error}; stopping, to recover from disk") from error
-            self.session.full, self._last_probe = True, time.monotonic()
+            self.session.room.full, self._last_probe = True, time.monotonic()
             self.log.error("the disk is full", reason=str(error))
             self.chronicle.note("disk_full", "the disk is full; nothing is taken in until there is room")
             raise Refused("no_space", f"the disk is full ({error.strerror}); free some", retryable=True) from None
-        self.session.full = False
+        self.session.room.full = False
         try:
             self.session.apply(lsn, record, self.writer.end_bytes - before)
         except Exception as error:  # stored but not counted: only a new start, from disk, can tell what holds
@@ -543,7 +544,7 @@ class Ingest:
         while behind:
             seq, later = behind.popitem(last=False)
             try:
-                self.session.check_sequence(producer, seq)
+                self.session.producers.check_sequence(producer, seq)
             except Refused as gap:
                 self._refuse(later.peer, gap, seq, later.message.id)
 
@@ -555,7 +556,7 @@ class Ingest:
             started = time.monotonic()
             self.writer.sync()
             self.metrics.fsync_duration.observe(time.monotonic() - started)
-            self.session.synced()
+            self.session.producers.synced()
             self._tell_trainer()
         for peer, producer, request in self.acks.take():
             self._reply(peer, self._ack(producer), request)
@@ -573,13 +574,14 @@ class Ingest:
 
     def _look_for_room(self) -> None:
         """While the disk is full no credit is given; now and then, see whether there is room again."""
-        if self.session.full and time.monotonic() - self._last_probe > PROBE_SECONDS:
+        if self.session.room.full and time.monotonic() - self._last_probe > PROBE_SECONDS:
             self._last_probe = time.monotonic()
-            self.session.full = not self.disk.has_room(self.state.log, max(self.session.largest_batch, ROOM_BYTES))
+            room = self.session.room
+            room.full = not self.disk.has_room(self.state.log, max(room.largest_batch, ROOM_BYTES))
             self._offer_credit()
 
     def _ack(self, producer: str) -> dict[str, Any]:
-        state, credit = self.session.producers[producer], self.session.credit()
+        state, credit = self.session.producers[producer], self.session.room.credit()
         self._last_credit = min(self._last_credit, credit["messages"])  # whoever is told of less is told when there is more
         return {"type": "ack", "durable": state.durable, "applied": state.applied, "credit": credit}
 
@@ -624,7 +626,7 @@ class Ingest:
 
     def _offer_credit(self) -> None:
         """Tell every producer when there is credit again; that it has run out stands in the batches' own acks."""
-        credit = self.session.credit()["messages"]
+        credit = self.session.room.credit()["messages"]
         if credit > self._last_credit >= 0:
             for producer, peer in self.peers.items():
                 if not peer.waits_for_one:
@@ -845,7 +847,7 @@ class Ingest:
         self.admin.checkpointed(message)
 
     def _watch_spool(self) -> None:
-        self.session.total_spool = log.spool_bytes(self.state.log)
+        self.session.room.total_spool = log.spool_bytes(self.state.log)
 
 
 _NOTED = {"held": "failed", "still-aside": "failed", "rollback-failed": "failed"}  # kinds of entries as events

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from streamcl.errors import Damaged
-from streamcl.protocol.session import ProducerState, StreamSession
+from streamcl.protocol.producers import ProducerState
+from streamcl.protocol.session import StreamSession
 from streamcl.protocol.signature import Signature
 from streamcl.storage import checkpoint, ledger, log
 from streamcl.storage.disk import Disk
@@ -45,7 +46,7 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
         _take_over(session, meta)
     session.settle(standing)
     _replay(session, held, meta or {"next_lsn": 0}, {e["lsn"]: e["task"] for e in entries if ledger.by_drift(e)})
-    session.synced()
+    session.producers.synced()
     return writer, standing
 
 

@@ -198,7 +198,8 @@ class Outbox:
     """One producer's messages between `offer` and the daemon's disk.
 
     epoch: fences older processes of the name. clocked: the epoch is a clock's, so where it is behind another may be taken
-    until the first welcome. durable, applied: as the daemon last said. credit: messages that may be unacknowledged.
+    until the first welcome. durable, applied: as the daemon last said. credit: messages that may be unacknowledged. due:
+    until when to listen before `passed` is called; while apart there is nothing to listen to.
     """
 
     def __init__(self, producer: str, epoch: int, *, clocked: bool, seconds: float, now: float) -> None:
@@ -212,7 +213,7 @@ class Outbox:
         self._met = False  # welcomed at least once: before, the daemon alone knows where the sequence stands
         self._next, self._sent = 1, 0  # the number to come, the highest that ever went out
         self._kept: dict[int, _Kept] = {}
-        self._due = now
+        self.due = now
         self._hellos = 0
         self._told: str | None = None
 
@@ -232,11 +233,6 @@ class Outbox:
     def has_credit(self) -> bool:
         """Whether one more message may be offered now."""
         return self.unsafe < self.credit
-
-    @property
-    def due(self) -> float:
-        """Until when to listen before `passed` is called; while apart there is nothing to listen to."""
-        return self._due
 
     def begin(self, seconds: float, now: float) -> None:
         """A call begins: patience anew."""
@@ -311,15 +307,15 @@ class Outbox:
 
     def _part(self, sign: Sign, now: float, pause: float = 0.0) -> None:
         self._move(sign)
-        self._due = now + pause
+        self.due = now + pause
 
     def _listen_on(self, now: float) -> None:
         """A word is owed from now on: how long silence is borne. What was put off and sent again is always answered for."""
         if self.link is Link.APART:
             return
-        self._due = now + min(SILENCE_SECONDS, self.patience.seconds / 4)
+        self.due = now + min(SILENCE_SECONDS, self.patience.seconds / 4)
         if self.link is Link.GREETING or self.patience.refusal is None:
-            self._due = min(self._due, max(self.patience.end, now))
+            self.due = min(self.due, max(self.patience.end, now))
 
     def _greet(self, now: float) -> list[Effect]:
         self._move(Sign.TIME)
