@@ -100,7 +100,6 @@ class Daemon:
         message = messages.decode(envelope.header, messages.StreamMessage)
         try:
             if isinstance(message, messages.Hello):
-                yield from self.sync()  # or the welcome would not count what an earlier process has just stored
                 yield address, self._welcome(address, message)
             else:
                 yield from self._judge(address, message, envelope)
@@ -120,9 +119,9 @@ class Daemon:
         return {"type": "ack", "durable": state.durable, "applied": 0, "credit": self.session.room.credit()}
 
     def _judge(self, address: str, message: Any, envelope: frames.Envelope) -> Iterable[tuple[str, dict[str, Any]]]:
-        if address not in self.identities:
+        producer, epoch = self.identities.get(address, ("", 0))
+        if self.newest.get(producer) != address:
             raise Refused("not_ready", "hello first", retryable=True)
-        producer, epoch = self.identities[address]
         self.session.producers.check_epoch(producer, epoch)
         if self.session.producers.is_duplicate(producer, message.seq):
             self.owed.append(address)

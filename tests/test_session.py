@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from streamcl.errors import Refused
 from streamcl.protocol import messages
 from streamcl.protocol.frames import NamedArrays
-from streamcl.protocol.session import StreamSession, Terms
+from streamcl.protocol.session import STAGES, Stage, StreamSession, Terms
 from streamcl.protocol.signature import LabelMap
+from streamcl.storage import records
+from streamcl.storage.records import Record
 
 
 def batch(seq: int, task: str = "a", **fields: Any) -> messages.Batch:
@@ -35,16 +38,20 @@ def session(**terms: Any) -> StreamSession:
 def store(state: StreamSession, message: Any, arrays: NamedArrays | None = None, nbytes: int = 100) -> None:
     match message:
         case messages.Batch():
-            records = state.admit_batch("p", message, arrays or data(), nbytes)
+            stored = state.admit_batch("p", message, arrays or data(), nbytes)
         case messages.Boundary():
-            records = state.admit_boundary("p", message)
+            stored = state.admit_boundary("p", message)
         case messages.Revisit():
-            records = state.admit_revisit("p", message.seq, message.task, message.damping)
+            stored = state.admit_revisit("p", message.seq, message.task, message.damping)
         case messages.Abandon():
-            records = state.admit_abandon(message.task)
+            stored = state.admit_abandon(message.task)
         case messages.Forget():
-            records = state.admit_forget(message.task)
-    for record in records:
+            stored = state.admit_forget(message.task)
+        case messages.Retry():
+            stored = state.admit_retry(message.task)
+        case messages.Drop():
+            stored = state.admit_drop(message.task)
+    for record in stored:
         state.apply(state.next_lsn, record, nbytes)
     state.producers.synced()
 
@@ -55,6 +62,84 @@ def refused(state: StreamSession, message: Any, arrays: NamedArrays | None = Non
         store(state, message, arrays, nbytes)
     assert state == before
     return caught.value.code
+
+
+class OneHeld:
+    """What the ledger says where task a could not be learned."""
+
+    forgotten: frozenset[str] = frozenset()
+    held = frozenset({"a"})
+    freed: ClassVar[dict[str, int]] = {}
+
+    def closed(self) -> set[str]:
+        return {"a"}
+
+    def set_aside(self) -> dict[str, int]:
+        return {}
+
+
+def brought_to(stage: Stage) -> StreamSession:
+    """A session whose task a stands so."""
+    state = session(mode="factors")
+    if stage is not Stage.NEW:
+        store(state, batch(1, boundary=stage is not Stage.OPEN))
+    match stage:
+        case Stage.REOPENED | Stage.FED_AGAIN:
+            store(state, messages.Revisit(seq=2, task="a"))
+        case Stage.WITHDRAWN:
+            store(state, messages.Forget(task="a"))
+        case Stage.HELD:
+            state.took_effect(0)
+            state.settle(cast(Any, OneHeld()))
+    if stage is Stage.FED_AGAIN:
+        store(state, batch(3))
+    assert state.stage("a") is stage
+    return state
+
+
+ASKED: dict[type[Record], Callable[[int], messages.Message]] = {
+    records.Batch: batch,
+    records.Boundary: lambda seq: messages.Boundary(seq=seq, task="a"),
+    records.Revisit: lambda seq: messages.Revisit(seq=seq, task="a"),
+    records.Abandon: lambda _: messages.Abandon(task="a"),
+    records.Forget: lambda _: messages.Forget(task="a"),
+    records.Retry: lambda _: messages.Retry(task="a"),
+    records.Drop: lambda _: messages.Drop(task="a"),
+}
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("kind", ASKED, ids=lambda kind: kind.__name__)
+def test_a_task_moves_as_its_table_says_and_in_no_other_way(stage: Stage, kind: type[Record]) -> None:
+    state = brought_to(stage)
+    message = ASKED[kind](state.producers["p"].stored + 1)
+    if kind in STAGES[stage]:
+        store(state, message)
+        assert state.stage("a") is STAGES[stage][kind]
+    else:
+        refused(state, message)
+
+
+def test_every_stage_is_in_the_table_and_every_change_of_it_is_tried() -> None:
+    assert set(STAGES) == set(Stage)
+    assert {kind for changes in STAGES.values() for kind in changes} == set(ASKED)
+
+
+def test_what_an_earlier_process_has_sent_counts_before_the_next_one_is_welcome() -> None:
+    state = session()
+    (record,) = state.admit_batch("p", batch(1), data(), 100)
+    state.apply(0, record, 100)
+    for _ in range(2):
+        with pytest.raises(Refused) as caught:
+            state.producers.hello(messages.Hello(producer="p", epoch=5))
+        assert (caught.value.code, caught.value.retryable) == ("not_ready", True)
+    with pytest.raises(Refused, match="a newer process has taken this name over"):  # by then the earlier one is fenced
+        state.producers.check_epoch("p", 0)
+    state.producers.synced()
+    assert state.producers.hello(messages.Hello(producer="p", epoch=5)).durable == 1
+    (record,) = state.admit_batch("p", batch(2), data(), 100)
+    state.apply(1, record, 100)
+    assert state.producers.hello(messages.Hello(producer="p", epoch=5)).durable == 1  # its own it sends again
 
 
 def test_one_task_is_open_at_a_time_and_closes_for_good() -> None:

@@ -287,7 +287,13 @@ class Ingest:
 
     def _identify(self, peer: Peer) -> str:
         identity = self.identities.get(peer.routing_id)
-        if identity is None or identity.key != peer.key or identity.producer not in self.session.producers:
+        newest = peer if identity is None else self.peers.get(identity.producer, peer)
+        if (
+            identity is None
+            or identity.key != peer.key
+            or identity.producer not in self.session.producers
+            or newest.routing_id != peer.routing_id  # what is left of an older connection may bear numbers used again since
+        ):
             raise Refused("not_ready", "expected `hello` first on this connection; say it, then go on", retryable=True)
         if self.closing:
             raise Refused("not_ready", "the daemon is stopping; send again to the next one", retryable=True)

@@ -16,13 +16,15 @@ from streamcl.protocol.messages import Hello
 class ProducerState:
     """One producer's epoch and how far its sequence has come.
 
-    stored: in the log, perhaps not yet synced. durable: synced. applied: trained and in a checkpoint.
+    stored: in the log, perhaps not yet synced. durable: synced. applied: trained and in a checkpoint. inherited: stored by
+    processes before this epoch's.
     """
 
     epoch: int = 0
     stored: int = 0
     durable: int = 0
     applied: int = 0
+    inherited: int = 0
 
 
 class Producers(dict[str, ProducerState]):
@@ -37,12 +39,22 @@ class Producers(dict[str, ProducerState]):
     def hello(self, message: Hello) -> ProducerState:
         """Register a producer.
 
-        Raises Refused ``stale_epoch`` (with the current `epoch`) for a fenced one, ``too_large`` for one too many.
+        Raises Refused ``stale_epoch`` (with the current `epoch`) for a fenced one, ``too_large`` for one too many,
+        ``not_ready`` until the last that an earlier process of this name has sent is synced: `durable` would not count it,
+        and a message under its number would be taken for it.
         """
         self._make_room_for(message.producer)
-        state = self.setdefault(message.producer, ProducerState())
-        self.check_epoch(message.producer, message.epoch or 0)
-        state.epoch = message.epoch or 0
+        state, epoch = self.setdefault(message.producer, ProducerState()), message.epoch or 0
+        self.check_epoch(message.producer, epoch)
+        if epoch > state.epoch:
+            state.epoch, state.inherited = epoch, state.stored
+        if state.durable < state.inherited:
+            raise Refused(
+                "not_ready",
+                f"producer {message.producer}: what an earlier process of this name has sent is being stored; say hello "
+                "again",
+                retryable=True,
+            )
         return state
 
     def _make_room_for(self, producer: str) -> None:

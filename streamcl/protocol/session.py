@@ -4,11 +4,11 @@ Rules, stated once:
   * A session's state is a function of the log: `apply` takes every record stored, live and in recovery alike.
   * `admit_*` decide and change nothing. They return the records to store, or raise `Refused`; an empty answer is a
     duplicate, to be acknowledged again. Only after the records are stored does `apply` see them.
-  * One sequence a producer, from 1, without gaps, over batches, boundaries and revisits.
+  * One sequence a producer, from 1, without gaps, over batches, boundaries and revisits (`producers`).
   * A task that could not be learned is held, and batches of one may be set aside: their rows stay on disk until they are
     learned (`retry`) or given up (`drop`). While a task is held no new one is opened, unless the terms say so.
   * One task is open at a time. Its first batch opens it, its boundary closes it. A revisit opens a closed task once
-    more, until its boundary or until it is abandoned. A task that was withdrawn stays closed.
+    more, until its boundary or until it is abandoned. A task that was withdrawn stays closed. `STAGES` has it all.
   * With boundaries by drift, what producers name (the tag) is a stream of tasks: TAG, TAG.2, TAG.3 and so on, a name once
     taken being passed over. Where one ends and the next begins follows from the log, and the trainer is the first to
     know; so nothing here depends on it. The tag is open from its first batch to its boundary, which may say the tag or
@@ -23,6 +23,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from itertools import count
 
 from streamcl.errors import Refused
@@ -47,6 +48,28 @@ from streamcl.storage.records import (
     closes_task,
 )
 
+
+class Stage(Enum):
+    """How a task stands, as its producers see it."""
+
+    NEW = "nothing of it is stored, or its name is free again"
+    OPEN = "it takes data; its boundary closes it"
+    CLOSED = "its boundary is stored; consolidated, or about to be"
+    REOPENED = "a revisit that has no data yet"
+    FED_AGAIN = "a revisit that takes data; its boundary replaces what the task was"
+    HELD = "it could not be learned; its rows are kept"
+    WITHDRAWN = "forgotten for good; its name is not used again"
+
+
+STAGES: Mapping[Stage, Mapping[type[Record], Stage]] = {  # what is not here is refused, and changes nothing
+    Stage.NEW: {Batch: Stage.OPEN},
+    Stage.OPEN: {Batch: Stage.OPEN, Boundary: Stage.CLOSED},
+    Stage.CLOSED: {Revisit: Stage.REOPENED, Forget: Stage.WITHDRAWN},
+    Stage.REOPENED: {Batch: Stage.FED_AGAIN, Abandon: Stage.CLOSED},
+    Stage.FED_AGAIN: {Batch: Stage.FED_AGAIN, Boundary: Stage.CLOSED, Abandon: Stage.CLOSED},
+    Stage.HELD: {Retry: Stage.HELD, Drop: Stage.HELD},  # until the trainer tells what came of it (`settle`)
+    Stage.WITHDRAWN: {},
+}
 REVISITING = frozenset({"factors", "online"})  # modes in which a task may be fed again
 TASK_CHARACTERS = 128
 KEPT_REMEDY = "`streamcl retry TASK` has them learned, `streamcl drop TASK` gives them up"
@@ -310,6 +333,16 @@ class StreamSession:
                 "them first",
             )
         return (Rollback(producer=None, epoch=0, seq=0, task=task, to=to, undone=undone),)
+
+    def stage(self, task: str) -> Stage:
+        """How a task stands, by its own name."""
+        if self.open_tag is not None and task == self.open_task:
+            return Stage.OPEN if not self.revisiting else Stage.FED_AGAIN if self.open_batches else Stage.REOPENED
+        if task in self.held:
+            return Stage.HELD
+        if task in self.forgotten:
+            return Stage.WITHDRAWN
+        return Stage.CLOSED if task in self.closed else Stage.NEW
 
     @property
     def unsettled(self) -> bool:

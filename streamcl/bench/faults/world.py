@@ -245,13 +245,16 @@ class World:
 
     def heard(self, address: str, header: dict[str, Any]) -> None:
         """A producer gets an answer."""
-        producer = address.rpartition("/")[0]
         if header["type"] in ("welcome", "ack"):
-            known = self.acknowledged.get(producer, 0)
-            if header["durable"] < known:
-                raise Violation(f"{producer}: {known} was acknowledged, the daemon knows of {header['durable']}")
-            self.acknowledged[producer] = header["durable"]
+            self.told(address.rpartition("/")[0], header["durable"])
         self.senders.hear(address, header)
+
+    def told(self, producer: str, durable: int) -> None:
+        """So much is acknowledged; raises Violation where it had been more."""
+        known = self.acknowledged.get(producer, 0)
+        if durable < known:
+            raise Violation(f"{producer}: {known} was acknowledged, the daemon knows of {durable}")
+        self.acknowledged[producer] = durable
 
     def confirmed(self, header: dict[str, Any]) -> None:
         """The operator gets an answer."""
@@ -334,7 +337,7 @@ class SimulatedIngest(ingest.Ingest):
 
     def _store(self, producer: str, pending: ingest.Pending) -> None:
         if not self.world.variant.acknowledge_late:
-            self.world.heard(pending.peer.routing_id.decode(), {**self._ack(producer), "durable": pending.message.seq})
+            self.world.told(producer, pending.message.seq)
         super()._store(producer, pending)
 
     def _reply(self, peer: Peer, header: dict[str, Any], request: Any = None) -> None:
