@@ -119,10 +119,12 @@ class Daemon:
         return {"type": "ack", "durable": state.durable, "applied": 0, "credit": self.session.room.credit()}
 
     def _judge(self, address: str, message: Any, envelope: frames.Envelope) -> Iterable[tuple[str, dict[str, Any]]]:
-        producer, epoch = self.identities.get(address, ("", 0))
-        if self.newest.get(producer) != address:
+        if address not in self.identities:
             raise Refused("not_ready", "hello first", retryable=True)
+        producer, epoch = self.identities[address]
         self.session.producers.check_epoch(producer, epoch)
+        if self.newest[producer] != address:
+            raise Refused("not_ready", "another connection has said hello since", retryable=True)
         if self.session.producers.is_duplicate(producer, message.seq):
             self.owed.append(address)
             return [reply for reply in self.verdicts() if reply[1]["seq"] == message.seq]
@@ -213,6 +215,7 @@ class Conversation(RuleBasedStateMachine):
     def start(self) -> None:
         self.outbox = Outbox("p", self.epoch, clocked=False, seconds=FOREVER, now=self.now)
         self.awaited.clear()
+        self.network.address = ""
         self.resuming = True
 
     def perform(self, effects: list[Effect]) -> None:
@@ -262,12 +265,12 @@ class Conversation(RuleBasedStateMachine):
     # -- the producer
 
     @precondition(lambda self: not self.resuming and self.outbox.has_credit)
-    @rule(poisons=st.lists(st.integers(0, 5), min_size=1, max_size=CREDIT))
-    def send(self, poisons: list[int]) -> None:
+    @rule(poisons=st.lists(st.booleans(), min_size=2, max_size=CREDIT))
+    def send(self, poisons: list[bool]) -> None:
         for poison in poisons:
             if self.outbox.has_credit:
                 self.numbers += 1
-                self.offer(Item("batch", self.numbers, self.task(), self.poisonous and poison == 5))
+                self.offer(Item("batch", self.numbers, self.task(), self.poisonous and poison))
 
     @precondition(lambda self: not self.resuming and self.expected and self.expected[-1].kind == "batch")
     @rule(awaited=st.booleans())
@@ -288,17 +291,22 @@ class Conversation(RuleBasedStateMachine):
         if owed and self.now >= self.outbox.due:
             self.perform(self.outbox.passed(self.now))
 
-    @rule()
-    def lose_the_connection(self) -> None:
+    @rule(welcome=st.booleans())
+    def make_a_new_connection(self, welcome: bool) -> None:
+        """What is on its way on the old one may still arrive. welcome: before that, the new one is used."""
         self.outbox.lost(self.now)
-        self.network.answers.clear()
+        self.perform(self.outbox.passed(self.now))
+        if welcome:
+            self.the_newest_come_first()
 
     @precondition(lambda self: not self.resuming)
-    @rule()
-    def start_the_producer_again(self) -> None:
+    @rule(welcome=st.booleans())
+    def start_the_producer_again(self, welcome: bool) -> None:
         self.epoch += 1
-        self.network.address = ""
         self.start()
+        self.perform(self.outbox.passed(self.now))
+        if welcome:
+            self.the_newest_come_first()
 
     # -- the daemon
 
@@ -332,6 +340,13 @@ class Conversation(RuleBasedStateMachine):
         for _ in range(min(number, len(self.network.answers))):
             if self.network.answers:  # a refusal may make a new connection
                 self.listen(self.network.answers.pop(0))
+
+    @rule()
+    def the_newest_come_first(self) -> None:
+        """What is on its way on the present connection arrives, and its answers, before anything else."""
+        for message in self.network.take(self.network.address, FOREVER) if self.network.address else ():
+            self.judge(self.network.address, message)
+        self.bring_answers(len(self.network.answers))
 
     @rule()
     def all_goes_well(self) -> None:
@@ -405,6 +420,22 @@ class UnrulyConversation(Conversation):
         header = self.network.answers[place] if again else self.network.answers.pop(place)
         if not lost:
             self.listen(header)
+
+
+def test_what_is_left_of_an_old_connection_takes_no_number_that_is_used_again() -> None:
+    machine = Conversation()
+    machine.send([False, True, False, False])
+    old = machine.network.address
+    for message in machine.network.take(old, 2):
+        machine.judge(old, message)
+    machine.bring_answers(2)
+    assert len(machine.expected) == 1  # the second is refused, and the two on their way with it
+    machine.make_a_new_connection(welcome=True)
+    machine.send([False, False])
+    machine.the_newest_come_first()
+    for message in machine.network.take(old, FOREVER):
+        machine.judge(old, message)
+    machine.teardown()
 
 
 MACHINE = settings(
@@ -498,9 +529,10 @@ def test_silence_while_a_word_is_owed_begins_again() -> None:
     outbox.offer(BATCH, ROWS, 1.0)
     assert outbox.due == 1.0 + SILENCE_SECONDS
     effects = outbox.passed(outbox.due)
-    assert hello(effects)["id"] == 2
-    assert outbox.hear(welcome(id=1), 3.0) == []  # of the hello before
-    assert sent(outbox.hear(welcome(id=2), 3.0)) == [1]
+    assert hello(effects)
+    assert outbox.hear(ack(1), 3.0) == []  # of the connection before
+    assert sent(outbox.hear(welcome(), 3.0)) == [1]
+    assert outbox.hear(welcome(), 3.0) == []  # once
 
 
 def test_an_epoch_of_the_clock_gives_way_once_and_a_given_one_is_fenced() -> None:
@@ -600,7 +632,7 @@ def test_patience_lasts_as_long_as_the_daemon_is_at_work_and_ends_with_its_reaso
     for now in (8.0, 16.0):
         outbox.passed(now)
         outbox.hear(welcome(1, working=True, waiting=None), now)
-    assert [hello(outbox.passed(24.0))["id"]] == [4]
+    assert hello(outbox.passed(24.0))
     assert outbox.hear(welcome(1, working=False, waiting="paused"), 24.0)[0] == Waiting("paused")
     outbox.passed(25.0)
     again = outbox.hear(welcome(1, working=False, waiting="paused"), 25.0)

@@ -287,17 +287,14 @@ class Ingest:
 
     def _identify(self, peer: Peer) -> str:
         identity = self.identities.get(peer.routing_id)
-        newest = peer if identity is None else self.peers.get(identity.producer, peer)
-        if (
-            identity is None
-            or identity.key != peer.key
-            or identity.producer not in self.session.producers
-            or newest.routing_id != peer.routing_id  # what is left of an older connection may bear numbers used again since
-        ):
+        if identity is None or identity.key != peer.key or identity.producer not in self.session.producers:
             raise Refused("not_ready", "expected `hello` first on this connection; say it, then go on", retryable=True)
         if self.closing:
             raise Refused("not_ready", "the daemon is stopping; send again to the next one", retryable=True)
         self.session.producers.check_epoch(identity.producer, identity.epoch)
+        if self.peers.get(identity.producer, peer).routing_id != peer.routing_id:
+            # what is left of an older connection may bear numbers that were refused there and used again since
+            raise Refused("not_ready", "another connection has said `hello` since; say it here again", retryable=True)
         return identity.producer
 
     def _authorise(self, producer: str, peer: Peer, message: Any) -> None:

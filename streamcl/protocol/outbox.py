@@ -214,7 +214,6 @@ class Outbox:
         self._next, self._sent = 1, 0  # the number to come, the highest that ever went out
         self._kept: dict[int, _Kept] = {}
         self.due = now
-        self._hellos = 0
         self._told: str | None = None
 
     # -- what is asked of it -------------------------------------------------------------------------------------
@@ -288,9 +287,9 @@ class Outbox:
     def hear(self, reply: StreamReply, now: float) -> list[Effect]:
         """The daemon has said something on the present connection."""
         match self.link, reply:
-            case Link.GREETING, Welcome() if self._answers_the_hello(reply):
+            case Link.GREETING, Welcome():
                 return self._welcomed(reply, now)
-            case Link.GREETING, Nack(seq=None) if self._answers_the_hello(reply):
+            case Link.GREETING, Nack(seq=None):
                 return self._hello_refused(reply, now)
             case Link.OPEN, Ack():
                 return self._acknowledged(reply, now)
@@ -319,13 +318,9 @@ class Outbox:
 
     def _greet(self, now: float) -> list[Effect]:
         self._move(Sign.TIME)
-        self._hellos += 1
         self._listen_on(now)
-        hello = Hello(id=self._hellos, producer=self.producer, epoch=self.epoch)
+        hello = Hello(producer=self.producer, epoch=self.epoch)
         return [Connect(), Transmit(None, frames.build(plain(hello)))]
-
-    def _answers_the_hello(self, reply: Welcome | Nack) -> bool:
-        return reply.id in (None, self._hellos)
 
     def _welcomed(self, welcome: Welcome, now: float) -> list[Effect]:
         if not self._met:
