@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-TAKEN = frozenset({"<f4", "<f8", "<f2", "<i8", "<i4", "|u1"})
+DTYPES = ("<f4", "<f8", "<f2", "<i8", "<i4", "|u1")  # that travel, and are stored
 
 
 def as_array(values: Any) -> npt.NDArray[Any]:
@@ -20,6 +20,6 @@ def as_array(values: Any) -> npt.NDArray[Any]:
     array = np.asarray(values)
     if array.dtype == np.bool_:
         return array.astype(np.uint8)
-    if array.dtype.kind in "iu" and array.dtype.str not in TAKEN:
+    if array.dtype.kind in "iu" and array.dtype.str not in DTYPES:
         return array.astype(np.int64)
     return array

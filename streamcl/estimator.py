@@ -140,7 +140,7 @@ class Learner:
         self._failures: dict[int, dict[str, int]] = {}
         self._reasons: dict[str, str] = {}
         self._session = StreamSession(Terms.of(self.config))
-        self._session.hello(messages.Hello(producer=ITSELF))
+        self._session.producers.hello(messages.Hello(producer=ITSELF))
         self._replay = self._fresh()
         self._mark_place()
 
@@ -371,7 +371,7 @@ class Learner:
             self._go_back()
             raise
         self._session.apply(stored.lsn, stored.record, stored.nbytes)
-        self._session.synced()
+        self._session.producers.synced()
         self._since.append(stored)
         if outcome is not None:
             self._settle(outcome)
@@ -408,7 +408,7 @@ class Learner:
         session.settle(learner.standing)
         needed = learner.next_lsn if learner.open_task is None else learner.open_task.first_lsn
         self._memory.keep_only(needed, learner.standing.kept(), learner.standing.factors())
-        session.total_spool = self._memory.held_bytes()
+        session.room.total_spool = self._memory.held_bytes()
         for lsn in self._failures.keys() - self._memory.records.keys():
             del self._failures[lsn]
         self._mark_place()

@@ -246,11 +246,11 @@ def test_a_full_disk_refuses_and_the_session_knows_nothing_of_the_record(tmp_pat
     with pytest.raises(Refused, match="no_space"):
         journal.append(batch, payloads)
     assert journal.full is not None
-    assert (session.next_lsn, session.credit()["messages"]) == (0, 0)
+    assert (session.next_lsn, session.room.credit()["messages"]) == (0, 0)
     disk.full = False
     assert journal.append(batch, payloads) == 0
     assert journal.full is None
-    assert session.credit()["messages"] > 0
+    assert session.room.credit()["messages"] > 0
     assert not journal.synced
     assert journal.sync() is not None
     assert (journal.durable, journal.synced, journal.sync()) == (1, True, None)

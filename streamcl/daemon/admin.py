@@ -147,7 +147,7 @@ class Admin:
                 continue
             match message:
                 case messages.AdminBoundary() if self.view.trouble() is None:
-                    return {"working": False, "waiting": session.unmet(message.task, message.barrier)}
+                    return {"working": False, "waiting": session.producers.unmet(message.task, message.barrier)}
                 case messages.Retry() if session.open_task is not None:
                     text = f"task {message.task!r} is learned once task {session.open_task!r} is closed"
                     return {"working": False, "waiting": text}
@@ -163,7 +163,7 @@ class Admin:
                 self._roll_back(request, message)
 
     def _boundary(self, request: Request | None, message: messages.AdminBoundary) -> None:
-        if not self.session.barrier_holds(message.barrier):
+        if not self.session.producers.barrier_holds(message.barrier):
             self.later.waiting.append((request, message))
             return
         self._store(request, self.session.admit_admin_boundary(message.task, message.weight), message.wait)

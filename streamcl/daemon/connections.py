@@ -55,6 +55,10 @@ class Connections:
         identity = self.identities.get(peer.routing_id)
         return None if identity is None or identity.key != peer.key else identity
 
+    def is_newest(self, peer: Peer, producer: str) -> bool:
+        """Whether no other connection has said hello for the producer since."""
+        return self.peers.get(producer, peer).routing_id == peer.routing_id
+
     def called(self, peer: Peer) -> str:
         """Who this is, for people."""
         identity = self.identities.get(peer.routing_id)
@@ -119,7 +123,7 @@ class Replies:
             "producer": message.producer,
             "durable": state.durable,
             "applied": state.applied,
-            "credit": session.credit(),
+            "credit": session.room.credit(),
             "limits": session.limits(),
             "task": session.open_task,
             "revisit": session.revisit_lsn,
@@ -137,7 +141,7 @@ class Replies:
         return latencies
 
     def _ack(self, producer: str) -> dict[str, Any]:
-        state, credit = self.session.producers[producer], self.session.credit()
+        state, credit = self.session.producers[producer], self.session.room.credit()
         self._last_credit = min(self._last_credit, credit["messages"])  # whoever is told of less is told when there is more
         return {"type": "ack", "durable": state.durable, "applied": state.applied, "credit": credit}
 
@@ -161,7 +165,7 @@ class Replies:
 
     def offer_credit(self) -> None:
         """Tell every producer when there is credit again; that it has run out stands in the batches' own acks."""
-        credit = self.session.credit()["messages"]
+        credit = self.session.room.credit()["messages"]
         if credit > self._last_credit >= 0:
             for producer, peer in self.connections.peers.items():
                 if not peer.waits_for_one:

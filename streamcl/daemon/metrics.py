@@ -105,10 +105,10 @@ class Metrics:
     def ingested(self, session: StreamSession) -> None:
         """Take over what the session holds."""
         self.applied_lag.set(session.stored_batches - session.applied_batches)
-        self.spool_bytes.set(session.total_spool)
+        self.spool_bytes.set(session.room.total_spool)
         self.spool_budget.set(session.terms.task_bytes)
-        self.open_task_bytes.set(session.task_spool)
-        self.credit.set(session.credit()["messages"])
+        self.open_task_bytes.set(session.room.task_spool)
+        self.credit.set(session.room.credit()["messages"])
 
     def kept(self, session: StreamSession) -> None:
         """Take over what could not be learned."""

@@ -87,7 +87,7 @@ class View:
         if self.link.paused and self._behind():
             return PAUSED
         budget = self.session.terms.task_bytes
-        if self.session.credit()["messages"] == 0 and not self._behind():
+        if self.session.room.credit()["messages"] == 0 and not self._behind():
             task = self.session.open_task
             return (
                 f"the disk budget of the open task {task!r} is used up ({budget} bytes, stream.task_bytes): close it "
@@ -116,12 +116,12 @@ class View:
             return trouble
         if self._problem is not None:
             return self._problem
-        if self.session.full:
+        if self.session.room.full:
             return f"the disk of {self.config.state_dir} is full; nothing more is taken in until there is room"
         full = self.progress.full
         if full is not None:
             return f"the disk of {self.config.state_dir} is full: {full}; training waits for room"
-        if self.link.paused and self.session.credit()["messages"] == 0:
+        if self.link.paused and self.session.room.credit()["messages"] == 0:
             return f"{PAUSED}; the disk budget (stream.task_bytes) is used up, so producers wait"
         return None
 
@@ -156,15 +156,15 @@ class View:
             parameters=progress.parameters,
             tasks=len(self.entries),
             uptime_seconds=time.monotonic() - self.started,
-            spool_bytes=session.total_spool,
+            spool_bytes=session.room.total_spool,
             device=progress.device,
             train_loss=progress.loss,
             prequential=progress.scores,
             consolidation=self._consolidation(),
             ingest_rate=chronicle.rates(),
             lag_batches=session.stored_batches - session.applied_batches,
-            credit=session.credit(),
-            task_bytes=Spool(session.task_spool, session.terms.task_bytes),
+            credit=session.room.credit(),
+            task_bytes=Spool(session.room.task_spool, session.terms.task_bytes),
             producers_total=len(session.producers),
             events=list(chronicle.events),
             steps=progress.steps,

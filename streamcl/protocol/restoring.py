@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from streamcl.entries import Entry, by_drift, standing
-from streamcl.protocol.session import ProducerState, StreamSession
+from streamcl.protocol.producers import ProducerState
+from streamcl.protocol.session import StreamSession
 from streamcl.snapshot import Meta
 from streamcl.storage.records import Batch, Record
 
@@ -25,7 +26,7 @@ def restore(session: StreamSession, meta: Meta | None, entries: Sequence[Entry],
         _take_over(session, meta)
     session.settle(standing(entries))
     _replay(session, list(stored), meta, {entry.lsn: entry.task for entry in entries if by_drift(entry)})
-    session.synced()
+    session.producers.synced()
 
 
 def _take_over(session: StreamSession, meta: Meta) -> None:

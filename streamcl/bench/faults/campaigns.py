@@ -21,7 +21,8 @@ import numpy as np
 from streamcl.bench.faults import moody
 from streamcl.bench.faults.disk import Fault, Plan
 from streamcl.bench.faults.logs import Story
-from streamcl.bench.faults.world import SOUND, Feel, Operate, Phase, Send, Subject, Variant, Violation, World
+from streamcl.bench.faults.senders import Send, Violation
+from streamcl.bench.faults.world import SOUND, Feel, Operate, Phase, Subject, Variant, World
 from streamcl.protocol import messages
 
 ROWS, FEATURES = 6, 3
