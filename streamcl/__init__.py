@@ -1,6 +1,6 @@
-"""streamcl: a continual-learning daemon, and the clients that talk to it.
+"""streamcl: a continual-learning daemon, the clients that talk to it, and the same learner in this process.
 
-Importing this package imports neither torch nor zmq; the clients load on first use.
+Importing this package imports neither torch nor zmq; clients and learner load on first use.
 """
 
 from __future__ import annotations
@@ -10,15 +10,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamcl.client import Admin, Prediction, Producer, Reader
-    from streamcl.errors import Refused, StreamclError, Unreachable
+    from streamcl.errors import ConfigError, Damaged, ModelRefused, Refused, StreamclError, UnknownFormat, Unreachable
+    from streamcl.estimator import Learner
 
 __version__ = "0.1.0"
-__all__ = ["Admin", "Prediction", "Producer", "Reader", "Refused", "StreamclError", "Unreachable", "__version__"]
+__all__ = [
+    "Admin",
+    "ConfigError",
+    "Damaged",
+    "Learner",
+    "ModelRefused",
+    "Prediction",
+    "Producer",
+    "Reader",
+    "Refused",
+    "StreamclError",
+    "UnknownFormat",
+    "Unreachable",
+    "__version__",
+]
+_HOMES = {
+    "streamcl.client": ("Admin", "Prediction", "Producer", "Reader"),
+    "streamcl.estimator": ("Learner",),
+    "streamcl.errors": (  # what these raise
+        "ConfigError",
+        "Damaged",
+        "ModelRefused",
+        "Refused",
+        "StreamclError",
+        "UnknownFormat",
+        "Unreachable",
+    ),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"Admin", "Prediction", "Producer", "Reader"}:
-        return getattr(import_module("streamcl.client"), name)
-    if name in {"Refused", "StreamclError", "Unreachable"}:  # what these raise
-        return getattr(import_module("streamcl.errors"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
     raise AttributeError(f"module 'streamcl' has no attribute {name!r}")

@@ -1,7 +1,8 @@
 """Ready-made model factories, and how any factory named in the configuration is called.
 
 A factory is any callable that returns an `nn.Module`. It is given ``input_shape`` (of one row) and ``outputs`` (their
-number) if it has parameters of these names, and ``model.args``.
+number) if it has parameters of these names, and ``model.args``. What it freezes (``requires_grad_(False)``: a pretrained
+backbone) and its buffers are stored once, beside the checkpoints, however large they are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from streamcl.errors import ConfigError, ModelRefused
+
+Factory = str | Callable[..., Any]  # its name in the configuration, or the callable
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -88,7 +91,7 @@ def convnet(input_shape: Sequence[int], outputs: int, channels: Sequence[int] = 
 
 
 def build(
-    factory: str,
+    factory: Factory,
     args: Mapping[str, Any],
     input_shape: Sequence[int],
     outputs: int,
@@ -100,7 +103,7 @@ def build(
     Lazy layers get their sizes from rows of zeros, or of ones, of `input_shape` (int64 for `integers`). Raises ConfigError
     where there is no such callable, ModelRefused where it fails or returns something else.
     """
-    function = load_factory(factory)
+    function, name = load_factory(factory), factory if isinstance(factory, str) else "(a callable)"
     with seeded(seed):
         try:
             module = function(**arguments(function, args, input_shape, outputs))
@@ -108,11 +111,11 @@ def build(
             raise
         except (Exception, SystemExit) as error:
             raise ModelRefused(
-                f"model.factory {factory}{_signature(function)} failed with args {dict(args)} for rows of shape "
+                f"model.factory {name}{_signature(function)} failed with args {dict(args)} for rows of shape "
                 f"{list(input_shape)} and {outputs} outputs: {type(error).__name__}: {error}"
             ) from error
         if not isinstance(module, nn.Module):
-            raise ModelRefused(f"model.factory {factory}: expected a torch.nn.Module, got {type(module).__name__}")
+            raise ModelRefused(f"model.factory {name}: expected a torch.nn.Module, got {type(module).__name__}")
         _materialise(module, input_shape, integers)
     return module
 
@@ -168,8 +171,10 @@ def _lazy(module: nn.Module) -> list[str]:
     return [name for name, tensor in tensors if is_lazy(tensor)]
 
 
-def load_factory(factory: str) -> Callable[..., Any]:
-    """The callable of ``package.module:name``, also from the working directory. Raises ConfigError."""
+def load_factory(factory: Factory) -> Callable[..., Any]:
+    """The callable of ``package.module:name``, also from the working directory; one given is itself. Raises ConfigError."""
+    if not isinstance(factory, str):
+        return factory
     module_name, _, name = factory.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:

@@ -12,6 +12,7 @@ import pytest
 
 from streamcl.daemon import words
 from streamcl.daemon.channel import Channel, wait
+from streamcl.entries import Consolidated
 from streamcl.errors import StreamclError
 
 HIGH = 1090  # beyond what select() takes
@@ -52,7 +53,7 @@ SAID = [
     words.Progress(loss=0.5, scores=words.Scores({"accuracy": 1.0}), step_seconds=[0.1]),
     words.Progress(consolidation=words.Consolidation("epochs", 1, 5, 0.25, None)),
     words.Penalties(lsn=3, time=1.5, rows=[("a", 0.25, float("inf"))]),
-    words.Done(entry={"kind": "boundary", "task": "a", "lsn": 7, "aside": [[3, 10]]}),
+    words.Done(entry=Consolidated(task="a", lsn=7, aside=((3, 10),))),
 ]
 
 
@@ -66,8 +67,8 @@ def test_a_word_arrives_as_it_was_said(word: words.Word) -> None:
 
 
 def test_a_number_of_numpy_is_said_as_a_number() -> None:
-    word = words.Done(entry={"loss": np.float64(0.1)})
-    assert words.decode(words.encode(word)) == words.Done(entry={"loss": 0.1})
+    word = words.Progress(loss=np.float64(0.1))
+    assert words.decode(words.encode(word)) == words.Progress(loss=0.1)
 
 
 @pytest.mark.parametrize(
@@ -86,3 +87,25 @@ def test_what_is_no_word_is_an_error(packet: bytes) -> None:
         left.send(packet)
         with pytest.raises(StreamclError, match="of one installation"):
             list(Channel(right).receive())
+
+
+def test_a_message_brings_descriptors_along_in_its_order() -> None:
+    left, right = Channel.pair()
+    sender, receiver = Channel(left), Channel(right)
+    read, write = os.pipe()
+    sender.send(words.Begin())
+    sender.send(words.Fork(role="trainer"), [write, read])
+    sender.send(words.Reload())
+    os.close(write)
+    before, (word, brought), after = receiver.receive_with_descriptors()
+    assert [before, after] == [(words.Begin(), []), (words.Reload(), [])]
+    assert word == words.Fork(role="trainer")
+    with open(brought[0], "wb") as pipe:
+        pipe.write(b"hello")
+    assert os.read(read, 10) == b"hello"
+    assert os.read(read, 10) == b""  # no copy of the other end is left open, in the sender either
+    assert not os.get_inheritable(brought[1])
+    for each in (read, brought[1]):
+        os.close(each)
+    sender.close()
+    receiver.close()

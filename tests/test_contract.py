@@ -21,8 +21,8 @@ from streamcl.bench.local import FREE_ENDPOINTS, LocalDaemon
 from streamcl.config import from_tree
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.ingest import start as start_ingest
-from streamcl.protocol.session import StreamSession
-from streamcl.protocol.signature import Signature
+from streamcl.protocol.producers import Producers
+from streamcl.schema import Signature
 
 RNG = np.random.default_rng(0)
 SMALL = {
@@ -269,6 +269,17 @@ def test_an_older_epoch_is_refused_also_on_its_own_connection(daemon: LocalDaemo
     assert old.ask("hello", producer="fenced", epoch=1)["code"] == "stale_epoch"
 
 
+def test_the_newest_connection_speaks_for_a_producer(daemon: LocalDaemon, connect: Callable[..., Any]) -> None:
+    """What an older one still brings may bear a number that was refused there and is used again by now."""
+    old, new = (connect(daemon.endpoints["stream"]) for _ in range(2))
+    for client in (old, new):
+        assert client.ask("hello", producer="moved", epoch=1)["type"] == "welcome"
+    refused = old.ask("batch", rows(), seq=1, task="r")
+    assert (refused["code"], refused["seq"], refused["retryable"]) == ("not_ready", 1, True)
+    assert old.ask("hello", producer="moved", epoch=1)["type"] == "welcome"
+    assert new.ask("batch", rows(), seq=1, task="r")["code"] == "not_ready"
+
+
 def test_a_revisit_needs_factor_mode(daemon: LocalDaemon, stream: Any, connect: Callable[..., Any]) -> None:
     assert stream.ask("revisit", seq=stream.durable + 1, task="plain")["code"] == "not_in_factor_mode"
     answer = connect(daemon.endpoints["admin"]).ask("revisit", task="plain")
@@ -366,7 +377,7 @@ def test_a_defect_of_ours_is_answered_and_ends_nothing(
         ingest.turn()
         assert client.receive()["type"] == "welcome"
         with monkeypatch.context() as broken:
-            broken.setattr(StreamSession, "is_duplicate", lambda *_: 1 / 0)
+            broken.setattr(Producers, "is_duplicate", lambda *_: 1 / 0)
             client.send("batch", rows(), seq=1, task="a", id=9)
             ingest.turn()
         answer = client.receive()

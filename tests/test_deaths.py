@@ -18,8 +18,9 @@ from waiting import PATIENCE, until
 
 from streamcl.bench.local import LocalDaemon
 from streamcl.cli import main
-from streamcl.daemon import serve
-from streamcl.daemon.serve import DEATHS, Child, Supervisor, death
+from streamcl.daemon import processes, serve
+from streamcl.daemon.processes import DEATHS, Child, death, processor_seconds
+from streamcl.daemon.serve import Supervisor
 from streamcl.daemon.words import Ready
 from streamcl.errors import Unreachable
 
@@ -171,12 +172,12 @@ def test_starting_is_progress_as_long_as_it_takes_processor_time(
     look = watched(busy, 0.5, monkeypatch)
     busy.heard = 0.0  # long ago
     assert busy.process is not None
-    until(lambda: serve.processor_seconds(busy.process.pid) > 0.0)  # type: ignore[union-attr]
+    until(lambda: processor_seconds(busy.process.pid) > 0.0)  # type: ignore[union-attr]
     assert look()
     before = busy.busy
-    until(lambda: serve.processor_seconds(busy.process.pid) > before + 1.0)  # type: ignore[union-attr]
+    until(lambda: processor_seconds(busy.process.pid) > before + 1.0)  # type: ignore[union-attr]
     assert look()
-    monkeypatch.setattr(serve, "START_SECONDS", 1.0)  # what is not ready by then never will be
+    monkeypatch.setattr(processes, "START_SECONDS", 1.0)  # what is not ready by then never will be
     until(lambda: not look())
     assert "watchdog" in str(busy.watchdog)
 

@@ -28,9 +28,9 @@ from prometheus_client import CollectorRegistry
 
 from streamcl import config, keys
 from streamcl.bench.local import LocalDaemon
+from streamcl.binding import KEPT
 from streamcl.cli import build_parser, main
 from streamcl.daemon.metrics import Metrics
-from streamcl.storage.bound import KEPT
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yaml"

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from streamcl.daemon import words
 from streamcl.daemon.chronicle import MOST_EVENTS, RATE_SECONDS, SHOWN_EVENTS, Chronicle
 from streamcl.daemon.forecast import Forecast
-from streamcl.learning.learner import Progress
-from streamcl.protocol.session import ProducerState, StreamSession, Terms
+from streamcl.learning.fitting import Progress
+from streamcl.protocol.producers import ProducerState
+from streamcl.protocol.session import StreamSession, Terms
 from streamcl.storage.history import MAX_EVENTS, TIERS, History, HistoryReader
 
 START = 1_700_000_000 // 21600 * 21600  # where every tier's rows begin

@@ -274,12 +274,12 @@ def test_a_flood_of_hellos_is_bounded(attacked: Attacked) -> None:
 def test_producers_and_tasks_are_bounded() -> None:
     session = StreamSession(Terms(producers=3, tasks=2))
     for number in range(10):
-        session.hello(messages.Hello(producer=f"p{number}"))
+        session.producers.hello(messages.Hello(producer=f"p{number}"))
     assert len(session.producers) == 3
     for state in session.producers.values():
         state.stored = 1
     with pytest.raises(Exception, match=r"stream\.producers"):
-        session.hello(messages.Hello(producer="one-too-many"))
+        session.producers.hello(messages.Hello(producer="one-too-many"))
     session.closed.update(("a", "b"))
     arrays = frames.NamedArrays({"x": X, "y": np.arange(4) % 3})
     with pytest.raises(Exception, match=r"stream\.tasks"):

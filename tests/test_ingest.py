@@ -19,15 +19,15 @@ from streamcl.daemon.endpoint import Endpoint, Received
 from streamcl.daemon.ingest import Ingest
 from streamcl.daemon.journal import Journal
 from streamcl.daemon.link import Link
-from streamcl.daemon.recovery import take_over, terms
+from streamcl.daemon.recovery import take_over
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.tasks import Tasks
+from streamcl.entries import Consolidated, Held, Revisited, Standing
 from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.session import StreamSession, Terms
-from streamcl.protocol.signature import Signature
+from streamcl.schema import Signature
 from streamcl.storage.disk import Disk
-from streamcl.storage.ledger import Standing
 from streamcl.storage.log import LogWriter
 from streamcl.storage.quarantine import Failure
 from streamcl.storage.records import Batch, Boundary, array_spec
@@ -61,7 +61,7 @@ class Desk:
         (up, self.supervisor), (side, self.trainer) = ((Channel(ours), Channel(theirs)) for ours, theirs in ends)
         config = from_tree({"state_dir": str(home), "model": {"classes": 3}, **tree})
         self.stream, self.admin = Answers(), Answers()
-        found = take_over(config, Disk(), StreamSession(terms(config)))
+        found = take_over(config, Disk(), StreamSession(Terms.of(config)))
         self.ingest = Ingest(config, found, Link(up, side), self.stream, self.admin)
         self.ingest.begin()
         self.ingest.stream.trials.accepted = Signature((3,), False, ())
@@ -101,9 +101,10 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     desk.close()
 
 
-def entry(lsn: int, kind: str = "boundary", **fields: Any) -> dict[str, Any]:
-    known = {"task": "a", "producer": "p", "seq": 2, "samples": 4, "loss": 0.5, "seconds": 0.1, "closed_at": 0.0}
-    return {"kind": kind, "lsn": lsn, "weight": 1.0, "factor": None, "origin": "stream", **known, **fields}
+def closed(lsn: int, kind: type[Consolidated] = Consolidated, **fields: Any) -> Consolidated:
+    """What the trainer says of a task that was learned."""
+    known = {"task": "a", "producer": "p", "seq": 2, "samples": 4, "weight": 1.0, "loss": 0.5, "seconds": 0.1}
+    return kind(lsn=lsn, **{**known, **fields})
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ def test_an_outcome_counts_once_however_often_it_is_said(desk: Desk) -> None:
     desk.produce("hello", producer="p")
     desk.produce("batch", {"x": X, "y": Y}, task="a")
     desk.produce("boundary", task="a")
-    desk.trainer_says(words.Done(entry=entry(1)), words.Done(entry=entry(1)))
+    desk.trainer_says(words.Done(entry=closed(1)), words.Done(entry=closed(1)))
     assert [answer["type"] for answer in desk.stream.take()] == ["done"]
     assert desk.ingest.metrics.as_map()["streamcl_boundaries_total"] == 1.0
 
@@ -129,7 +130,7 @@ def test_a_boundary_that_comes_again_is_told_again_what_came_of_it(desk: Desk) -
     desk.produce("hello", producer="p")
     desk.produce("batch", {"x": X, "y": Y}, task="a")
     desk.produce("boundary", task="a")
-    desk.trainer_says(words.Done(entry=entry(1)))
+    desk.trainer_says(words.Done(entry=closed(1)))
     desk.stream.take()
     desk.seq = 1
     ack, done = desk.produce("boundary", task="a")
@@ -247,11 +248,11 @@ def test_a_full_disk_refuses_and_the_session_knows_nothing_of_the_record(tmp_pat
     with pytest.raises(Refused, match="no_space"):
         journal.append(batch, payloads)
     assert journal.full is not None
-    assert (session.next_lsn, session.credit()["messages"]) == (0, 0)
+    assert (session.next_lsn, session.room.credit()["messages"]) == (0, 0)
     disk.full = False
     assert journal.append(batch, payloads) == 0
     assert journal.full is None
-    assert session.credit()["messages"] > 0
+    assert session.room.credit()["messages"] > 0
     assert not journal.synced
     assert journal.sync() is not None
     assert (journal.durable, journal.synced, journal.sync()) == (1, True, None)
@@ -264,12 +265,14 @@ def test_a_message_finds_the_task_it_closed_also_after_that_changed(tmp_path: Pa
     session = StreamSession(Terms(mode="factors"))
     tasks = Tasks(session, tmp_path, Standing(), [])
     session.apply(0, Boundary(producer="p", epoch=0, seq=2, task="a"), 1)
-    tasks.take(entry(0))
+    tasks.take(closed(0))
     assert tasks.closed_by("p", 2) == tasks.standing.tasks["a"]
     assert tasks.closed_by("p", 3) is None
-    tasks.take(entry(1, "revisit", seq=5))
+    tasks.take(closed(1, Revisited, seq=5))
     assert tasks.closed_by("p", 2) is None
     assert tasks.closed_by("p", 5) == tasks.standing.tasks["a"]
-    assert not tasks.is_news(entry(1, "revisit", seq=5))
-    tasks.take(entry(2, "held", task="b", seq=7, first_lsn=1, end_lsn=2))
-    assert tasks.verdict(tasks.closed_by("p", 7) or {})["type"] == "failed"
+    assert not tasks.is_news(closed(1, Revisited, seq=5))
+    tasks.take(Held(lsn=2, task="b", producer="p", seq=7, samples=4, first_lsn=1, end_lsn=2))
+    held = tasks.closed_by("p", 7)
+    assert held is not None
+    assert tasks.verdict(held)["type"] == "failed"

@@ -5,24 +5,28 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import torch
 
 from streamcl.config import from_tree
 from streamcl.conventions import to_scale
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.gaussian import Gaussian
 from streamcl.core.products import fast_products, products_for
+from streamcl.errors import ConfigError
 from streamcl.learning.data import TaskData
 from streamcl.learning.learner import Learner, Outcome
 from streamcl.learning.network import Network
 from streamcl.learning.optimisation import EpochResult, Optimisation
 from streamcl.learning.optimisers import Adam, Sgd
-from streamcl.protocol.signature import LabelMap, Signature
+from streamcl.replay import LogStore, Replay
+from streamcl.schema import LabelMap, Signature
 from streamcl.storage.disk import Disk
 from streamcl.storage.factors import Factors
 from streamcl.storage.log import LogReader, LogWriter
@@ -44,7 +48,7 @@ def optimisation(penalty: float = 1.0, **train: Any) -> tuple[Optimisation, Task
     network = Network(config, SIGNATURE, LabelMap(3), torch.device("cpu"))
     network.labels.add((0, 1, 2))
     anchor = torch.linspace(-1, 1, network.parameters.size, dtype=torch.float64)
-    prior = DiagonalGaussian.prior(anchor, penalty)
+    prior = Gaussian.prior(anchor, penalty)
     data = TaskData(lambda window: [rows(number) for number in window], [ROWS] * 4, 20, network.conversion)
     return Optimisation(network, prior, config.train), data
 
@@ -130,7 +134,9 @@ class Run:
         self.reader = LogReader(directory / "log")
         self.factors = Factors(directory / "factors", Disk())
         model = {"args": {"hidden": [64]}, "classes": 3}
-        self.learner = Learner(from_tree({"model": model, "posterior": {"mode": "factors"}, **tree}), self.factors)
+        config = from_tree({"model": model, "posterior": {"mode": "factors"}, **tree})
+        self.learner = Learner(config, LogStore(self.reader), self.factors)
+        self.replay = Replay(self.learner)
         self.seq = 0
 
     def add(self, record: Record, payloads: tuple[bytes, ...] = ()) -> Outcome | None:
@@ -138,7 +144,7 @@ class Run:
         lsn = self.writer.append(record, payloads)
         self.writer.sync()
         (entry,) = self.reader.read(lsn, lsn + 1)
-        steps = self.learner.apply(lsn, entry.record, entry.arrays, self.reader)
+        steps = self.replay.apply(entry)
         outcome = None
         try:
             while True:
@@ -146,8 +152,8 @@ class Run:
         except StopIteration as finished:
             outcome = finished.value
         if outcome is not None and outcome.factor is not None:
-            tensors = {name: tensor.numpy() for name, tensor in outcome.factor.state().items()}
-            self.factors.write(outcome.entry["factor"], outcome.entry["task"], tensors)
+            tensors = outcome.factor.state()
+            self.factors.write(outcome.entry.lsn, outcome.entry.task, tensors)
         return outcome
 
     def task(self, name: str, seed: int) -> None:
@@ -285,3 +291,39 @@ def test_every_row_is_scored_before_a_step_learns_from_it(factory: str, steady: 
     assert scores["accuracy"] == pytest.approx((output.argmax(1).numpy() == y).mean())
     nll = untrained.likelihood.nll(output, torch.from_numpy(y)).mean()
     assert scores["log_loss"] == pytest.approx(float(nll), rel=1e-5)
+
+
+class Turned(torch.nn.Module):
+    """Two layers of one shape, in an order or the other; `renamed`, under other names."""
+
+    def __init__(self, width: int, outputs: int, names: Sequence[str]) -> None:
+        super().__init__()
+        for name in names:
+            self.add_module(name, torch.nn.Linear(width, width))
+        self.head = torch.nn.Linear(width, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.children():
+            x = torch.tanh(layer(x))
+        return x
+
+
+@pytest.mark.parametrize(("names", "taken"), [("ab", True), ("ba", False), ("cd", True)])
+def test_parameters_that_changed_places_since_are_refused_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str, taken: bool
+) -> None:
+    model = {"factory": "streamcl.models:linear", "classes": 3}
+    order = "ab"
+    monkeypatch.setattr("streamcl.models.linear", lambda input_shape, outputs: Turned(input_shape[0], outputs, order))
+    first = Run(tmp_path, model=model)
+    first.task("a", 1)
+    meta, tensors = first.learner.snapshot()
+    meta = msgpack.unpackb(msgpack.packb(meta))
+    order = names
+    again = Learner(from_tree({"model": model, "posterior": {"mode": "factors"}}), first.factors)
+    if taken:
+        again.restore(meta, tensors, first.reader, first.learner.standing)
+        assert np.array_equal(again.snapshot()[1]["theta"], tensors["theta"])
+    else:
+        with pytest.raises(ConfigError, match=r"a\.weight .* where the other has b\.weight"):
+            again.restore(meta, tensors, first.reader, first.learner.standing)

@@ -130,11 +130,8 @@ def test_the_level_is_the_operators_choice(start: Callable[..., LocalDaemon]) ->
             admin.checkpoint()
         assert daemon.stop() == 0
     assert quiet.log_text() == ""
-    assert {each["child"] for each in events(full) if each["event"] == "process ready"} == {
-        "ingest",
-        "trainer",
-        "predictor",
-    }
+    ready = {each["child"] for each in events(full) if each["event"] == "process ready"}
+    assert ready >= {"ingest", "trainer", "predictor"}
     assert event(full, "checkpoint written and verified")["level"] == "debug"
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgpack
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from streamcl import models
+from streamcl.core.layout import Layout
 from streamcl.core.likelihood import Bernoulli, Categorical, Gaussian
 from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
@@ -95,6 +98,45 @@ def test_flat_parameters_are_views() -> None:
     assert torch.equal(flat.split(flat.grad)["3.weight"], model[3].weight.grad)
     torch.optim.SGD([flat.theta], lr=1.0).step()
     assert torch.equal(flat.split(flat.theta.detach())["0.weight"], model[0].weight)
+
+
+def test_a_layout_says_where_everything_stands() -> None:
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(shared, nn.BatchNorm1d(3), shared, nn.Linear(3, 2))
+    model[3].bias.requires_grad_(False)
+    layout = FlatParameters(model).layout
+    assert [(part.name, part.shape, part.offset) for part in layout.parts] == [
+        ("0.weight", (3, 3), 0),
+        ("0.bias", (3,), 9),
+        ("1.weight", (3,), 12),
+        ("1.bias", (3,), 15),
+        ("3.weight", (2, 3), 18),
+    ]
+    assert (layout.frozen, layout.size) == (("3.bias",), 24)
+    assert layout.buffers == ("1.running_mean", "1.running_var", "1.num_batches_tracked")
+    assert layout.tied == (("2.weight", "0.weight"), ("2.bias", "0.bias"))
+    assert Layout.from_plain(msgpack.unpackb(msgpack.packb(layout.plain()))) == layout
+    pieces = layout.split(np.arange(24.0))
+    assert pieces["3.weight"].tolist() == [[18, 19, 20], [21, 22, 23]]
+    assert pieces["1.bias"].base is not None  # a view
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ([("a", [2, 3]), ("b", [3, 2])], None),
+        ([("new", [2, 3]), ("b", [3, 2])], None),
+        ([("a", [3, 2]), ("b", [2, 3])], r"a [2, 3] where the other has a [3, 2]"),
+        ([("a", [2, 3])], "2 trained parameters where the other has 1"),
+    ],
+)
+def test_layouts_differ_by_shapes_but_not_by_a_new_name(other: list[Any], words: str | None) -> None:
+    assert Layout.of([("a", [2, 3]), ("b", [3, 2])]).difference(Layout.of(other)) == words
+
+
+def test_two_parameters_of_one_shape_that_change_places_are_a_difference() -> None:
+    one, other = Layout.of([("a", [2]), ("b", [2])]), Layout.of([("b", [2]), ("a", [2])])
+    assert one.difference(other) == "a [2] where the other has b [2]"
 
 
 def test_a_model_without_anything_to_train_is_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from streamcl.daemon import recovery
 from streamcl.protocol.session import StreamSession, Terms
+from streamcl.snapshot import Meta
 from streamcl.storage import checkpoint, log
 from streamcl.storage.disk import Disk
 from streamcl.storage.records import Batch, Boundary, array_spec
@@ -35,16 +36,19 @@ def two_tasks(directory: Path) -> int:
 
 
 def save(state: StateDirectory, next_lsn: int, seq: int, **fields: Any) -> None:
-    meta: dict[str, Any] = {
-        "next_lsn": next_lsn,
-        "ledger": 0,
-        "sequences": {"p": [0, seq]},
-        "labels": [],
+    numbers: dict[str, Any] = {
+        "steps": 0,
+        "samples": 0,
         "batches": next_lsn,
-        "signature": None,
+        "consolidations": 0,
+        "train_loss": 0.0,
+        "labels": [],
         "open_task": None,
+        "prequential": {},
+        "signature": None,
         **fields,
     }
+    meta = Meta(fingerprint={}, next_lsn=next_lsn, ledger=0, sequences={"p": (0, seq)}, **numbers)
     checkpoint.save(state.path, meta, {}, DISK)
 
 
@@ -54,7 +58,7 @@ def test_a_checkpoint_that_moves_during_recovery_is_taken_again(tmp_path: Path, 
     end = two_tasks(state.log)
     looks = []
 
-    def moving(directory: Path) -> dict[str, Any] | None:
+    def moving(directory: Path) -> Meta | None:
         looks.append(directory)
         if len(looks) == 2:
             save(state, end, 2)

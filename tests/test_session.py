@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from streamcl.errors import Refused
 from streamcl.protocol import messages
 from streamcl.protocol.frames import NamedArrays
-from streamcl.protocol.session import StreamSession, Terms
-from streamcl.protocol.signature import LabelMap
+from streamcl.protocol.session import STAGES, Stage, StreamSession, Terms
+from streamcl.schema import LabelMap
+from streamcl.storage import records
+from streamcl.storage.records import Record
 
 
 def batch(seq: int, task: str = "a", **fields: Any) -> messages.Batch:
@@ -28,25 +31,29 @@ def data(n: int = 4, width: int = 3, labels: Any = (0, 1)) -> NamedArrays:
 
 def session(**terms: Any) -> StreamSession:
     started = StreamSession(Terms(**terms))
-    started.hello(messages.Hello(producer="p"))
+    started.producers.hello(messages.Hello(producer="p"))
     return started
 
 
 def store(state: StreamSession, message: Any, arrays: NamedArrays | None = None, nbytes: int = 100) -> None:
     match message:
         case messages.Batch():
-            records = state.admit_batch("p", message, arrays or data(), nbytes)
+            stored = state.admit_batch("p", message, arrays or data(), nbytes)
         case messages.Boundary():
-            records = state.admit_boundary("p", message)
+            stored = state.admit_boundary("p", message)
         case messages.Revisit():
-            records = state.admit_revisit("p", message.seq, message.task, message.damping)
+            stored = state.admit_revisit("p", message.seq, message.task, message.damping)
         case messages.Abandon():
-            records = state.admit_abandon(message.task)
+            stored = state.admit_abandon(message.task)
         case messages.Forget():
-            records = state.admit_forget(message.task)
-    for record in records:
+            stored = state.admit_forget(message.task)
+        case messages.Retry():
+            stored = state.admit_retry(message.task)
+        case messages.Drop():
+            stored = state.admit_drop(message.task)
+    for record in stored:
         state.apply(state.next_lsn, record, nbytes)
-    state.synced()
+    state.producers.synced()
 
 
 def refused(state: StreamSession, message: Any, arrays: NamedArrays | None = None, nbytes: int = 100) -> str:
@@ -55,6 +62,84 @@ def refused(state: StreamSession, message: Any, arrays: NamedArrays | None = Non
         store(state, message, arrays, nbytes)
     assert state == before
     return caught.value.code
+
+
+class OneHeld:
+    """What the ledger says where task a could not be learned."""
+
+    forgotten: frozenset[str] = frozenset()
+    held = frozenset({"a"})
+    freed: ClassVar[dict[str, int]] = {}
+
+    def closed(self) -> set[str]:
+        return {"a"}
+
+    def set_aside(self) -> dict[str, int]:
+        return {}
+
+
+def brought_to(stage: Stage) -> StreamSession:
+    """A session whose task a stands so."""
+    state = session(mode="factors")
+    if stage is not Stage.NEW:
+        store(state, batch(1, boundary=stage is not Stage.OPEN))
+    match stage:
+        case Stage.REOPENED | Stage.FED_AGAIN:
+            store(state, messages.Revisit(seq=2, task="a"))
+        case Stage.WITHDRAWN:
+            store(state, messages.Forget(task="a"))
+        case Stage.HELD:
+            state.took_effect(0)
+            state.settle(cast(Any, OneHeld()))
+    if stage is Stage.FED_AGAIN:
+        store(state, batch(3))
+    assert state.stage("a") is stage
+    return state
+
+
+ASKED: dict[type[Record], Callable[[int], messages.Message]] = {
+    records.Batch: batch,
+    records.Boundary: lambda seq: messages.Boundary(seq=seq, task="a"),
+    records.Revisit: lambda seq: messages.Revisit(seq=seq, task="a"),
+    records.Abandon: lambda _: messages.Abandon(task="a"),
+    records.Forget: lambda _: messages.Forget(task="a"),
+    records.Retry: lambda _: messages.Retry(task="a"),
+    records.Drop: lambda _: messages.Drop(task="a"),
+}
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("kind", ASKED, ids=lambda kind: kind.__name__)
+def test_a_task_moves_as_its_table_says_and_in_no_other_way(stage: Stage, kind: type[Record]) -> None:
+    state = brought_to(stage)
+    message = ASKED[kind](state.producers["p"].stored + 1)
+    if kind in STAGES[stage]:
+        store(state, message)
+        assert state.stage("a") is STAGES[stage][kind]
+    else:
+        refused(state, message)
+
+
+def test_every_stage_is_in_the_table_and_every_change_of_it_is_tried() -> None:
+    assert set(STAGES) == set(Stage)
+    assert {kind for changes in STAGES.values() for kind in changes} == set(ASKED)
+
+
+def test_what_an_earlier_process_has_sent_counts_before_the_next_one_is_welcome() -> None:
+    state = session()
+    (record,) = state.admit_batch("p", batch(1), data(), 100)
+    state.apply(0, record, 100)
+    for _ in range(2):
+        with pytest.raises(Refused) as caught:
+            state.producers.hello(messages.Hello(producer="p", epoch=5))
+        assert (caught.value.code, caught.value.retryable) == ("not_ready", True)
+    with pytest.raises(Refused, match="a newer process has taken this name over"):  # by then the earlier one is fenced
+        state.producers.check_epoch("p", 0)
+    state.producers.synced()
+    assert state.producers.hello(messages.Hello(producer="p", epoch=5)).durable == 1
+    (record,) = state.admit_batch("p", batch(2), data(), 100)
+    state.apply(1, record, 100)
+    assert state.producers.hello(messages.Hello(producer="p", epoch=5)).durable == 1  # its own it sends again
 
 
 def test_one_task_is_open_at_a_time_and_closes_for_good() -> None:
@@ -115,11 +200,11 @@ def test_with_drift_names_and_room_follow_what_the_trainer_tells() -> None:
     state = session(drift=True)
     for seq in range(1, 4):
         store(state, batch(seq))
-    assert (state.open_task, state.task_spool) == ("a", 300)
+    assert (state.open_task, state.room.task_spool) == ("a", 300)
     last = state.next_lsn - 1
     state.trained(last)
     state.consolidated("a", last - 1, by_drift=True)
-    assert (state.open_task, state.task_spool, state.closed) == ("a.2", 100, {"a"})
+    assert (state.open_task, state.room.task_spool, state.closed) == ("a.2", 100, {"a"})
     store(state, messages.Boundary(seq=4, task="a.2"))  # as an operator reads it
     store(state, batch(5))
     state.consolidated("a.2", last + 1, by_drift=False)
@@ -141,21 +226,21 @@ def test_with_drift_a_name_not_heard_of_may_yet_come() -> None:
 def test_gaps_and_duplicates_are_told_apart() -> None:
     state = session()
     store(state, batch(1))
-    assert state.is_duplicate("p", 1)
+    assert state.producers.is_duplicate("p", 1)
     with pytest.raises(Refused) as caught:
-        state.check_sequence("p", 3)
+        state.producers.check_sequence("p", 3)
     assert caught.value.fields["expected"] == 2
-    state.check_sequence("p", 2)
+    state.producers.check_sequence("p", 2)
 
 
 def test_an_older_epoch_is_fenced() -> None:
     state = session()
-    state.hello(messages.Hello(producer="p", epoch=5))
+    state.producers.hello(messages.Hello(producer="p", epoch=5))
     with pytest.raises(Refused) as caught:
-        state.hello(messages.Hello(producer="p", epoch=4))
+        state.producers.hello(messages.Hello(producer="p", epoch=4))
     assert (caught.value.code, caught.value.fields["epoch"]) == ("stale_epoch", 5)
     with pytest.raises(Refused):
-        state.check_epoch("p", 4)
+        state.producers.check_epoch("p", 4)
 
 
 @pytest.mark.parametrize(
@@ -193,12 +278,12 @@ def test_gaussian_targets_may_have_any_shape_but_one() -> None:
 def test_a_full_task_gets_no_credit_and_room_comes_back_with_its_consolidation() -> None:
     state = session(task_bytes=3000)
     store(state, batch(1), nbytes=1000)
-    assert state.credit() == {"messages": 16, "bytes": 2000}
+    assert state.room.credit() == {"messages": 16, "bytes": 2000}
     store(state, batch(2), nbytes=1000)
-    assert state.credit() == {"messages": 0, "bytes": 1000}
+    assert state.room.credit() == {"messages": 0, "bytes": 1000}
     assert refused(state, batch(3), nbytes=1001) == "no_credit"
     store(state, messages.Boundary(seq=3, task="a"), nbytes=0)
-    assert state.credit()["messages"] == 16
+    assert state.room.credit()["messages"] == 16
 
 
 def test_a_batch_that_can_never_fit_is_too_large() -> None:
@@ -207,11 +292,11 @@ def test_a_batch_that_can_never_fit_is_too_large() -> None:
 
 def test_a_barrier_holds_once_everyone_is_durable() -> None:
     state = session()
-    assert state.barrier_holds(None)
-    assert not state.barrier_holds({"p": 1})
-    assert not state.barrier_holds({"stranger": 0})
+    assert state.producers.barrier_holds(None)
+    assert not state.producers.barrier_holds({"p": 1})
+    assert not state.producers.barrier_holds({"stranger": 0})
     store(state, batch(1))
-    assert state.barrier_holds({"p": 1})
+    assert state.producers.barrier_holds({"p": 1})
 
 
 @given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=5), min_size=1, max_size=8))
@@ -348,7 +433,7 @@ def test_an_abandoned_revisit_leaves_the_task_closed() -> None:
     store(state, batch(3))
     assert refused(state, messages.Abandon(task="b")) == "unknown_task"
     store(state, messages.Abandon(task="a"))
-    assert (state.open_task, state.revisiting, state.task_spool) == (None, False, 0)
+    assert (state.open_task, state.revisiting, state.room.task_spool) == (None, False, 0)
     assert refused(state, batch(4)) == "task_closed"
     store(state, messages.Revisit(seq=4, task="a"))
 
@@ -384,8 +469,8 @@ def test_recovery_is_the_same_call_as_live() -> None:
         for record in live.admit_batch("p", message, data(), 10):
             live.apply(len(log), record, 10)
             log.append(record)
-    live.synced()
+    live.producers.synced()
     for lsn, record in enumerate(log):
         replayed.apply(lsn, record, 10)
-    replayed.synced()
+    replayed.producers.synced()
     assert replayed == live

@@ -12,7 +12,8 @@ from streamcl.bench.growth import Point, growth
 from streamcl.bench.speed.boundary import Boundaries
 from streamcl.bench.speed.table import Row
 from streamcl.cli import main
-from streamcl.daemon.trainer import FOLLOWED_AT_ONCE
+from streamcl.daemon.quiet import FOLLOWED_AT_ONCE
+from streamcl.daemon.words import Penalties
 
 TREE: dict[str, Any] = {"model": {"args": {"hidden": [8]}, "classes": 10}}
 
@@ -50,19 +51,19 @@ def test_growth_is_the_last_point_over_the_first() -> None:
 def test_a_boundary_follows_some_tasks_and_quiet_time_the_rest(tmp_path: Path) -> None:
     """Else a boundary would wait for as many factors as there have been tasks."""
     made = Boundaries(tmp_path / "state", {**TREE, "posterior": {"mode": "factors"}}, features=5, rows=16)
-    said: list[tuple[int, list[str]]] = []
-    send = made.trainer.side.send
-    made.trainer.side.send = lambda kind, **fields: (  # type: ignore[method-assign]
-        said.append((fields["lsn"], [row[0] for row in fields["rows"]])) if kind == "penalties" else send(kind, **fields)
-    )
+
+    def followed() -> list[list[str]]:
+        return [[row[0] for row in word.rows] for word in made.said() if isinstance(word, Penalties)]
+
     try:
+        said: list[list[str]] = []
         for _ in range(FOLLOWED_AT_ONCE + 4):
             made.learn_a_task()
+            said += followed()
         tasks = {f"task-{number}" for number in range(1, FOLLOWED_AT_ONCE + 5)}
-        assert all(len(names) <= FOLLOWED_AT_ONCE + 2 for _, names in said)  # two records follow one more each
-        assert {name for _, names in said for name in names} < tasks
-        said.clear()
+        assert all(len(names) <= FOLLOWED_AT_ONCE + 2 for names in said)  # two records follow one more each
+        assert {name for names in said for name in names} < tasks
         made.trainer.turn()  # nothing to learn
-        assert {name for _, names in said for name in names} == tasks
+        assert {name for names in followed() for name in names} == tasks
     finally:
         made.close()

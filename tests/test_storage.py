@@ -8,14 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
+from msgspec.structs import replace
 
+from streamcl import entries, snapshot
+from streamcl.entries import Consolidated, Forgotten
 from streamcl.errors import Damaged, StateInUse, UnknownFormat
+from streamcl.schema import Signature
+from streamcl.snapshot import OpenTaskState
 from streamcl.storage import checkpoint, container, ledger, log, published, quarantine, segments, verified
 from streamcl.storage.disk import Buffer, Disk, SyncFailed
 from streamcl.storage.lock import StateLock
@@ -428,7 +434,23 @@ def test_after_a_boundary_recovery_begins_a_new_segment(tmp_path: Path) -> None:
 
 DTYPES = st.sampled_from(["<f4", "<f8", "<f2", "<i8", "<i4", "|u1", "|b1"])
 SHAPES = numpy_strategies.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
-META = {"next_lsn": 7, "name": "ä", "nested": {"a": [1, 2.5, None]}}
+META = snapshot.Meta(
+    fingerprint={"model": {"factory": "ä"}},
+    next_lsn=7,
+    steps=20,
+    samples=40,
+    batches=5,
+    consolidations=3,
+    train_loss=0.5,
+    labels=[(0, 0), (-1, 2)],
+    open_task=OpenTaskState("t", 4, suspects=((5, 8),)),
+    prequential={"overall": {"accuracy": [40, 0.5]}},
+    drift={"seen": b"bytes"},
+    signature=Signature((3,), False, ()),
+    ledger=2,
+    sequences={"p": (0, 9)},
+)
+OTHER = replace(META, next_lsn=9)
 ARRAYS = {
     "theta": np.arange(5, dtype="<f4"),
     "precision": np.ones((2, 3)),
@@ -440,7 +462,7 @@ ARRAYS = {
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path) is None
     assert checkpoint.read_meta(tmp_path) is None
-    checkpoint.save(tmp_path, {"old": 1}, {}, DISK)
+    checkpoint.save(tmp_path, OTHER, {}, DISK)
     checkpoint.save(tmp_path, META, ARRAYS, DISK)
     saved = checkpoint.load(tmp_path)
     assert saved is not None
@@ -496,7 +518,7 @@ def test_a_large_file_is_hashed_beside_the_writing_and_comes_back(tmp_path: Path
     assert saved.meta == META
     assert all((saved.tensors[name] == array).all() for name, array in ARRAYS.items())
     with pytest.raises(Damaged):
-        checkpoint.save(tmp_path, {"new": True}, ARRAYS, WrongDisk())
+        checkpoint.save(tmp_path, OTHER, ARRAYS, WrongDisk())
     assert checkpoint.read_meta(tmp_path) == META
 
 
@@ -514,7 +536,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_half_of_another(tmp_pat
     disk = FullDisk()
     disk.room = 4000
     with pytest.raises(OSError, match="No space"):
-        checkpoint.save(tmp_path, {"new": True}, ARRAYS, disk)
+        checkpoint.save(tmp_path, OTHER, ARRAYS, disk)
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
     assert checkpoint.read_meta(tmp_path) == META
 
@@ -541,14 +563,14 @@ class WrongDisk(Disk):
 def test_a_checkpoint_that_reads_back_wrong_leaves_the_one_before(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, META, ARRAYS, DISK)
     with pytest.raises(Damaged):
-        checkpoint.save(tmp_path, {"new": True}, ARRAYS, WrongDisk())
+        checkpoint.save(tmp_path, OTHER, ARRAYS, WrongDisk())
     assert checkpoint.read_meta(tmp_path) == META
 
 
 def test_its_size_does_not_follow_the_digits_of_its_numbers(tmp_path: Path) -> None:
     sizes = set()
     for number in (1, 10**3, 10**6, 10**12):
-        checkpoint.save(tmp_path, {"n": number, "samples": number}, ARRAYS, DISK)
+        checkpoint.save(tmp_path, replace(META, next_lsn=number, samples=number), ARRAYS, DISK)
         sizes.add((tmp_path / checkpoint.NAME).stat().st_size)
     assert len(sizes) == 1
 
@@ -559,7 +581,7 @@ def test_its_size_does_not_follow_the_digits_of_its_numbers(tmp_path: Path) -> N
 def test_ledger_entries_behind_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
     book = ledger.Ledger.recover(tmp_path, 0, DISK)
     for number in range(3):
-        book.append({"task": f"t{number}", "loss": 0.5})
+        book.append(Consolidated(task=f"t{number}", lsn=number, loss=0.5))
     book.close()
     disk = Recorder()
     book = ledger.Ledger.recover(tmp_path, 2, disk)
@@ -567,22 +589,30 @@ def test_ledger_entries_behind_the_checkpoint_are_cut_off(tmp_path: Path) -> Non
     with pytest.raises(Damaged, match="entry 2"):
         ledger.read(tmp_path, 3)
     assert disk.calls == ["sync directory", "sync"]
-    book.append({"task": "again"})
+    book.append(Forgotten(task="again", lsn=3))
     assert disk.calls[2:] == ["write", "sync"]
-    assert [entry["task"] for entry in ledger.read(tmp_path, 3)] == ["t0", "t1", "again"]
+    assert [entry.task for entry in ledger.read(tmp_path, 3)] == ["t0", "t1", "again"]
     with pytest.raises(Damaged, match="entry 3"):
         ledger.read(tmp_path, 4)
 
 
 def test_a_flipped_byte_of_the_ledger_is_noticed(tmp_path: Path) -> None:
     book = ledger.Ledger.recover(tmp_path, 0, DISK)
-    book.append({"task": "t"})
+    book.append(Consolidated(task="t", lsn=0))
     path = tmp_path / ledger.NAME
     data = path.read_bytes()
     for offset in range(len(data)):
         path.write_bytes(flipped(data, offset))
         with pytest.raises(Damaged):
             ledger.read(tmp_path, 1)
+
+
+def test_an_entry_of_another_version_is_an_error() -> None:
+    for wrong in ({"kind": "merged", "task": "t"}, {"kind": "boundary", "task": 1}, {"task": "t"}):
+        with pytest.raises(UnknownFormat, match="another version"):
+            entries.decode(msgpack.packb({"lsn": 1, **wrong}))
+    with pytest.raises(UnknownFormat, match="another version"):
+        snapshot.from_plain({"next_lsn": "many"})
 
 
 def test_what_is_published_is_read_whole(tmp_path: Path) -> None:
@@ -613,8 +643,8 @@ def test_the_posterior_is_the_checkpoints_once_there_is_one(tmp_path: Path) -> N
     assert published.posterior(state) is None
     published.publish(state.posterior, {"posterior": 0}, {"precision": np.ones(2)})
     assert published.posterior(state)[0] == 0
-    meta, arrays = {"consolidations": 3}, {"theta": np.zeros(2), "posterior.precision": np.full(2, 7.0)}
-    checkpoint.save(tmp_path, meta, arrays, DISK)
+    arrays = {"theta": np.zeros(2), "posterior.precision": np.full(2, 7.0)}
+    checkpoint.save(tmp_path, META, arrays, DISK)
     number, posterior = published.posterior(state)
     assert number == 3
     assert posterior.keys() == {"precision"}

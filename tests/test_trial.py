@@ -16,8 +16,7 @@ from streamcl.errors import ConfigError, ModelRefused
 from streamcl.learning import tensors
 from streamcl.learning.network import Network
 from streamcl.learning.trial import Trial
-from streamcl.protocol.firsts import TRIED_BYTES, TRIED_ROWS, chosen
-from streamcl.protocol.signature import LabelMap, Signature
+from streamcl.schema import TRIED_BYTES, TRIED_ROWS, LabelMap, Signature, chosen
 
 CPU = torch.device("cpu")
 X = np.random.default_rng(0).normal(size=(30, 8)).astype("<f4")

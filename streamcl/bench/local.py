@@ -17,9 +17,11 @@ from typing import Any, Self
 
 from streamcl.client import Admin, Producer, Reader
 from streamcl.config import PREFIX
+from streamcl.daemon.processes import processor_seconds
 from streamcl.errors import StreamclError
 
-START_SECONDS = 60.0
+STILL_SECONDS = 60.0  # without
+LEAST_SECONDS = 0.5  # of processor time, a daemon that is not ready never will be
 STOP_SECONDS = 60.0
 FREE_ENDPOINTS = {
     "stream": "tcp://127.0.0.1:*",
@@ -33,13 +35,16 @@ class LocalDaemon:
     """``streamcl serve`` as a child process.
 
     tree: the configuration as nested maps; endpoints default to free loopback ports. state_dir: a temporary one unless
-    given. Raises StreamclError with the end of the daemon's log where it does not become ready.
+    given. code: a checkout of streamcl to run instead of this one. Raises StreamclError with the end of the daemon's log
+    where it does not become ready; how long that takes does not matter while it takes processor time.
     """
 
-    def __init__(self, tree: Mapping[str, Any], state_dir: Path | None = None) -> None:
+    def __init__(self, tree: Mapping[str, Any], state_dir: Path | None = None, code: Path | None = None) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="streamcl-") if state_dir is None else None
         self.state_dir = Path(self._temporary.name) / "state" if self._temporary else Path(str(state_dir))
         self.tree = {"endpoints": FREE_ENDPOINTS, **tree, "state_dir": str(self.state_dir)}
+        self.code = code
+        self.command = [sys.executable, "-m", "streamcl"]
         self.process: subprocess.Popen[bytes] | None = None
         self.endpoints: dict[str, str] = {}
 
@@ -59,11 +64,12 @@ class LocalDaemon:
         self._wait_until_gone()
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "streamcl", "serve", *self._flags()],
+                [*self.command, "serve", *self._flags()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(),
+                env=_environment(self.code),
+                cwd=self.code,
             )
 
     @property
@@ -83,16 +89,26 @@ class LocalDaemon:
         (self.state_dir / "daemon.json").unlink(missing_ok=True)
 
     def _wait_until_ready(self) -> dict[str, str]:
-        deadline = time.monotonic() + START_SECONDS
+        spent, deadline = self._processor_seconds(), time.monotonic() + STILL_SECONDS
         path = self.state_dir / "daemon.json"
-        while time.monotonic() < deadline:
+        while True:
             if self.process is not None and self.process.poll() is not None:
                 raise StreamclError(f"the daemon ended with status {self.process.returncode}:\n{self.log_text()[-2000:]}")
             if path.exists():
                 endpoints: dict[str, str] = json.loads(path.read_text())["endpoints"]
                 return endpoints
+            if time.monotonic() > deadline:
+                before, spent = spent, self._processor_seconds()
+                if spent < before + LEAST_SECONDS:
+                    raise StreamclError(f"the daemon stands still and is not ready:\n{self.log_text()[-2000:]}")
+                deadline = time.monotonic() + STILL_SECONDS
             time.sleep(0.01)
-        raise StreamclError(f"the daemon was not ready within {START_SECONDS:g} s:\n{self.log_text()[-2000:]}")
+
+    def _processor_seconds(self) -> float:
+        """What its processes have taken so far (Linux; elsewhere nothing is known of it)."""
+        if self.process is None or sys.platform != "linux":
+            return 0.0
+        return sum(processor_seconds(pid) for pid in (self.process.pid, *self.children().values()))
 
     def producer(self, name: str = "producer", **options: Any) -> Producer:
         """A producer connected to it; unless told otherwise, every call is a message, so that figures repeat."""
@@ -157,9 +173,10 @@ class LocalDaemon:
                     self._temporary.cleanup()
 
 
-def _environment() -> dict[str, str]:
+def _environment(code: Path | None) -> dict[str, str]:
     """This process's, without what would configure somebody else's daemon."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return kept if code is None else {**kept, "PYTHONPATH": str(code)}
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

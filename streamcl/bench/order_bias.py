@@ -20,10 +20,11 @@ from streamcl.bench.local import LocalDaemon
 from streamcl.bench.permuted import score_tasks, stream_task, task_name, task_rows
 from streamcl.bench.permuted_mnist import Settings, document, load_images
 from streamcl.core.consolidation import assumed_density_filtering, multi_anchor
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.gaussian import Gaussian
+from streamcl.core.precision import Precision, observed
 
 Array = npt.NDArray[Any]
-Rule = Callable[[DiagonalGaussian, torch.Tensor, torch.Tensor], DiagonalGaussian]
+Rule = Callable[[Gaussian, Precision, torch.Tensor], Gaussian]
 RULES: dict[str, Rule] = {"multi-anchor": multi_anchor, "single penalty": assumed_density_filtering}
 FEATURES, ROWS, NOISE, PRIOR = 6, 50, 0.5, 0.3
 
@@ -87,12 +88,12 @@ def _joint_mean(drawn: list[tuple[Array, Array]]) -> Array:
 
 def _final_mean(drawn: list[tuple[Array, Array]], rule: Rule) -> Array:
     """The optimum after the last task, each found exactly under the penalty so far."""
-    posterior = DiagonalGaussian.prior(torch.zeros(FEATURES, dtype=torch.float64), PRIOR)
+    posterior = Gaussian.prior(torch.zeros(FEATURES, dtype=torch.float64), PRIOR)
     theta: Array = np.zeros(FEATURES)
     for x, y in drawn:
-        precision = np.diag(posterior.precision.numpy()) + x.T @ x / NOISE
+        precision = np.diag(posterior.precision.diagonal().numpy()) + x.T @ x / NOISE
         theta = np.linalg.solve(precision, posterior.shift.numpy() + x.T @ y / NOISE)
-        posterior = rule(posterior, torch.from_numpy((x**2).sum(0) / NOISE), torch.from_numpy(theta))
+        posterior = rule(posterior, observed(torch.from_numpy((x**2).sum(0) / NOISE)), torch.from_numpy(theta))
     return theta
 
 

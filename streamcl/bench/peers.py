@@ -29,9 +29,10 @@ from streamcl.bench.trained import BATCH, CLASSES, digits, train
 from streamcl.bench.versions import versions
 from streamcl.config import Train
 from streamcl.core.fisher import DiagonalFisher
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.gaussian import Gaussian
 from streamcl.core.likelihood import Categorical, FisherKind
 from streamcl.core.parameters import FlatParameters
+from streamcl.core.precision import observed
 
 PEERS = {"backpack": "backpack-for-pytorch", "laplace": "laplace-torch", "avalanche": "avalanche-lib"}
 REMEDY = "not installed: pip install 'streamcl[peers]'"
@@ -253,7 +254,7 @@ def _plain(network: Network) -> Callable[[], None]:
 
 def _streamcl(network: Network) -> Callable[[], None]:
     theta, grad = network.parameters.theta.detach(), network.parameters.grad
-    gaussian = DiagonalGaussian(torch.rand_like(theta), torch.rand_like(theta)).scaled(1e-3)
+    gaussian = Gaussian(observed(torch.rand_like(theta)), torch.rand_like(theta)).scaled(1e-3)
     return _training(network, lambda: gaussian.gradient(theta, out=grad))
 
 

@@ -41,6 +41,7 @@ def add_commands(commands: Any) -> None:
     _add_revisit(benches)
     _add_order_bias(benches)
     _add_speed(benches)
+    _add_start(benches)
     _add_growth(benches)
     _add_peers(benches)
     _add_faults(benches)
@@ -107,6 +108,20 @@ def _add_speed(benches: Any) -> None:
     )
     parser.add_argument("--rounds", type=int, default=9, help="of every comparison (default 9)")
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", choices=SPEED_PARTS, help=", ".join(SPEED_PARTS))
+    _add_figures(parser)
+
+
+def _add_start(benches: Any) -> None:
+    parser = command(
+        benches,
+        "start",
+        start,
+        "How long a daemon takes to be ready, new, started again, and after its trainer was killed, beside one import of "
+        "PyTorch. Ends with 1 if a new one takes longer than 1.3 imports.",
+        "streamcl bench start --json start.json",
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="of every comparison (default 9)")
+    parser.add_argument("--beside", type=Path, metavar="DIR", help="another checkout of streamcl, timed in the same run")
     _add_figures(parser)
 
 
@@ -332,6 +347,13 @@ def speed(options: argparse.Namespace) -> int:
     from streamcl.bench.speed import run
 
     return run(options.rounds, options.only, options.json)
+
+
+def start(options: argparse.Namespace) -> int:
+    """Run the comparison."""
+    from streamcl.bench.start import run
+
+    return run(options.rounds, options.beside, options.json)
 
 
 def growth(options: argparse.Namespace) -> None:

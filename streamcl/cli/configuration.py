@@ -18,8 +18,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 
 from streamcl import config
+from streamcl.binding import REMEDY, Difference, differences
 from streamcl.cli.common import add_json, command, group, print_json
 from streamcl.config import Config, Gathered
+from streamcl.entries import standing
 from streamcl.errors import ConfigError, StreamclError
 
 PRECEDENCE = (
@@ -126,14 +128,25 @@ def _print_findings(
         print(f"{path}: good. {len(found.origins)} keys set; state directory {state['path']}, {fits}")
 
 
+def _differences_on_disk(directory: Path, config: Config) -> list[Difference]:
+    """The keys that the daemon would refuse on this state directory; none where it is new.
+
+    Raises Damaged, UnknownFormat.
+    """
+    from streamcl.storage import checkpoint, ledger
+
+    meta = checkpoint.read_meta(directory)
+    if meta is None or not standing(ledger.read(directory, meta.ledger)).tasks:
+        return []  # nothing was consolidated that another model could not take
+    return list(differences(meta.fingerprint, config))
+
+
 def _state(settings: Config) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The state directory, and what it would refuse."""
-    from streamcl.storage.bound import REMEDY, differences_on_disk
-
     directory = Path(settings.state_dir)
     described = {"path": str(directory), "exists": (directory / "checkpoint").exists()}
     try:
-        found = differences_on_disk(directory, settings)
+        found = _differences_on_disk(directory, settings)
     except (StreamclError, OSError) as error:
         problem = f"{directory} cannot be used: {error}; see `streamcl doctor {directory}`"
         return described, [{"key": "state_dir", "problem": problem}]

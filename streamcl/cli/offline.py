@@ -12,8 +12,6 @@ from typing import Any
 from streamcl.cli.common import add_json, command, print_json
 from streamcl.errors import DataError
 from streamcl.storage.disk import Disk
-from streamcl.storage.doctor import examine, plan_repair
-from streamcl.storage.doctor import repair as repair_log
 from streamcl.storage.lock import StateLock
 from streamcl.storage.state import StateDirectory
 
@@ -63,6 +61,8 @@ def _locked(directory: Path) -> Iterator[StateDirectory]:
 
 def doctor(options: argparse.Namespace) -> int:
     """Examine and report."""
+    from streamcl.storage.doctor import examine
+
     with _locked(options.state_dir) as state:
         findings = examine(state)
     damaged = sum(finding.state == "damaged" for finding in findings)
@@ -77,6 +77,9 @@ def doctor(options: argparse.Namespace) -> int:
 
 def repair(options: argparse.Namespace) -> int:
     """Show what would be lost, and do it if told so."""
+    from streamcl.storage.doctor import plan_repair
+    from streamcl.storage.doctor import repair as repair_log
+
     with _locked(options.state_dir) as state:
         plan = plan_repair(state)
         aside = repair_log(state, plan, Disk()) if plan.needed and options.yes else None

@@ -26,6 +26,13 @@ def add_commands(commands: Any) -> None:
 def serve(options: argparse.Namespace) -> int:
     """Run the daemon."""
     settings = gathered(options, options.config).config()
-    from streamcl.daemon.serve import serve as run_daemon
+    from streamcl.daemon import nursery
 
-    return run_daemon(settings)
+    begun = nursery.begin()  # before the next import: it takes longest, and has nothing to wait for
+    try:
+        from streamcl.daemon.serve import serve as run_daemon
+
+        return run_daemon(settings, begun)
+    finally:
+        if begun is not None:
+            begun.abandon()

@@ -48,9 +48,11 @@ from streamcl.core.gradients import (
 from streamcl.core.likelihood import FisherKind, Likelihood
 from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
+from streamcl.core.precision import Precision, observed
 from streamcl.core.products import fast_products
 from streamcl.core.provenance import Rows
 from streamcl.core.recorder import Recorder
+from streamcl.core.reduce import ALONE, Reduction
 
 CHUNK_BYTES = 256 << 20  # per-sample gradients held at once,
 CPU_CHUNK_BYTES = 8 << 20  # and on a CPU, whose caches are small
@@ -143,8 +145,10 @@ class DiagonalFisher:
         generator: torch.Generator | None = None,
         by_loop: bool = False,
         seed: int = 0,
+        reduction: Reduction = ALONE,
     ) -> None:
         self.module = module
+        self.reduction = reduction
         self.parameters = parameters
         self.likelihood = likelihood
         self.kind = kind
@@ -163,6 +167,10 @@ class DiagonalFisher:
         self._blocks = self._failed = self._rows = self._looped_rows = self._candidates = 0
         self._looped: set[str] = set()
         self.loop_seconds = 0.0
+
+    def precision(self) -> Precision:
+        """What was summed, by all who share the samples, as a posterior's precision on the host; once, at the end."""
+        return observed(self.reduction.sum(self.total).cpu())
 
     @property
     def without_closed_form(self) -> list[str]:

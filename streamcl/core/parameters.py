@@ -6,27 +6,27 @@ parameter stands in it once and a frozen one not at all.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from streamcl.core.layout import Layout, Shape
 from streamcl.errors import ModelRefused
 
 
 class FlatParameters:
     """The trainable parameters of a module, which must be on its device and in its dtype already.
 
-    theta: [P], a leaf that an optimiser takes as its one parameter. grad: [P], its gradient. names, shapes: of the
-    parameters, in the module's order. gradients: False where nothing will be trained; `grad` is empty then. Raises
-    ModelRefused where there is nothing to train or dtypes differ.
+    theta: [P], a leaf that an optimiser takes as its one parameter. grad: [P], its gradient. layout: what stands where in
+    them, in the module's order. gradients: False where nothing will be trained; `grad` is empty then. Raises ModelRefused
+    where there is nothing to train or dtypes differ.
     """
 
     def __init__(self, module: nn.Module, gradients: bool = True) -> None:
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         _check_uniform(trainable)
-        self.names = list(trainable)
-        self.shapes = [tuple(p.shape) for p in trainable.values()]
+        self.layout = layout_of(module)
         self.parameters = list(trainable.values())
         flat = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.theta = nn.Parameter(flat)
@@ -42,9 +42,18 @@ class FlatParameters:
         for p, gradient in zip(self.parameters, self._pieces(self.grad), strict=True):
             p.grad = gradient
 
-    def _pieces(self, vector: Tensor) -> list[Tensor]:
-        sizes = [math.prod(shape) for shape in self.shapes]
-        return [piece.view(shape) for piece, shape in zip(torch.split(vector, sizes), self.shapes, strict=True)]
+    def _pieces(self, vector: Tensor) -> Iterable[Tensor]:
+        return self.split(vector).values()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the parameters, in the module's order."""
+        return self.layout.names
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Of the parameters, in the module's order."""
+        return self.layout.shapes
 
     @property
     def size(self) -> int:
@@ -58,7 +67,20 @@ class FlatParameters:
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """A flat vector [P] as views in the parameters' shapes, by name."""
-        return dict(zip(self.names, self._pieces(vector), strict=True))
+        return self.layout.split(vector)
+
+
+def layout_of(module: nn.Module) -> Layout:
+    """Where a module's trainable parameters stand in a flat vector, and what of it is frozen, a buffer or tied."""
+    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    own = {id(tensor): name for name, tensor in (*buffers.items(), *parameters.items())}
+    every = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return Layout.of(
+        trained=[(name, p.shape) for name, p in parameters.items() if p.requires_grad],
+        frozen=[name for name, p in parameters.items() if not p.requires_grad],
+        buffers=buffers,
+        tied=[(name, own[id(tensor)]) for name, tensor in every if own[id(tensor)] != name],
+    )
 
 
 def _check_uniform(trainable: dict[str, nn.Parameter]) -> None:

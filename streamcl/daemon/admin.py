@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,9 @@ from streamcl.daemon.journal import Journal
 from streamcl.daemon.link import Link
 from streamcl.daemon.observers import Observers
 from streamcl.daemon.sockets import Peer
-from streamcl.daemon.tasks import Tasks, figures
+from streamcl.daemon.tasks import Tasks
 from streamcl.daemon.view import View
+from streamcl.entries import Confirmed, Consolidated, Entry, Held, RollbackFailed, StillAside, figures
 from streamcl.errors import Refused
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import Array, Buffer
@@ -146,7 +147,7 @@ class Admin:
                 continue
             match message:
                 case messages.AdminBoundary() if self.view.trouble() is None:
-                    return {"working": False, "waiting": session.unmet(message.task, message.barrier)}
+                    return {"working": False, "waiting": session.producers.unmet(message.task, message.barrier)}
                 case messages.Retry() if session.open_task is not None:
                     text = f"task {message.task!r} is learned once task {session.open_task!r} is closed"
                     return {"working": False, "waiting": text}
@@ -162,7 +163,7 @@ class Admin:
                 self._roll_back(request, message)
 
     def _boundary(self, request: Request | None, message: messages.AdminBoundary) -> None:
-        if not self.session.barrier_holds(message.barrier):
+        if not self.session.producers.barrier_holds(message.barrier):
             self.later.waiting.append((request, message))
             return
         self._store(request, self.session.admit_admin_boundary(message.task, message.weight), message.wait)
@@ -225,20 +226,20 @@ class Admin:
                 elif refused.retryable:
                     self.later.waiting.append((request, message))
 
-    def done(self, entry: Mapping[str, Any]) -> None:
+    def done(self, entry: Entry) -> None:
         """A record took effect: answer whoever waits for it."""
-        for request in self.later.done.pop(entry["lsn"], ()):
+        for request in self.later.done.pop(entry.lsn, ()):
             self._answer_done(request, entry)
 
-    def _answer_done(self, request: Request, entry: Mapping[str, Any]) -> None:
-        match entry["kind"]:
-            case "held" | "still-aside":
-                rows = f"task {entry['task']!r}: {entry['samples']} rows could not be learned"
-                reason = self.tasks.reason(entry["task"])
+    def _answer_done(self, request: Request, entry: Entry) -> None:
+        match entry:
+            case Held() | StillAside():
+                rows = f"task {entry.task!r}: {entry.samples} rows could not be learned"
+                reason = self.tasks.reason(entry.task)
                 self._error(request, Refused("unlearnable", f"{rows}: {reason}; they are kept: {KEPT_REMEDY}"))
-            case "rollback-failed":
-                self._error(request, Refused("internal", f"task {entry['task']!r}: {entry['reason']}"))
-            case "boundary" | "revisit" | "confirm":
+            case RollbackFailed():
+                self._error(request, Refused("internal", f"task {entry.task!r}: {entry.reason}"))
+            case Consolidated() | Confirmed():
                 self._ok(request, self.tasks.verdict(entry))
             case _:
                 self._ok(request, figures(entry))

@@ -12,15 +12,19 @@ import msgpack
 import numpy as np
 
 from streamcl.config import Config
+from streamcl.core import stored
+from streamcl.core.layout import Layout
 from streamcl.daemon.chronicle import Chronicle
 from streamcl.daemon.metrics import Metrics
 from streamcl.daemon.view import View
+from streamcl.entries import Entry, standing
 from streamcl.errors import Damaged, Refused
 from streamcl.protocol import messages
 from streamcl.protocol.frames import HEADER_BYTES, Array
 from streamcl.protocol.session import StreamSession
 from streamcl.storage import checkpoint, exported, ledger, published
 from streamcl.storage.disk import Disk
+from streamcl.storage.frozen import Frozen
 from streamcl.storage.history import History
 from streamcl.storage.state import StateDirectory
 from streamcl.storage.versions import Undoing, Versions, undoing
@@ -77,16 +81,17 @@ class Answers:
 
         model: also `state`, the bytes of a safetensors file, and `description`, those of a JSON text.
         """
-        parameters = published.read(self.state.parameters)
+        parameters = published.read(self.state.parameters, Frozen(self.state.path) if model else None)
         posterior = published.posterior(self.state)
         if parameters is None or posterior is None:
             raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
         vectors = {
             "theta": parameters[1]["theta"],
-            "precision": posterior[1]["precision"],
-            "shift": posterior[1]["shift"],
+            "precision": stored.diagonal(posterior[1]),
+            "shift": posterior[1][stored.SHIFT],
         }
-        fields = {name: parameters[0][name] for name in ("names", "shapes", "version")}
+        layout = Layout.from_plain(parameters[0]["parameters"])
+        fields = {"names": layout.names, "shapes": layout.shapes, "version": parameters[0]["version"]}
         found = {name: np.asarray(vector, np.float64) for name, vector in vectors.items()}
         if model:
             text = json.dumps(exported.description(parameters[0], self.config), default=str).encode()
@@ -109,23 +114,23 @@ class Answers:
             raise Refused("internal", f"version {found.version} cannot be used: {problem}")
         return found
 
-    def _entries(self) -> list[dict[str, Any]]:
+    def _entries(self) -> list[Entry]:
         """The ledger, as far as the checkpoint counts it."""
         try:
             meta = checkpoint.read_meta(self.state.path)
-            return [] if meta is None else ledger.read(self.state.path, meta["ledger"])
+            return [] if meta is None else ledger.read(self.state.path, meta.ledger)
         except Damaged as error:
             raise Refused("internal", str(error)) from None
 
     def _versions(self) -> list[dict[str, Any]]:
         """What a rollback of each task would do, for those of which one is possible, the newest last."""
         entries, numbers, rows = self._entries(), self.versions.numbers(), []
-        for task, entry in ledger.standing(entries).tasks.items():
+        for task, entry in standing(entries).tasks.items():
             found = undoing(task, entries, numbers, self.config.posterior.keep)
             if found is not None:
                 row = {
                     "task": task,
-                    "closed_at": entry["closed_at"],
+                    "closed_at": entry.closed_at,
                     "version": found.version,
                     "undone": list(found.undone),
                 }

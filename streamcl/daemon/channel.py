@@ -1,23 +1,25 @@
-"""A channel between two of the daemon's processes: `words` over a Unix SEQPACKET socket pair.
+"""A channel between two of the daemon's processes: small msgpack maps over a Unix SEQPACKET socket pair.
 
 Guarantees: a message arrives whole or not at all, also where the sender is killed; sending never blocks (what does not
 fit waits in this process). Has no path on disk, so nobody else can open it. When the other end is gone,
-`closed` turns true.
+`closed` turns true. A message may bring open descriptors along, which are the receiver's to close.
 """
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from streamcl.daemon import words
 
 MESSAGE_BYTES = 128 * 1024
 WAITING_MESSAGES = 10_000
+MOST_DESCRIPTORS = 8  # with one message
 ALIVE_SECONDS = 1.0
 
 
@@ -42,7 +44,7 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         end.setblocking(False)
         self._socket = end
-        self._waiting: deque[bytes] = deque(maxlen=WAITING_MESSAGES)
+        self._waiting: deque[tuple[bytes, list[int]]] = deque(maxlen=WAITING_MESSAGES)
         self._last_alive = 0.0
         self.closed = False
 
@@ -60,9 +62,9 @@ class Channel:
         self.closed = True
         self._socket.close()
 
-    def send(self, word: words.Word) -> None:
-        """Queue a word and send what the socket takes."""
-        self._waiting.append(words.encode(word))
+    def send(self, word: words.Word, descriptors: Sequence[int] = ()) -> None:
+        """Queue a word and send what the socket takes; of the descriptors, the receiver gets copies."""
+        self._waiting.append((words.encode(word), [os.dup(each) for each in descriptors]))
         self.flush()
 
     def alive(self, sign: words.Alive) -> None:
@@ -76,7 +78,7 @@ class Channel:
         """Send what waits, as far as the socket takes it; call it in every loop."""
         while self._waiting and not self.closed:
             try:
-                self._socket.send(self._waiting[0])
+                self._send(*self._waiting[0])
             except BlockingIOError:
                 return
             except OSError:
@@ -84,11 +86,25 @@ class Channel:
                 return
             self._waiting.popleft()
 
+    def _send(self, packet: bytes, descriptors: list[int]) -> None:
+        if not descriptors:
+            self._socket.send(packet)
+            return
+        socket.send_fds(self._socket, [packet], descriptors)
+        for each in descriptors:
+            os.close(each)
+
     def receive(self) -> Iterator[words.Word]:
         """Every word that has arrived; never waits. Raises StreamclError for what is none."""
+        for word, _ in self.receive_with_descriptors():
+            yield word
+
+    def receive_with_descriptors(self) -> Iterator[tuple[words.Word, list[int]]]:
+        """As `receive`, each word with the descriptors that came with it."""
         while not self.closed:
+            descriptors: list[int] = []
             try:
-                packet = self._socket.recv(MESSAGE_BYTES)
+                packet, descriptors, _, _ = socket.recv_fds(self._socket, MESSAGE_BYTES, MOST_DESCRIPTORS)
             except BlockingIOError:
                 return
             except OSError:
@@ -96,4 +112,6 @@ class Channel:
             if not packet:
                 self.closed = True
                 return
-            yield words.decode(packet)
+            for each in descriptors:
+                os.set_inheritable(each, False)  # by what this process starts in its turn
+            yield words.decode(packet), descriptors

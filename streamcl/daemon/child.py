@@ -1,7 +1,8 @@
 """How a child process of the daemon begins: ``python -m streamcl.daemon.child ROLE UP_FD [SIDE_FD]``.
 
 The supervisor's channel brings the configuration as its first message and is the child's lifeline: when it closes,
-the supervisor is gone and the child ends. Terminal and service signals are the supervisor's business alone.
+the supervisor is gone and the child ends. Terminal and service signals are the supervisor's business alone. A process
+forked from the nursery begins here too, where the nursery's own work returns in it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,12 @@ from importlib import import_module
 import structlog
 
 from streamcl import config
-from streamcl.daemon import words
+from streamcl.daemon import nursery, words
 from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.logs import configure
 from streamcl.errors import ConfigError, Damaged, ModelRefused, StreamclError, UnknownFormat
 
-ROLES = {
-    "ingest": "streamcl.daemon.ingest",
-    "trainer": "streamcl.daemon.trainer",
-    "predictor": "streamcl.daemon.predictor",
-}
+ROLES = {"ingest": "streamcl.daemon.ingest", **nursery.MODULES}
 NICENESS = {"trainer": 5}  # those that answer come first where processors are short; idle ones are used all the same
 FATAL = (ConfigError, Damaged, UnknownFormat, ModelRefused)  # a restart would meet the same again
 
@@ -34,16 +31,23 @@ def main(arguments: list[str]) -> int:
     role, *descriptors = arguments
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    return _live(role, [Channel(socket.socket(fileno=int(descriptor))) for descriptor in descriptors])
+
+
+def _live(role: str, channels: list[Channel]) -> int:
     configure(role)
     os.nice(NICENESS.get(role, 0))
-    channels = [Channel(socket.socket(fileno=int(descriptor))) for descriptor in descriptors]
+    born = None
     first = _first_word(channels[0])
     if first is None:
         return 0
     try:
         settings = config.from_tree(first.tree)
         configure(role, settings.log)
-        import_module(ROLES[role]).run(settings, *channels)
+        if role == nursery.ROLE:
+            born = nursery.run(channels[0])
+        else:
+            import_module(ROLES[role]).run(settings, *channels)
     except FATAL as error:
         channels[0].send(words.Fatal(reason=str(error)))
         return 3
@@ -51,7 +55,7 @@ def main(arguments: list[str]) -> int:
         structlog.get_logger().error("failed", reason=str(error))
         channels[0].send(words.Failed(reason=str(error)))
         return 1
-    return 0
+    return 0 if born is None else _live(*born)
 
 
 def _first_word(up: Channel) -> words.Configuration | None:

@@ -125,9 +125,9 @@ class Chronicle:
             "batches": self.counts.batches - before.batches,
             "bytes": self.counts.bytes - before.bytes,
             "lag": session.stored_batches - session.applied_batches,
-            "spool": session.total_spool,
-            "open_bytes": session.task_spool,
-            "credit": session.credit()["messages"],
+            "spool": session.room.total_spool,
+            "open_bytes": session.room.task_spool,
+            "credit": session.room.credit()["messages"],
         }
 
     # -- what is shown -------------------------------------------------------------------------------------------

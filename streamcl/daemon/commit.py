@@ -1,9 +1,9 @@
 """How what was learned becomes durable, and what it ends is dropped.
 
-Order, which nothing may change: write and verify the factor, if factors are kept; append to the ledger and sync; write,
-verify and rename the checkpoint; keep it as a version; only then unlink the task's records and the factor that was
-replaced; last, the failures that no longer matter. Records whose rows were not learned (`kept`) stay. A crash anywhere
-repeats the work from the checkpoint before, with the same result.
+Order, which nothing may change: write and verify the factor, if factors are kept; append to the ledger and sync; write and
+verify what the checkpoint refers to; write, verify and rename the checkpoint; keep it as a version; only then unlink the
+task's records and the factor that was replaced; last, the failures that no longer matter. Records whose rows were not
+learned (`kept`) stay. A crash anywhere repeats the work from the checkpoint before, with the same result.
 
 Every step is a generator: it yields what happened, and `Full` while the disk is, to be resumed for another try. Waits for
 nothing, says nothing to anybody.
@@ -17,16 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from streamcl.entries import Entry, Forgotten, Standing, standing
 from streamcl.learning.learner import Learner, Outcome
+from streamcl.replay import Replay
 from streamcl.storage import checkpoint, ledger, log, published, quarantine, versions
+from streamcl.storage.checkpoint import Checkpoint
 from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.factors import Factors
-from streamcl.storage.ledger import Ledger, Standing
+from streamcl.storage.frozen import FrozenStore
+from streamcl.storage.ledger import Ledger
 from streamcl.storage.quarantine import Failure
 from streamcl.storage.state import StateDirectory
-from streamcl.storage.verified import Saved
 from streamcl.storage.versions import Versions
 
 Kept = Callable[[Standing], Sequence[tuple[int, int]]]
@@ -70,7 +71,7 @@ class EarlierStates:
 
     def standing(self, entries: int) -> Standing:
         """What held after so many entries of the ledger; raises Damaged."""
-        return ledger.standing(ledger.read(self.directory, entries))
+        return standing(ledger.read(self.directory, entries))
 
     def version(self, number: int) -> Mapping[str, Any]:
         """The arrays of a version; raises Damaged, FileNotFoundError."""
@@ -88,7 +89,8 @@ class Commit:
         self.state, self.disk, self.keep, self.kept = state, disk, keep, kept
         self.factors = Factors(state.factors, disk)
         self.versions = Versions(state.path, disk)
-        self.last_entry: dict[str, Any] | None = None
+        self.frozen = FrozenStore(state.path, disk)
+        self.last_entry: Entry | None = None
         self.failures: list[Failure] = []
         self.checkpointed_lsn = 0
         self._ledger: Ledger | None = None
@@ -102,24 +104,24 @@ class Commit:
 
     # -- recovery ------------------------------------------------------------------------------------------------
 
-    def recover(self) -> tuple[Saved | None, Standing]:
+    def recover(self) -> tuple[Checkpoint | None, Standing]:
         """The checkpoint, if there is one, and what stands by the ledger that it counts; cuts off what is behind that."""
-        saved = checkpoint.load(self.state.path, self.disk)
+        saved = checkpoint.load(self.state.path, self.disk, self.frozen)
         self.failures = quarantine.load(self.state.path)
-        count = 0 if saved is None else saved.meta["ledger"]
+        count = 0 if saved is None else saved.meta.ledger
         entries = ledger.read(self.state.path, count)
         self.last_entry = entries[-1] if entries else None
-        self.checkpointed_lsn = 0 if saved is None else saved.meta["next_lsn"]
+        self.checkpointed_lsn = 0 if saved is None else saved.meta.next_lsn
         if self._ledger is not None:
             self._ledger.close()
         self._ledger = Ledger.recover(self.state.path, count, self.disk)
         self._recover_versions(entries)
-        return saved, ledger.standing(entries)
+        return saved, standing(entries)
 
-    def _recover_versions(self, entries: list[dict[str, Any]]) -> None:
+    def _recover_versions(self, entries: list[Entry]) -> None:
         """What the versions on disk hold, and which of them may be used."""
         numbers = [number for number in self.versions.numbers() if number <= len(entries)]
-        self._version_factors = {number: _factors(ledger.standing(entries[:number])) for number in numbers}
+        self._version_factors = {number: standing(entries[:number]).factors() for number in numbers}
         self._usable = []
         for count, entry in enumerate(entries, start=1):
             self._usable = versions.usable(self._usable, count, entry)
@@ -133,15 +135,15 @@ class Commit:
 
     # -- what a record changed -----------------------------------------------------------------------------------
 
-    def end(self, outcome: Outcome, learner: Learner) -> Iterator[Event]:
+    def end(self, outcome: Outcome, replay: Replay) -> Iterator[Event]:
         """Everything that is to be done about a record that changed something for good, in its order."""
-        entry = outcome.entry
+        entry, learner = outcome.entry, replay.learner
         if outcome.factor is not None:
-            tensors = {name: np.asarray(tensor) for name, tensor in outcome.factor.state().items()}
-            yield from _patiently(lambda: self.factors.write(entry["factor"], entry["task"], tensors))
+            tensors = outcome.factor.state()
+            yield from _patiently(lambda: self.factors.write(entry.lsn, entry.task, tensors))
         yield from _patiently(lambda: self._written.append(entry))
         self.last_entry = entry
-        yield from self.checkpoint(learner)
+        yield from self.checkpoint(replay)
         yield from self._keep_version(entry, learner)
         yield self._drop(learner)
         yield from self._forgive(learner)
@@ -151,35 +153,39 @@ class Commit:
         assert self._ledger is not None
         return self._ledger
 
-    def checkpoint(self, learner: Learner) -> Iterator[Event]:
+    def checkpoint(self, replay: Replay) -> Iterator[Event]:
         """Write what the learner holds."""
         started = time.monotonic()
-        meta, tensors = learner.snapshot()
-        meta["ledger"] = len(self._written)
-        yield from _patiently(lambda: checkpoint.save(self.state.path, meta, tensors, self.disk))
-        self.checkpointed_lsn = learner.next_lsn
+        meta, tensors = replay.snapshot(len(self._written))
+        yield from _patiently(lambda: checkpoint.save(self.state.path, meta, self.frozen.referred(tensors), self.disk))
+        self.checkpointed_lsn = meta.next_lsn
         published.clear(self.state.posterior)
         yield Written(time.monotonic() - started)
 
     def _drop(self, learner: Learner) -> Dropped:
         """Unlink what the checkpoint has absorbed for good: records of closed tasks, factors that were replaced."""
-        task, posterior, standing = learner.open_task, learner.posterior, learner.standing
+        task, posterior, holds = learner.open_task, learner.posterior, learner.standing
         first = learner.next_lsn if task is None else task.first_lsn
-        log.drop_before(self.state.log, first, self.disk, self.kept(standing))
+        log.drop_before(self.state.log, first, self.disk, self.kept(holds))
         if posterior is not None and posterior.keeps_factors:
-            self.factors.keep_only(_factors(standing).union(*self._version_factors.values()))
+            self.factors.keep_only(holds.factors().union(*self._version_factors.values()))
         return Dropped(first)
 
-    def _keep_version(self, entry: Mapping[str, Any], learner: Learner) -> Iterator[Event]:
+    def _keep_version(self, entry: Entry, learner: Learner) -> Iterator[Event]:
         """After a boundary, the checkpoint just written is one to go back to; those beyond the bound, and those that may
         not be used any more, go."""
         number = len(self._written)
         self._usable = versions.usable(self._usable, number, entry)
-        clean = entry["kind"] != "forget" or learner.open_task is None  # no parameters in the midst of a task
+        clean = not isinstance(entry, Forgotten) or learner.open_task is None  # no parameters in the midst of a task
         if self.keep and clean and number in self._usable and number not in self._version_factors:
             yield from _patiently(lambda: self.versions.add(number))
-            self._version_factors[number] = _factors(learner.standing)
+            self._version_factors[number] = learner.standing.factors()
         self._prune_versions()
+
+    def sweep(self) -> None:
+        """Remove arrays of the model that neither the checkpoint, nor a version, nor what is published refers to."""
+        versions = map(self.versions.path, self.versions.numbers())
+        self.frozen.sweep([self.state.path / checkpoint.NAME, *versions, self.state.parameters])
 
     def _prune_versions(self) -> None:
         known = [number for number in self._usable if number in self._version_factors]
@@ -196,9 +202,9 @@ class Commit:
 
     def _forgive(self, learner: Learner) -> Iterator[Event]:
         """Failures of records that are neither kept nor to come are no longer of use: none of their rows is lost."""
-        task, standing = learner.open_task, learner.standing
-        first, kept = learner.next_lsn if task is None else task.first_lsn, standing.kept()
-        held = {entry["lsn"] for entry in standing.held.values()}
+        task, holds = learner.open_task, learner.standing
+        first, kept = learner.next_lsn if task is None else task.first_lsn, holds.kept()
+        held = {entry.lsn for entry in holds.held.values()}
         failures = [
             failure
             for failure in self.failures
@@ -224,8 +230,3 @@ def _patiently(action: Callable[[], Any]) -> Iterator[Full]:
             yield Full(str(error))
         else:
             return
-
-
-def _factors(standing: Standing) -> set[int]:
-    """The numbers of the factors that stand."""
-    return {entry["factor"] for entry in standing.tasks.values() if entry["factor"] is not None}

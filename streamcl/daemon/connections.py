@@ -16,6 +16,7 @@ from streamcl.daemon.endpoint import Port
 from streamcl.daemon.guard import Guard
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.tasks import Tasks
+from streamcl.entries import Closing, Confirmed
 from streamcl.errors import Refused
 from streamcl.protocol import frames, messages
 from streamcl.protocol.session import StreamSession
@@ -54,6 +55,10 @@ class Connections:
         identity = self.identities.get(peer.routing_id)
         return None if identity is None or identity.key != peer.key else identity
 
+    def is_newest(self, peer: Peer, producer: str) -> bool:
+        """Whether no other connection has said hello for the producer since."""
+        return self.peers.get(producer, peer).routing_id == peer.routing_id
+
     def called(self, peer: Peer) -> str:
         """Who this is, for people."""
         identity = self.identities.get(peer.routing_id)
@@ -73,7 +78,7 @@ class Acknowledgements:
 
     owed: list[tuple[Peer, str, Any]] = field(default_factory=list)
     cumulative: dict[tuple[bytes, str], Peer] = field(default_factory=dict)
-    done: list[dict[str, Any]] = field(default_factory=list)
+    done: list[Closing] = field(default_factory=list)
     stored: list[float] = field(default_factory=list)
 
     def add(self, peer: Peer, producer: str, message: messages.Message) -> None:
@@ -89,7 +94,7 @@ class Acknowledgements:
         self.owed, self.cumulative = [], {}
         return taken
 
-    def take_done(self) -> list[dict[str, Any]]:
+    def take_done(self) -> list[Closing]:
         """Entries to tell now; starts afresh."""
         taken, self.done = self.done, []
         return taken
@@ -118,7 +123,7 @@ class Replies:
             "producer": message.producer,
             "durable": state.durable,
             "applied": state.applied,
-            "credit": session.credit(),
+            "credit": session.room.credit(),
             "limits": session.limits(),
             "task": session.open_task,
             "revisit": session.revisit_lsn,
@@ -136,7 +141,7 @@ class Replies:
         return latencies
 
     def _ack(self, producer: str) -> dict[str, Any]:
-        state, credit = self.session.producers[producer], self.session.credit()
+        state, credit = self.session.producers[producer], self.session.room.credit()
         self._last_credit = min(self._last_credit, credit["messages"])  # whoever is told of less is told when there is more
         return {"type": "ack", "durable": state.durable, "applied": state.applied, "credit": credit}
 
@@ -152,15 +157,15 @@ class Replies:
         }
         self._send(peer, header, request)
 
-    def done(self, entry: Mapping[str, Any]) -> None:
+    def done(self, entry: Closing | Confirmed) -> None:
         """Tell the producer that closed a task; a REQ socket can take only the reply to its request."""
-        peer = self.connections.peers.get(entry["producer"] or "")
+        peer = self.connections.peers.get(entry.producer or "")
         if peer is not None and not peer.waits_for_one:
-            self._send(peer, self.tasks.verdict(entry) | {"seq": entry["seq"]})
+            self._send(peer, self.tasks.verdict(entry) | {"seq": entry.seq})
 
     def offer_credit(self) -> None:
         """Tell every producer when there is credit again; that it has run out stands in the batches' own acks."""
-        credit = self.session.credit()["messages"]
+        credit = self.session.room.credit()["messages"]
         if credit > self._last_credit >= 0:
             for producer, peer in self.connections.peers.items():
                 if not peer.waits_for_one:

@@ -22,7 +22,7 @@ from streamcl.datafiles import open_data
 from streamcl.errors import DataError
 from streamcl.learning.evaluation import right
 from streamcl.learning.network import Network
-from streamcl.protocol.signature import LabelMap, Signature
+from streamcl.schema import LabelMap, Signature
 
 SUFFIXES = (".npz", ".parquet", ".csv")
 BLOCK_ROWS = 1024

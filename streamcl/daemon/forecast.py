@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from streamcl.daemon.words import Consolidation
-from streamcl.learning.learner import Progress
+from streamcl.learning.fitting import Progress
 
 FISHER_EPOCHS = 1.3  # what an exact Fisher costs, until a consolidation has shown what it costs here
 

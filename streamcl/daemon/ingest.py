@@ -28,15 +28,15 @@ from streamcl.daemon.journal import Journal
 from streamcl.daemon.link import Link
 from streamcl.daemon.metrics import Metrics
 from streamcl.daemon.observers import Observers
-from streamcl.daemon.recovery import Found, take_over, terms
+from streamcl.daemon.recovery import Found, take_over
 from streamcl.daemon.shown import Shown
 from streamcl.daemon.sockets import Router, bind_router
 from streamcl.daemon.stream import Stream
 from streamcl.daemon.tasks import Tasks
 from streamcl.daemon.view import View
 from streamcl.daemon.waiting import Trials
-from streamcl.protocol.session import StreamSession
-from streamcl.storage import ledger
+from streamcl.entries import Closing, Confirmed, by_drift
+from streamcl.protocol.session import StreamSession, Terms
 from streamcl.storage.audit import Audit
 from streamcl.storage.disk import Disk
 from streamcl.storage.owners import Owners
@@ -57,7 +57,7 @@ def run(config: Config, up: Channel, side: Channel) -> None:
 
 def start(config: Config, up: Channel, side: Channel) -> Service:
     """Recover from disk, bind, and say so; raises Damaged, UnknownFormat, ConfigError."""
-    found = take_over(config, Disk(), StreamSession(terms(config)))
+    found = take_over(config, Disk(), StreamSession(Terms.of(config)))
     guard, endpoints = Guard(config.security), config.endpoints
     guard.load()
     if guard.secured:
@@ -221,9 +221,9 @@ class Ingest:
     def _pass_on(self, word: words.Word) -> None:
         match word:
             case words.Done(entry=entry):
-                if ledger.by_drift(entry):
+                if by_drift(entry):
                     self.journal.rotate()  # what is stored from now on must not keep the closed task's records on disk
-                if entry["kind"] in ("boundary", "revisit", "held", "confirm"):
+                if isinstance(entry, Closing | Confirmed):
                     self.stream.replies.done(entry)
                 self.admin.done(entry)
             case words.Checkpointed():

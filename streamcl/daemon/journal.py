@@ -88,10 +88,10 @@ class Journal:
         return lsn
 
     def _fill(self, reason: str) -> None:
-        self.full, self.session.full, self._last_probe = reason, True, time.monotonic()
+        self.full, self.session.room.full, self._last_probe = reason, True, time.monotonic()
 
     def _empty(self) -> None:
-        self.full, self.session.full = None, False
+        self.full, self.session.room.full = None, False
 
     def sync(self) -> float | None:
         """Make durable what was appended; the seconds it took, None where there was nothing to sync."""
@@ -100,7 +100,7 @@ class Journal:
         started = time.monotonic()
         self.writer.sync()
         seconds = time.monotonic() - started
-        self.session.synced()
+        self.session.producers.synced()
         return seconds
 
     def look_for_room(self) -> bool:
@@ -108,7 +108,7 @@ class Journal:
         if self.full is None or time.monotonic() - self._last_probe <= PROBE_SECONDS:
             return False
         self._last_probe = time.monotonic()
-        if self.disk.has_room(self.directory, max(self.session.largest_batch, ROOM_BYTES)):
+        if self.disk.has_room(self.directory, max(self.session.room.largest_batch, ROOM_BYTES)):
             self._empty()
         return self.full is None
 
@@ -118,4 +118,4 @@ class Journal:
 
     def measure(self) -> None:
         """Count what the log takes on disk."""
-        self.session.total_spool = log.spool_bytes(self.directory)
+        self.session.room.total_spool = log.spool_bytes(self.directory)

@@ -14,7 +14,7 @@ import structlog
 from streamcl.daemon import words
 from streamcl.errors import ConfigError, ModelRefused
 from streamcl.learning.learner import Learner
-from streamcl.protocol.signature import Signature
+from streamcl.schema import Signature
 from streamcl.storage import published
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 
 from streamcl import __version__
 from streamcl.daemon.words import Progress
+from streamcl.entries import Consolidated, Revisited
 from streamcl.protocol.session import StreamSession
 
 MAX_LABELS = 1000
@@ -105,20 +105,20 @@ class Metrics:
     def ingested(self, session: StreamSession) -> None:
         """Take over what the session holds."""
         self.applied_lag.set(session.stored_batches - session.applied_batches)
-        self.spool_bytes.set(session.total_spool)
+        self.spool_bytes.set(session.room.total_spool)
         self.spool_budget.set(session.terms.task_bytes)
-        self.open_task_bytes.set(session.task_spool)
-        self.credit.set(session.credit()["messages"])
+        self.open_task_bytes.set(session.room.task_spool)
+        self.credit.set(session.room.credit()["messages"])
 
     def kept(self, session: StreamSession) -> None:
         """Take over what could not be learned."""
         self.held_tasks.set(len(session.held))
         self.set_aside_rows.set(sum(session.set_aside.values()))
 
-    def consolidated(self, entry: Mapping[str, Any]) -> None:
+    def consolidated(self, entry: Consolidated) -> None:
         """A task was consolidated; the histogram's exemplar names it (OpenMetrics)."""
-        (self.boundaries if entry["kind"] == "boundary" else self.revisits).inc()
-        self.consolidation_duration.observe(entry["seconds"], exemplar={"task": entry["task"][:EXEMPLAR_CHARACTERS]})
+        (self.revisits if isinstance(entry, Revisited) else self.boundaries).inc()
+        self.consolidation_duration.observe(entry.seconds, exemplar={"task": entry.task[:EXEMPLAR_CHARACTERS]})
 
     def certificate(self, expiry: float | None) -> None:
         """When the HTTP port's certificate expires, Unix seconds; None where there is none to tell of."""

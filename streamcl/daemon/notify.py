@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, MutableMapping
 
 MICRO = 1_000_000
+NAMES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")  # of the environment, for the supervisor alone
 SHORTEST_WATCHDOG = 10.0  # seconds; a trainer speaks every two, so that anything shorter would end healthy daemons
 
 

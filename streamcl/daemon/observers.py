@@ -17,10 +17,10 @@ from streamcl.daemon.metrics import Metrics
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.tasks import Tasks, in_words
 from streamcl.daemon.view import View
+from streamcl.entries import Closing, Confirmed, Consolidated, Entry, Forgotten, RolledBack, by_drift
 from streamcl.errors import Refused
 from streamcl.protocol import messages
 from streamcl.protocol.session import StreamSession
-from streamcl.storage import ledger
 from streamcl.storage.audit import Audit
 from streamcl.storage.history import History
 from streamcl.storage.log import TornTail
@@ -217,22 +217,23 @@ class Observers:
         if progress.full is not None:
             self.chronicle.note("disk_full", "the disk is full; training waits for room")
 
-    def _done(self, entry: dict[str, Any], warning: str | None) -> None:
+    def _done(self, entry: Entry, warning: str | None) -> None:
         """A task was consolidated, for the first time or again, withdrawn, or its revisit abandoned."""
-        kind, task, lsn = entry["kind"], entry["task"], entry["lsn"]
+        kind, task, lsn = entry.kind, entry.task, entry.lsn
         self.metrics.kept(self.session)
         self.view.done(entry, warning)
-        if ledger.by_drift(entry):
+        if isinstance(entry, Closing) and by_drift(entry):
             self.metrics.drift_detected.inc()
-            self.log.warning("drift: the task is closed", task=task, lsn=lsn, reason=entry["reason"])
-            self.chronicle.note("drift", entry["reason"], task, lsn)
-        if kind != "confirm":
+            self.log.warning("drift: the task is closed", task=task, lsn=lsn, reason=entry.reason)
+            self.chronicle.note("drift", entry.reason or "", task, lsn)
+        if not isinstance(entry, Confirmed):
             self.chronicle.note(NOTED.get(kind, kind), in_words(entry, self.tasks.reason(task)), task, lsn)
         if warning is not None:
             self.chronicle.note("warning", warning, task)
-        if kind in ("boundary", "revisit"):
+        if isinstance(entry, Consolidated):
             self.metrics.consolidated(entry)
-        for name in {"forget": [task], "rollback": entry.get("undone", [])}.get(kind, []):
+        gone = entry.undone if isinstance(entry, RolledBack) else (task,) if isinstance(entry, Forgotten) else ()
+        for name in gone:
             self.history.forget(name)
             self.metrics.forget_task(name)
 

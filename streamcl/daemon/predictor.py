@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import zmq
 
 from streamcl.config import Config
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.gaussian import Gaussian
 from streamcl.daemon import words
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.endpoint import Endpoint, Received
@@ -27,16 +26,18 @@ from streamcl.daemon.guard import Guard
 from streamcl.daemon.sockets import Peer, bind_router, check_reads, endpoint, receive, send
 from streamcl.errors import Refused
 from streamcl.learning.network import Network
+from streamcl.learning.posterior import from_arrays
+from streamcl.learning.predictive import averaged, predict
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import Array, NamedArrays
-from streamcl.protocol.signature import LabelMap, Signature
+from streamcl.schema import LabelMap, Signature
 from streamcl.storage import published
+from streamcl.storage.frozen import Frozen
 from streamcl.storage.state import StateDirectory
 
 IDLE_MS = 1000  # between two turns with nothing to answer
 REPORT_SECONDS = 1.0  # between two reports of what was refused
 MOST_NOTES = 20
-PREDICT_ROWS = 4096  # rows at a time, so that a large request needs little memory
 DRAWN_BYTES = 8 * frames.MESSAGE_BYTES  # of all draws' outputs together
 
 
@@ -81,8 +82,9 @@ class Predictor:
         self._reported = 0.0
         self.state = StateDirectory(Path(config.state_dir))
         self._parameters = self.state.parameters
+        self._frozen = Frozen(self.state.path)
         self.network: Network | None = None
-        self.posterior: DiagonalGaussian | None = None
+        self.posterior: Gaussian | None = None
         self.meta: dict[str, Any] = {}
         self._stamp: Any = None
         self._posterior_number = -1
@@ -127,16 +129,19 @@ class Predictor:
 
     def _predict(self, request: messages.Predict, arrays: NamedArrays) -> tuple[dict[str, Any], dict[str, Array]]:
         network = self._newest()
-        x = arrays["x"]
-        network.signature.check_x(x)
-        if len(x) == 0:
-            raise Refused("bad_shape", "predict.x: expected at least one row, got none")
-        chunks = [network.conversion.x(x[i : i + PREDICT_ROWS]) for i in range(0, len(x), PREDICT_ROWS)]
-        outputs = self._averaged(network, chunks, request.samples) if request.samples else _outputs(network, chunks)
+        outputs = self._outputs(network, arrays["x"], request.samples)
         header: dict[str, Any] = {"version": self.meta["version"]}
         if self.config.model.likelihood == "categorical":
             header["labels"] = self.meta["labels"]
         return header, outputs
+
+    def _outputs(self, network: Network, x: Array, samples: int) -> dict[str, Array]:
+        """Of every row; raises Refused ``too_large`` where an answer, or so many draws of it, would be."""
+        most = min(frames.MESSAGE_BYTES, DRAWN_BYTES // max(1, samples))
+        if not samples:
+            return predict(network, x, most)
+        seed = self.config.train.seed + self.meta["version"]
+        return averaged(network, x, self._newest_posterior(), samples, seed, most)
 
     def _newest(self) -> Network:
         """The network at the newest published parameters; raises Refused ``not_ready`` before the first."""
@@ -150,7 +155,7 @@ class Predictor:
         return self.network
 
     def _load(self) -> None:
-        found = published.read(self._parameters)
+        found = published.read(self._parameters, self._frozen)
         if found is None:
             raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
         meta, tensors = found
@@ -161,53 +166,15 @@ class Predictor:
         self.network.load(tensors)
         self.meta = meta
 
-    def _averaged(self, network: Network, chunks: Sequence[torch.Tensor], samples: int) -> dict[str, Array]:
-        """Moments over draws of the parameters from N(theta, 1/precision); theta is put back afterwards."""
-        theta = network.parameters.theta.detach().clone()
-        posterior = self._newest_posterior()
-        generator = torch.Generator().manual_seed(self.config.train.seed + self.meta["version"])
-        draws = []
-        try:
-            for _ in range(samples):
-                network.parameters.load(posterior.sample(theta.double(), generator).to(theta.dtype))
-                draws.append(_outputs(network, chunks, samples))
-        finally:
-            network.parameters.load(theta)
-        return _moments(draws)
-
-    def _newest_posterior(self) -> DiagonalGaussian:
+    def _newest_posterior(self) -> Gaussian:
         if self.posterior is None or self._posterior_number != self.meta["posterior"]:
             found = published.posterior(self.state)
             if found is None:
                 raise Refused("not_ready", "there is no posterior yet", retryable=True)
             self._posterior_number, tensors = found
-            self.posterior = DiagonalGaussian.from_state(
-                {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
-            )
+            self.posterior = from_arrays(tensors)
         return self.posterior
 
 
 def _identity(header: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": header["id"]} if "id" in header else {}
-
-
-def _outputs(network: Network, chunks: Sequence[torch.Tensor], draws: int = 1) -> dict[str, Array]:
-    """The outputs of every row; raises Refused ``too_large`` where an answer, or so many draws of it, would be."""
-    most, held, parts = min(frames.MESSAGE_BYTES, DRAWN_BYTES // draws), 0, []
-    for x in chunks:
-        parts.append(network.predict(x))
-        held += sum(part.nbytes for part in parts[-1].values())
-        if held > most:
-            raise Refused(
-                "too_large", f"predict.x: the outputs of its rows take more than {most} bytes; ask for fewer rows"
-            )
-    return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
-
-
-def _moments(draws: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Mixture moments: mean probabilities; or the mean of the means, and the mean variance plus their spread."""
-    stacked = {name: np.stack([draw[name] for draw in draws]).astype(np.float64) for name in draws[0]}
-    moments = {name: values.mean(0) for name, values in stacked.items()}
-    if "variance" in stacked:
-        moments["variance"] = moments["variance"] + stacked["mean"].var(0)
-    return {name: values.astype(draws[0][name].dtype) for name, values in moments.items()}

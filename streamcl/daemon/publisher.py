@@ -6,13 +6,17 @@ Guarantees: what is published is whole and finite; a revisit shows at its bounda
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from streamcl.learning.learner import Learner
 from streamcl.learning.network import Network
 from streamcl.storage import published
+from streamcl.storage.disk import FULL
+from streamcl.storage.frozen import FrozenStore
 from streamcl.storage.state import StateDirectory
 
 PUBLISH_SECONDS = 0.2
@@ -20,10 +24,10 @@ PUBLISH_SHARE = 0.01  # at most this share of the time goes into it
 
 
 class Publisher:
-    """Publishes one learner's parameters at a time."""
+    """Publishes one learner's parameters at a time. frozen: where what never changes is stored once."""
 
-    def __init__(self, state: StateDirectory) -> None:
-        self.state = state
+    def __init__(self, state: StateDirectory, frozen: FrozenStore) -> None:
+        self.state, self.frozen = state, frozen
         self._last = self._cost = 0.0
         self._laid_out: tuple[Network, dict[str, Any]] | None = None
 
@@ -42,16 +46,24 @@ class Publisher:
             self._publish_prior(learner)
         meta = {
             "version": learner.steps,
-            "signature": learner.snapshot_signature(),
+            "signature": None if learner.signature is None else learner.signature.plain(),
             "labels": learner.labels.labels().tolist(),
             "posterior": learner.consolidations,
-            "names": network.parameters.names,
-            "shapes": [list(shape) for shape in network.parameters.shapes],
+            "parameters": network.parameters.layout.plain(),
             "layout": self._layout_of(network),
         }
-        published.publish(self.state.parameters, meta, served)
+        published.publish(self.state.parameters, meta, self._referred(served))
         self._last = time.monotonic()
         self._cost = self._last - started
+
+    def _referred(self, served: Mapping[str, npt.NDArray[Any]]) -> Mapping[str, npt.NDArray[Any]]:
+        """With references in the place of what is stored by digest; on a full disk, the arrays themselves."""
+        try:
+            return self.frozen.referred(served, whole=False)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return served
 
     def _layout_of(self, network: Network) -> dict[str, Any]:
         """Found out once a network: it does not change while it learns."""
@@ -63,5 +75,4 @@ class Publisher:
         """Until there is a checkpoint, which holds the posterior, show the one there is before any task."""
         if learner.posterior is None:
             return
-        tensors = {name: np.asarray(tensor) for name, tensor in learner.posterior.total.state().items()}
-        published.publish(self.state.posterior, {"posterior": learner.consolidations}, tensors)
+        published.publish(self.state.posterior, {"posterior": learner.consolidations}, learner.posterior.total.state())

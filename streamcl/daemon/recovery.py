@@ -6,20 +6,19 @@ Guarantees: the session after recovery equals the session before the end, up to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from streamcl.config import Config
 from streamcl.daemon.journal import Writer
+from streamcl.entries import Standing, standing
 from streamcl.errors import Damaged
-from streamcl.protocol.session import ProducerState, StreamSession, Terms
-from streamcl.protocol.signature import Signature
+from streamcl.protocol.restoring import restore
+from streamcl.protocol.session import StreamSession
+from streamcl.snapshot import Meta
 from streamcl.storage import checkpoint, ledger, log, published, quarantine
 from streamcl.storage.disk import Disk
 from streamcl.storage.history import History
-from streamcl.storage.records import Batch, Record
 from streamcl.storage.state import StateDirectory
 
 ATTEMPTS = 5  # a running trainer may replace the checkpoint and drop segments while we read them
@@ -33,48 +32,32 @@ class Found:
     disk: Disk
     session: StreamSession
     writer: Writer
-    standing: ledger.Standing
+    standing: Standing
     failures: list[quarantine.Failure]
     history: History
     torn: log.TornTail | None = None
 
 
-def terms(config: Config) -> Terms:
-    """What a configuration fixes for a session."""
-    return Terms(
-        likelihood=config.model.likelihood,
-        classes=config.model.classes,
-        mode=config.posterior.mode,
-        on_change=config.stream.boundary == "on-change",
-        drift=config.stream.boundary == "drift",
-        hold=config.stream.on_failure == "hold",
-        task_bytes=config.stream.task_bytes,
-        credit=config.stream.credit,
-        tasks=config.stream.tasks,
-        producers=config.stream.producers,
-    )
-
-
 def take_over(config: Config, disk: Disk, session: StreamSession) -> Found:
     """Everything that the ingest process has from its last life, in a fresh session; raises Damaged, UnknownFormat."""
     state = StateDirectory(Path(config.state_dir))
-    writer, standing = recover(state, session, disk)
+    writer, holds = recover(state, session, disk)
     published.clear(state.trial)
     history = History(state.history)
-    return Found(state, disk, session, writer, standing, quarantine.load(state.path), history, writer.torn)
+    return Found(state, disk, session, writer, holds, quarantine.load(state.path), history, writer.torn)
 
 
-def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[log.LogWriter, ledger.Standing]:
+def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[log.LogWriter, Standing]:
     """Open the log for writing and bring a fresh session up to date; also what holds of the tasks.
 
     Raises Damaged, UnknownFormat.
     """
     for attempt in range(1, ATTEMPTS + 1):
         meta = checkpoint.read_meta(state.path)
-        entries = [] if meta is None else ledger.read(state.path, meta["ledger"])
-        standing = ledger.standing(entries)
+        entries = [] if meta is None else ledger.read(state.path, meta.ledger)
+        holds = standing(entries)
         try:
-            writer = log.LogWriter.recover(state.log, disk, *checkpoint.position(meta), kept=standing.kept())
+            writer = log.LogWriter.recover(state.log, disk, *checkpoint.position(meta), kept=holds.kept())
             stored = log.LogReader(state.log).read(writer.first_lsn, writer.next_lsn, verify=False)  # the writer just did
             held = [(e.lsn, e.record, e.nbytes) for e in stored]
         except Damaged:
@@ -86,51 +69,10 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
         writer.close()
     else:
         raise Damaged(f"{state.path}: the checkpoint changed during each of {ATTEMPTS} recoveries; start again")
-    if meta is not None:
-        _take_over(session, meta)
-    session.settle(standing)
-    _replay(session, held, meta or {"next_lsn": 0}, {e["lsn"]: e["task"] for e in entries if ledger.by_drift(e)})
-    session.synced()
-    return writer, standing
+    restore(session, meta, entries, held)
+    return writer, holds
 
 
-def _has_moved(state: StateDirectory, meta: Mapping[str, Any] | None) -> bool:
+def _has_moved(state: StateDirectory, meta: Meta | None) -> bool:
     """Whether the checkpoint is another one by now: one that stands elsewhere in the log."""
     return checkpoint.position(checkpoint.read_meta(state.path)) != checkpoint.position(meta)
-
-
-def _take_over(session: StreamSession, meta: Mapping[str, Any]) -> None:
-    for name, (epoch, seq) in meta["sequences"].items():
-        session.producers[name] = ProducerState(epoch, seq, seq, seq)
-    session.labels.outputs = dict(meta["labels"])
-    session.stored_batches = session.applied_batches = meta["batches"]
-    if meta["signature"] is not None:
-        session.signature = Signature.from_plain(meta["signature"])
-
-
-def _replay(
-    session: StreamSession, held: Iterable[tuple[int, Record, int]], meta: Mapping[str, Any], drifted: Mapping[int, str]
-) -> None:
-    """Every record still in the log; those that the checkpoint has only count for what their task holds on disk.
-
-    drifted: what drift closed, by the record that showed it.
-    """
-    applied = session.next_lsn = meta["next_lsn"]
-    records = list(held)
-    for lsn, record, nbytes in records:
-        if lsn >= applied:
-            break
-        session.apply(lsn, record, nbytes)
-        session.stored_batches -= isinstance(record, Batch)
-        if lsn in drifted:
-            session.consolidated(drifted[lsn], lsn, by_drift=True)
-    session.next_lsn = applied
-    if meta.get("drifted") is not None:
-        session.drifted(meta["drifted"]["tag"])
-    for lsn, record, nbytes in records:
-        if lsn >= applied:
-            session.apply(lsn, record, nbytes)
-    session.trained(applied)
-    session.took_effect(applied - 1)
-    if session.open_task in session.closed and not session.revisiting:
-        session.open_task = session.open_tag = None  # consolidated, but its records were not unlinked before the end

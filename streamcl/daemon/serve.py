@@ -1,4 +1,7 @@
-"""``streamcl serve``: start-up, main loop, shutdown. Supervises the three working processes and does none of the work.
+"""``streamcl serve``: start-up, main loop, shutdown. Supervises the working processes and does none of the work.
+
+Three work: ingest, trainer and predictor. The last two need PyTorch, which takes long to import: where the system can
+(Linux), a nursery imports it once and they are forked from it, at the start and whenever one of them died.
 
 Guarantees: one daemon a state directory; `daemon.json` is there exactly while the daemon is ready; a process that
 dies, or makes no progress, is started again, after a growing pause, and one that dies again and again is a problem that
@@ -15,9 +18,7 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +28,12 @@ import structlog
 
 from streamcl import keys
 from streamcl.config import Config, Security
-from streamcl.daemon import words
+from streamcl.daemon import nursery, words
 from streamcl.daemon.channel import Channel, wait
-from streamcl.daemon.guard import Guard
 from streamcl.daemon.logs import configure
 from streamcl.daemon.notify import SHORTEST_WATCHDOG, Notifier
+from streamcl.daemon.nursery import Begun
+from streamcl.daemon.processes import Child, reap
 from streamcl.errors import ConfigError
 from streamcl.storage import published
 from streamcl.storage.lock import StateLock
@@ -42,138 +44,31 @@ LOCK_SECONDS = 10.0  # the children of a killed daemon need a moment to notice
 WATCH_SECONDS = 60.0  # without a sign of life of ingest or the predictor
 LOOK_SECONDS = 1.0
 EXTENSION_SECONDS = 30.0  # asked of the service manager again and again while the trainer finishes
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
-DEATHS = 3  # one after another before it is a problem
-DEATHS_SECONDS = 600.0  # between one and the next, or they have nothing to do with each other
-STEADY_SECONDS = 20.0  # after which a process that is ready, and passed what the one before died at, counts as living
-START_SECONDS = 600.0  # of processor time; what is not ready by then never will be
 FATAL = 3
 
 
-@dataclass(slots=True)
-class Child:
-    """One working process, its channel, and when it may be started again.
+def serve(config: Config, begun: Begun | None) -> int:
+    """Run the daemon until it is stopped; returns the exit status (0, or 1 after a fatal error).
 
-    busy: processor time taken so far. deaths: when it died, the last few; cause: of the last. watchdog: why it was ended.
-    passed: up to which record the trainer's checkpoint has come, fatal_at: had come when it died last. at_work: whether it
-    has something to learn.
+    begun: the nursery (`nursery.begin`), or None where there is none, so that every process is started by itself.
     """
-
-    role: str
-    side: socket.socket | None = None
-    process: subprocess.Popen[bytes] | None = None
-    channel: Channel | None = None
-    ready: words.Ready | None = None
-    started: float = 0.0
-    heard: float = 0.0
-    spoke: float = float("-inf")
-    pause: float = FIRST_PAUSE
-    restart_at: float = 0.0
-    expected_to_end: bool = False
-    ready_at: float = float("inf")
-    busy: float = 0.0
-    deaths: list[float] = field(default_factory=list)
-    cause: str = ""
-    watchdog: str | None = None
-    passed: int = -1
-    fatal_at: int = -1
-    at_work: bool = False
-
-    def start(self, config: Config, lock: int) -> None:
-        """Start the process; it inherits the state directory's lock and is handed its configuration."""
-        ours, theirs = Channel.pair()
-        descriptors = [theirs.fileno()] + ([self.side.fileno()] if self.side else [])
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "streamcl.daemon.child", self.role, *map(str, descriptors)],
-            pass_fds=[*descriptors, lock],
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
-        self.channel, self.ready = Channel(ours), None
-        self.started = self.heard = time.monotonic()
-        self.busy, self.ready_at, self.watchdog, self.at_work = 0.0, float("inf"), None, False
-        self.channel.send(words.Configuration(tree=msgspec.to_builtins(config)))
-        structlog.get_logger().debug("process started", child=self.role, pid=self.process.pid)
-
-    def schedule_restart(self) -> None:
-        """A process that lived long starts again at once, one that keeps dying after ever longer pauses."""
-        if time.monotonic() - self.started > LONGEST_PAUSE:
-            self.pause = FIRST_PAUSE
-        self.restart_at = time.monotonic() + self.pause
-        self.pause = min(2 * self.pause, LONGEST_PAUSE)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        return self.process is not None and self.process.poll() is None
-
-    def died(self, status: int | None) -> None:
-        """Count a death; those long before it have nothing to do with it."""
-        now = time.monotonic()
-        if self.deaths and now - self.deaths[-1] > DEATHS_SECONDS:
-            self.deaths = []
-        self.deaths = [*self.deaths, now][-DEATHS:]
-        self.cause = self.watchdog or death(status)
-        self.fatal_at = self.passed
-
-    def trouble(self) -> str | None:
-        """Why this is a process that dies again and again, or None; of how many deaths does not change the words."""
-        if len(self.deaths) < DEATHS or self._lives():
-            return None
-        return (
-            f"the {self.role} has died again and again, {DEATHS} times or more, the last time {self.cause}; it is started "
-            "again after a pause (the daemon's log has the reason; `streamcl doctor` examines a stopped daemon's state)"
-        )
-
-    def _lives(self) -> bool:
-        """Whether it has lived since: it is ready and, if it learns, has come past where the one before it died."""
-        if self.passed > self.fatal_at >= 0:
-            self.deaths = []
-            return True
-        return self.alive and time.monotonic() - self.ready_at > STEADY_SECONDS and not self.at_work
-
-    def starting(self) -> bool:
-        """Whether it is not ready yet, but getting there: it takes processor time, however little there is."""
-        if self.ready is not None or self.process is None:
-            return False
-        before, self.busy = self.busy, processor_seconds(self.process.pid)
-        return before < self.busy < START_SECONDS
-
-
-def death(status: int | None) -> str:
-    """What a process died of, in words."""
-    if status is None or status >= 0:
-        return f"with exit status {status}"
-    name = signal.Signals(-status).name if -status in set(signal.Signals) else "unknown"
-    killed = " (kill -9, or the kernel for want of memory)" if -status == signal.SIGKILL else ""
-    return f"by signal {-status}, {name}{killed}"
-
-
-def processor_seconds(pid: int) -> float:
-    """The processor time that a process has taken so far; without /proc, the time that passes."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError):
-        return time.monotonic() if not Path("/proc/self/stat").exists() else 0.0
-
-
-def serve(config: Config) -> int:
-    """Run the daemon until it is stopped; returns the exit status (0, or 1 after a fatal error)."""
     configure("serve", config.log)
     config = _absolute(config)
     check_secrets(config.security)
     lock = StateLock.acquire(Path(config.state_dir), LOCK_SECONDS)
     try:
         Path(config.state_dir).chmod(0o700)  # others can have made it, and what is in it is nobody else's business
-        return Supervisor(config, lock, Notifier(os.environ)).run()
+        return Supervisor(config, lock, Notifier(os.environ), begun).run()
     finally:
         lock.release()
 
 
 def check_secrets(security: Security) -> None:
     """What the processes will read, read once before any of them starts; raises ConfigError."""
-    Guard(security).load()
+    if security.server_key:
+        from streamcl.daemon.guard import Guard
+
+        Guard(security).load()
     if security.http_token or security.http_certificate:
         from streamcl.daemon.http import read_secrets
 
@@ -193,7 +88,9 @@ class Supervisor:
     config: Config
     lock: StateLock
     manager: Notifier
+    begun: Begun | None
     children: dict[str, Child] = field(default_factory=dict)
+    workers: dict[str, Child] = field(default_factory=dict)
     announced: bool = False
     stopping: str | None = None
     deadline: float = float("inf")
@@ -229,13 +126,16 @@ class Supervisor:
         for path in (state.parameters, state.posterior):  # of another life, perhaps of another checkpoint
             published.clear(path)
         ingest_side, trainer_side = Channel.pair()
-        self.children = {
+        self.workers = {
             "ingest": Child("ingest", ingest_side),
             "trainer": Child("trainer", trainer_side),
             "predictor": Child("predictor"),
         }
-        for child in self.children.values():
-            child.start(self.config, self.lock.fd)
+        self.children = dict(self.workers)
+        if self.begun is not None:
+            self.children = {nursery.ROLE: Child(nursery.ROLE), **self.workers}
+            self.children[nursery.ROLE].take(self.begun, self.config)
+        self._start_due()
 
     def _watch_signals(self) -> None:
         """Signals only write a byte; the loop's select wakes on it."""
@@ -273,11 +173,28 @@ class Supervisor:
 
     def _wait(self) -> None:
         channels = [child.channel for child in self.children.values() if child.channel and not child.channel.closed]
-        due = [child.restart_at for child in self.children.values() if not child.alive and not child.expected_to_end]
+        due = [child.restart_at for child in self.children.values() if self._missing(child)]
         timeout = min([self.deadline, *due]) - time.monotonic()
         wait([self._wake, *channels], min(timeout, LOOK_SECONDS))
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)
+
+    def _missing(self, child: Child) -> bool:
+        """Whether it can be started: it does not run, shall, and the nursery is ready if it comes from there."""
+        if child.process is not None or child.expected_to_end:
+            return False
+        mother = self._mother(child)
+        return mother is None or (mother.ready is not None and mother.alive)
+
+    def _mother(self, child: Child) -> Child | None:
+        """The nursery, for what is forked from it."""
+        return self.children.get(nursery.ROLE) if child.role in nursery.MODULES else None
+
+    def _start_due(self) -> None:
+        for child in self.children.values():
+            if self._missing(child) and time.monotonic() >= child.restart_at:
+                mother = self._mother(child)
+                child.start(self.config, self.lock.fd, mother.channel if mother else None)
 
     def _hear(self) -> None:
         for child in self.children.values():
@@ -314,6 +231,8 @@ class Supervisor:
         match word:
             case words.Ready():
                 self._ready(child, word)
+            case words.Born(role=role, pid=pid):
+                self._born(self.children[role], pid)
             case words.Stop(drain=drain):
                 self._stop(drain=drain, deadline=float("inf"))
             case words.Fatal(reason=reason):
@@ -332,20 +251,25 @@ class Supervisor:
             case _:
                 words.unexpected(word, "supervisor")
 
-    def _ready(self, child: Child, ready: words.Ready) -> None:
+    def _born(self, child: Child, pid: int) -> None:
+        child.born(pid, self.config)
+        if self.stopping is not None:  # which it was not there to be told
+            child.tell(words.Stop(drain=self.stopping == "drain"))
+
+    def _ready(self, child: Child, word: words.Ready) -> None:
         seconds = round(time.monotonic() - child.started, 3)
         structlog.get_logger().debug("process ready", child=child.role, seconds=seconds)
-        child.ready, child.ready_at = ready, time.monotonic()
+        child.ready, child.ready_at = word, time.monotonic()
         if child.role == "ingest":
             self.troubles = {}  # it knows of none
-        for name, endpoint in ready.endpoints.items():  # a restart binds the same ports again
+        for name, endpoint in word.endpoints.items():  # a restart binds the same ports again
             endpoints = msgspec.structs.replace(self.config.endpoints, **{name: endpoint})
             self.config = msgspec.structs.replace(self.config, endpoints=endpoints)
         if not self.announced and child.role == "ingest":
             self._tell("ingest", words.Begin())  # not after a restart of it alone: nothing has been mended then
         if self.announced and child.role == "ingest":
             self._reloaded(None)  # it has read everything afresh; a reload that it died in is over
-        if not self.announced and all(child.ready for child in self.children.values()):
+        if not self.announced and all(child.ready for child in self.workers.values()):
             self._announce()
 
     def _announce(self) -> None:
@@ -366,9 +290,12 @@ class Supervisor:
         """Start again what died; while stopping, end the processes in their order."""
         for child in self.children.values():
             self._watch(child)
-            if not child.alive and not child.expected_to_end:
+            if child.process is not None and not child.alive and not child.expected_to_end:
                 self._died(child)
             self._tell_trouble(child)
+        self._start_due()
+        if not any(child.unborn for child in self.children.values()):  # of which one may be dead already
+            reap([child.process.pid for child in self.children.values() if child.process and child.process.pid])
         if self.stopping is not None:
             self._go_on_stopping()
 
@@ -386,16 +313,14 @@ class Supervisor:
             child.process.wait()
 
     def _died(self, child: Child) -> None:
-        status = child.process.returncode if child.process else None
-        if child.restart_at <= child.started:
-            structlog.get_logger().error("process ended", role=child.role, status=status)
-            child.schedule_restart()
-            if self.stopping is None:
-                child.died(status)
-        if status == FATAL or self.stopping is not None:
-            child.expected_to_end = True
-        elif time.monotonic() >= child.restart_at:
-            child.start(self.config, self.lock.fd)
+        status = child.bury()
+        structlog.get_logger().error("process ended", role=child.role, status=status)
+        if child.role == nursery.ROLE:
+            for each in self.workers.values():
+                each.stillborn(status)
+        if self.stopping is None:
+            child.died(status)
+        child.expected_to_end = status == FATAL or self.stopping is not None
 
     def _tell_trouble(self, child: Child) -> None:
         """Have ingest show that a process dies again and again, and that it lives again."""
@@ -427,7 +352,7 @@ class Supervisor:
         for child in self.children.values():
             if (trouble := child.trouble()) is not None:
                 return trouble
-        missing = [child.role for child in self.children.values() if child.ready is None or not child.alive]
+        missing = [child.role for child in self.workers.values() if child.ready is None or not child.alive]
         if missing:
             return f"{'starting' if not self.announced else 'starting again'}: {', '.join(missing)}"
         return self.activity if self.problem is None else f"{self.activity}; {self.problem}"
@@ -453,18 +378,19 @@ class Supervisor:
             self.ended = True
 
     def _tell(self, role: str, word: words.Word) -> None:
-        channel = self.children[role].channel
-        if channel is not None:
-            channel.send(word)
+        self.children[role].tell(word)
 
     def _shut_down(self) -> None:
         """End what still runs: ask, then kill; everything durable is on disk already."""
         StateDirectory(Path(self.config.state_dir)).daemon.unlink(missing_ok=True)
+        mother = self.children.get(nursery.ROLE)
+        if mother is not None and mother.process is not None:
+            mother.process.kill()  # it has nothing to finish
         for child in self.children.values():
             self._tell(child.role, words.Stop(drain=False))
         patience = time.monotonic() + (0.0 if self.signals > 1 else 5.0)
         for child in self.children.values():
-            if child.process is not None:
+            if child.process is not None and not child.unborn:  # which ends with its channel, if it is born at all
                 try:
                     child.process.wait(max(0.0, patience - time.monotonic()))
                 except subprocess.TimeoutExpired:

@@ -88,7 +88,10 @@ class Stream:
             raise Refused("not_ready", "expected `hello` first on this connection; say it, then go on", retryable=True)
         if self.link.closing:
             raise Refused("not_ready", "the daemon is stopping; send again to the next one", retryable=True)
-        self.session.check_epoch(identity.producer, identity.epoch)
+        self.session.producers.check_epoch(identity.producer, identity.epoch)
+        if not self.replies.connections.is_newest(peer, identity.producer):
+            # what is left of an older connection may bear numbers that were refused there and used again since
+            raise Refused("not_ready", "another connection has said `hello` since; say it here again", retryable=True)
         return identity.producer
 
     def _act(self, received: Received) -> None:
@@ -101,7 +104,7 @@ class Stream:
 
     def _welcome(self, peer: Peer, message: messages.Hello) -> None:
         self.guard.claim(peer, message.producer)
-        state = self.session.hello(message)
+        state = self.session.producers.hello(message)
         self.replies.connections.add(peer, Identity(message.producer, state.epoch, peer.key), self.session.producers)
         self.replies.welcome(peer, message, self._what_waits(message.producer))
 
@@ -111,13 +114,16 @@ class Stream:
         if pending is None or self.view.problem() is not None:
             return {"working": self.view.working(), "waiting": self.view.waiting()}
         if isinstance(pending.message, messages.Boundary):
-            return {"working": False, "waiting": self.session.unmet(pending.message.task, pending.message.barrier)}
+            return {
+                "working": False,
+                "waiting": self.session.producers.unmet(pending.message.task, pending.message.barrier),
+            }
         return {"working": True, "waiting": "the first batch waits until the trainer has tried the model on it"}
 
     def _judge(self, producer: str, pending: Pending) -> None:
         """Duplicate, next, held back, or refused."""
         seq = pending.message.seq
-        if self.session.is_duplicate(producer, seq):
+        if self.session.producers.is_duplicate(producer, seq):
             self._acknowledge_again(producer, pending)
             return
         before = self.waiting.replace(producer, pending)
@@ -126,7 +132,7 @@ class Stream:
                 self.trials.current.follow(pending)
             return
         behind = self.waiting.count(producer)
-        self.session.check_sequence(producer, seq, ahead=behind)
+        self.session.producers.check_sequence(producer, seq, ahead=behind)
         if behind or self._must_wait(pending):
             self._hold(producer, pending)
         else:
@@ -142,7 +148,7 @@ class Stream:
     def _must_wait(self, pending: Pending) -> bool:
         """Whether a barrier is open, or the trainer has yet to say that a model fits the first batch."""
         if isinstance(pending.message, messages.Boundary):
-            return not self.session.barrier_holds(pending.message.barrier)
+            return not self.session.producers.barrier_holds(pending.message.barrier)
         return self.trials.awaits(pending)
 
     def _hold(self, producer: str, pending: Pending) -> None:
@@ -224,7 +230,7 @@ class Stream:
         self._refuse(pending.peer, refused, pending.message.seq, pending.message.id)
         for later in self.waiting.take_all(producer):
             try:
-                self.session.check_sequence(producer, later.message.seq)
+                self.session.producers.check_sequence(producer, later.message.seq)
             except Refused as gap:
                 self._refuse(later.peer, gap, later.message.seq, later.message.id)
 

@@ -27,23 +27,26 @@ from streamcl.daemon.orders import Orders
 from streamcl.daemon.publisher import Publisher
 from streamcl.daemon.quiet import FOLLOW_SHARE, Evaluating, Following
 from streamcl.daemon.reports import Reports
-from streamcl.learning.learner import Event, Learner, Outcome, Steps, Unlearnable
+from streamcl.entries import Abandoned, Confirmed, Held, Standing
+from streamcl.learning.data import Store
+from streamcl.learning.failing import Unlearnable
+from streamcl.learning.fitting import Event
+from streamcl.learning.learner import Learner, Outcome
 from streamcl.learning.posterior import FactorSource
+from streamcl.replay import LogStore, Replay
 from streamcl.storage import log, quarantine
 from streamcl.storage.disk import Disk
-from streamcl.storage.ledger import Standing
 from streamcl.storage.quarantine import Failure
 from streamcl.storage.records import Batch
 from streamcl.storage.state import StateDirectory
 
 LOOK_SECONDS = 0.005  # between two looks at the channels during a record
-MOST_WARNING = 1000  # characters of one that are kept
 FULL_SECONDS = 1.0  # between two attempts to write to a full disk
 CHECKPOINT_SECONDS = 30.0
 QUIET_SECONDS = 0.05  # of following and of evaluating, between two looks at the channels
 
 Moment = Literal["record", "step", "resumed", "durable"]
-NewLearner = Callable[[Config, FactorSource, EarlierStates], Learner]
+NewLearner = Callable[[Config, Store, FactorSource, EarlierStates], Learner]
 Pause = Callable[[Iterable[Channel], float], None]
 
 
@@ -91,8 +94,8 @@ class Trainer:
         self.reader = reader or log.LogReader(self.state.log)
         self.commit = Commit(self.state, disk or Disk(), config.posterior.keep, kept)
         self._new_learner, self._pause, self._watch = new_learner, pause, watch
-        self.learner = self._fresh_learner()
-        self.publisher = Publisher(self.state)
+        self.replay = self._fresh_replay()
+        self.publisher = Publisher(self.state, self.commit.frozen)
         self.following = Following(side.send)
         self.evaluating = Evaluating(config, self.learner, side.send)
         self.reports = Reports(up, side)
@@ -105,8 +108,13 @@ class Trainer:
         self._last_step = self._last_look = 0.0
         self._last_checkpoint = time.monotonic()
 
-    def _fresh_learner(self) -> Learner:
-        return self._new_learner(self.config, self.commit.factors, self.commit.past)
+    def _fresh_replay(self) -> Replay:
+        return Replay(self._new_learner(self.config, LogStore(self.reader), self.commit.factors, self.commit.past))
+
+    @property
+    def learner(self) -> Learner:
+        """What learns the records."""
+        return self.replay.learner
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -135,15 +143,16 @@ class Trainer:
         saved, standing = self.commit.recover()
         self.learner.wary = quarantine.failures(self.commit.failures)
         if saved is not None:
-            self.learner.restore(saved.meta, saved.tensors, self.reader, standing)
+            self.replay.restore(saved.meta, saved.tensors, standing)
             self.orders.durable = self.learner.next_lsn
         self.reports.begin(self.learner)
         if saved is not None:
             self._go_through(self.commit.resume(self.learner))
             self._publish(force=True)
+            self.commit.sweep()
             self.following.begin(self.learner)
             self.evaluating.soon(self.learner)
-        self.log.info("recovered", next_lsn=self.learner.next_lsn, ledger=0 if saved is None else saved.meta["ledger"])
+        self.log.info("recovered", next_lsn=self.learner.next_lsn, ledger=0 if saved is None else saved.meta.ledger)
 
     def turn(self) -> None:
         """Learn the next durable record, or wait for one."""
@@ -189,7 +198,7 @@ class Trainer:
 
     def _learn(self, entry: log.Entry) -> None:
         self._watch("record", None)
-        steps = self._replay(entry)
+        steps = self.replay.apply(entry)
         while True:
             try:
                 event = next(steps)
@@ -200,10 +209,6 @@ class Trainer:
             self._watch("step", event)
             self._between_steps(event)
             self._watch("resumed", None)
-
-    def _replay(self, entry: log.Entry) -> Steps:
-        """The learner's steps over a record."""
-        return self.learner.apply(entry.lsn, entry.record, entry.arrays, self.reader)
 
     def _between_steps(self, event: Event) -> None:
         now = time.monotonic()
@@ -238,7 +243,7 @@ class Trainer:
         )
         self.log.error("rolled back: a record cannot be learned", **{**failure.plain(), "reason": loggable(error)})
         self._go_through(self.commit.set_aside(failure))
-        self.learner = self._fresh_learner()
+        self.replay = self._fresh_replay()
         durable = self.orders.durable
         self.recover()
         self.orders.durable = durable
@@ -252,17 +257,16 @@ class Trainer:
         if self.activity.consolidating:
             self.activity.forecast.saving()
             self._report(force=True)
-        if entry["kind"] in ("boundary", "revisit") and warning is not None:
-            entry["warning"] = warning[:MOST_WARNING]
-        self._go_through(self.commit.end(outcome, self.learner))
+        self._go_through(self.commit.end(outcome, self.replay))
         self._publish(force=True)
+        self.commit.sweep()
         self._watch("durable", None)
-        self.following.begin(self.learner, FOLLOW_SHARE * entry["seconds"])
-        if entry["kind"] not in ("abandon", "confirm"):
+        self.following.begin(self.learner, FOLLOW_SHARE * entry.seconds)
+        if not isinstance(entry, Abandoned | Confirmed):
             self.evaluating.soon(self.learner)
         self.side.send(words.Done(entry=entry, warning=warning))
-        say = self.log.error if entry["kind"] == "held" else self.log.info
-        say(entry["kind"], **{name: entry.get(name) for name in ("task", "samples", "loss", "seconds")})
+        say = self.log.error if isinstance(entry, Held) else self.log.info
+        say(entry.kind, **{name: getattr(entry, name, None) for name in ("task", "samples", "loss", "seconds")})
 
     def _go_through(self, steps: Iterator[commit.Event]) -> None:
         """Take the steps of a commit; where the disk is full, again and again."""
@@ -294,7 +298,7 @@ class Trainer:
     def _checkpoint_if_due(self, force: bool = False) -> None:
         due = time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS or force
         if (due and self.learner.next_lsn > self.commit.checkpointed_lsn) or self.orders.checkpoints:
-            self._go_through(self.commit.checkpoint(self.learner))
+            self._go_through(self.commit.checkpoint(self.replay))
 
     def _checkpointed(self, seconds: float) -> None:
         self.memory.give_back()
@@ -305,7 +309,7 @@ class Trainer:
         self.side.send(
             words.Checkpointed(
                 batches=self.learner.batches,
-                sequences={name: seq for name, (_, seq) in self.learner.sequences.items()},
+                sequences={name: seq for name, (_, seq) in self.replay.sequences.items()},
                 seconds=seconds,
                 time=time.time(),
                 numbers=self.orders.take_checkpoints(),
@@ -334,7 +338,7 @@ class Trainer:
         while self.orders.paused and self.orders.stopping is None:
             self._report()  # not with every word of a busy ingest
             if self.orders.checkpoints and not self.activity.consolidating:  # between two records, or within a boundary
-                self._go_through(self.commit.checkpoint(self.learner))
+                self._go_through(self.commit.checkpoint(self.replay))
             self._wait(1.0)
             self._listen()
 

@@ -16,8 +16,8 @@ from streamcl.daemon.link import Link
 from streamcl.daemon.status import Consolidating, Spool, Status
 from streamcl.daemon.tasks import Tasks
 from streamcl.daemon.words import Progress
+from streamcl.entries import Confirmed, Consolidated, Entry, Held
 from streamcl.protocol.session import KEPT_REMEDY, StreamSession
-from streamcl.storage import ledger
 from streamcl.storage.quarantine import Failure
 
 SILENCE_SECONDS = 30.0
@@ -44,7 +44,7 @@ class View:
     # -- what happened -------------------------------------------------------------------------------------------
 
     @property
-    def entries(self) -> dict[str, dict[str, Any]]:
+    def entries(self) -> dict[str, Consolidated]:
         """The newest ledger entry of each consolidated task."""
         return self.known.standing.tasks
 
@@ -56,9 +56,9 @@ class View:
         """The trainer reported."""
         self.progress, self._heard = progress, time.monotonic()
 
-    def done(self, entry: dict[str, Any], warning: str | None) -> None:
+    def done(self, entry: Entry, warning: str | None) -> None:
         """A record took effect on the tasks, whose standing has it already."""
-        if entry["kind"] in ("boundary", "revisit", "confirm"):
+        if isinstance(entry, Consolidated | Confirmed):
             self._warning = warning
         for followed in (self.penalties, self.accuracies):
             for task in [task for task in followed if task not in self.entries]:
@@ -88,7 +88,7 @@ class View:
         if self.link.paused and self._behind():
             return PAUSED
         budget = self.session.terms.task_bytes
-        if self.session.credit()["messages"] == 0 and not self._behind():
+        if self.session.room.credit()["messages"] == 0 and not self._behind():
             task = self.session.open_task
             return (
                 f"the disk budget of the open task {task!r} is used up ({budget} bytes, stream.task_bytes): close it "
@@ -117,12 +117,12 @@ class View:
             return trouble
         if self._problem is not None:
             return self._problem
-        if self.session.full:
+        if self.session.room.full:
             return f"the disk of {self.config.state_dir} is full; nothing more is taken in until there is room"
         full = self.progress.full
         if full is not None:
             return f"the disk of {self.config.state_dir} is full: {full}; training waits for room"
-        if self.link.paused and self.session.credit()["messages"] == 0:
+        if self.link.paused and self.session.room.credit()["messages"] == 0:
             return f"{PAUSED}; the disk budget (stream.task_bytes) is used up, so producers wait"
         return None
 
@@ -157,15 +157,15 @@ class View:
             parameters=progress.parameters,
             tasks=len(self.entries),
             uptime_seconds=time.monotonic() - self.started,
-            spool_bytes=session.total_spool,
+            spool_bytes=session.room.total_spool,
             device=progress.device,
             train_loss=progress.loss,
             prequential=progress.scores,
             consolidation=self._consolidation(),
             ingest_rate=chronicle.rates(),
             lag_batches=session.stored_batches - session.applied_batches,
-            credit=session.credit(),
-            task_bytes=Spool(session.task_spool, session.terms.task_bytes),
+            credit=session.room.credit(),
+            task_bytes=Spool(session.room.task_spool, session.terms.task_bytes),
             producers_total=len(session.producers),
             events=list(chronicle.events),
             steps=progress.steps,
@@ -199,17 +199,17 @@ class View:
         """
         entries = list(self.entries.values())
         ranks = self._ranks()
-        consolidated = [self._task(entry, ranks.get(entry["task"]), entries) for entry in entries]
+        consolidated = [self._task(entry, ranks.get(entry.task), entries) for entry in entries]
         return [
             *consolidated,
             *(self._held(entry) for task, entry in list(self.known.standing.held.items()) if task not in self.entries),
         ]
 
-    def _held(self, entry: dict[str, Any]) -> dict[str, Any]:
+    def _held(self, entry: Held) -> dict[str, Any]:
         """A task of which nothing was learned yet."""
         shown = dict.fromkeys(SHOWN) | {"revisits": 0, "weight": 0.0, "set_aside": 0, "state": "held"}
         ranked = {"revisit_rank": None, "revisit_reason": None} if self.config.posterior.mode == "factors" else {}
-        return {**shown, **ranked, **{name: entry[name] for name in ("task", "samples", "closed_at")}}
+        return {**shown, **ranked, **{name: getattr(entry, name) for name in ("task", "samples", "closed_at")}}
 
     def quarantined(self) -> list[dict[str, Any]]:
         """What could not be learned and is kept, a map each: task, state, rows, reason.
@@ -220,14 +220,14 @@ class View:
             {
                 "task": task,
                 "state": "held",
-                "rows": entry["samples"],
+                "rows": entry.samples,
                 "reason": self.known.reason(task),
-                "time": entry["closed_at"],
+                "time": entry.closed_at,
             }
             for task, entry in list(self.known.standing.held.items())
         ]
         failures = {failure.lsn: failure for failure in self.known.failures}
-        batches = [(task, lsn, rows) for task, entry in list(self.entries.items()) for lsn, rows in ledger.aside(entry)]
+        batches = [(task, lsn, rows) for task, entry in list(self.entries.items()) for lsn, rows in entry.aside]
         open_task = self.session.open_task
         doubtful = [
             {**_aside(failure.task, failure.rows, failure), "state": "doubtful"}
@@ -242,16 +242,16 @@ class View:
         risen = [(rise, task) for task, (_, rise) in penalties if task in self.entries and rise > 0]
         return {task: rank for rank, (_, task) in enumerate(sorted(risen, reverse=True), start=1)}
 
-    def _task(self, entry: dict[str, Any], rank: int | None, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        penalty, rise = self.penalties.get(entry["task"], (None, None))
-        shown = {name: entry.get(name) for name in SHOWN} | {"penalty": penalty, "penalty_rise": rise}
-        shown["set_aside"] = ledger.rows_aside(entry)
-        shown["state"] = "held" if entry["task"] in self.known.standing.held else "consolidated"
-        if entry["task"] in self.accuracies:
-            shown["accuracy"] = self.accuracies[entry["task"]]
+    def _task(self, entry: Consolidated, rank: int | None, entries: list[Consolidated]) -> dict[str, Any]:
+        penalty, rise = self.penalties.get(entry.task, (None, None))
+        shown = {name: getattr(entry, name, None) for name in SHOWN} | {"penalty": penalty, "penalty_rise": rise}
+        shown["set_aside"] = entry.rows_aside
+        shown["state"] = "held" if entry.task in self.known.standing.held else "consolidated"
+        if entry.task in self.accuracies:
+            shown["accuracy"] = self.accuracies[entry.task]
         if self.config.posterior.mode != "factors":
             return shown
-        since = sum(other["lsn"] > entry["lsn"] for other in entries)
+        since = sum(other.lsn > entry.lsn for other in entries)
         reason = "nothing is estimated to be lost" if rank is None else _reason(rise or 0.0, since)
         return {**shown, "revisit_rank": rank, "revisit_reason": reason if rise is not None else None}
 

@@ -19,10 +19,9 @@ from streamcl.daemon.link import Link
 from streamcl.daemon.sockets import Peer
 from streamcl.errors import Refused
 from streamcl.protocol import messages
-from streamcl.protocol.firsts import chosen
 from streamcl.protocol.frames import NamedArrays
 from streamcl.protocol.session import StreamSession
-from streamcl.protocol.signature import Signature
+from streamcl.schema import Signature, chosen
 from streamcl.storage import published
 
 WAITING_BYTES = 512 << 20  # of all messages together that wait

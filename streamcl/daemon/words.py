@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from streamcl.entries import Entry
 from streamcl.errors import StreamclError
 from streamcl.storage.quarantine import Failure
 
@@ -26,6 +27,19 @@ class Configuration(Word, frozen=True):
     """The first word that a process hears: what `config.from_tree` takes."""
 
     tree: dict[str, Any]
+
+
+class Fork(Word, frozen=True):
+    """To the nursery: bring forth a process of this role; its descriptors come with the word."""
+
+    role: str
+
+
+class Born(Word, frozen=True):
+    """Of the nursery: that process is there."""
+
+    role: str
+    pid: int
 
 
 class Closing(Word, frozen=True):
@@ -180,7 +194,7 @@ class Progress(Word, frozen=True):
 class Done(Word, frozen=True):
     """A record took effect: its entry in the ledger."""
 
-    entry: dict[str, Any]
+    entry: Entry
     warning: str | None = None
 
 
@@ -240,8 +254,8 @@ class ModelTried(Word, frozen=True):
     refused: str | None
 
 
-FROM_SUPERVISOR = Configuration | Closing | Begin | Reload | Crashed | Trouble | Stop
-TO_SUPERVISOR = Ready | Alive | Fatal | Failed | Reloaded | TurnedAway
+FROM_SUPERVISOR = Configuration | Fork | Closing | Begin | Reload | Crashed | Trouble | Stop
+TO_SUPERVISOR = Ready | Born | Alive | Fatal | Failed | Reloaded | TurnedAway
 TO_TRAINER = Durable | Pause | Resume | WriteCheckpoint | TryModel
 FROM_TRAINER = (
     Recovered | Progress | Done | SetAside | Forgiven | Penalties | Accuracies | Noted | Checkpointed | Dropped | ModelTried

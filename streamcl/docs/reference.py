@@ -16,12 +16,12 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from streamcl import config
+from streamcl.binding import REASONS
 from streamcl.cli import build_parser
 from streamcl.cli.remedies import REMEDIES
 from streamcl.config import PREFIX, variable
 from streamcl.daemon.metrics import Metrics
 from streamcl.protocol.messages import CODES, RETRYABLE
-from streamcl.storage.bound import REASONS
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "streamcl.example.toml"
 HEAD = """# Reference

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,37 @@ WINDOW_BYTES = 512 << 20
 
 Array = npt.NDArray[Any]
 Block = tuple[Array, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A batch as it comes: rows x [n, ...] and y [n, ...] of a task.
+
+    new_labels: labels first seen here, in order of appearance, and the outputs that they were given. tag: with drift, the
+    name of the stream; where it is `task` as well, the task's own name is the learner's to find.
+    """
+
+    task: str
+    x: Array
+    y: Array
+    new_labels: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    tag: str | None = None
+
+    @property
+    def of_stream(self) -> bool:
+        """Whether its task is a stream of tasks, which drift tells apart."""
+        return self.tag == self.task
+
+
+class Store(Protocol):
+    """Where the rows of the open task, and those that are kept, can be read again, by the position at which they came."""
+
+    def read(self, lsn: int, verify: bool = True) -> Block:
+        """One batch; raises Damaged. verify: False where its digest has been compared before."""
+
+    def batches(self, first: int, end: int, verify: bool = True) -> Iterator[tuple[int, int]]:
+        """Position and rows of every batch from `first` to below `end`; raises Damaged."""
 
 
 @dataclass(frozen=True, slots=True)

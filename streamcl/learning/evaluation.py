@@ -14,6 +14,8 @@ import torch
 from river import stats
 from torch import Tensor
 
+from streamcl.core.reduce import ALONE, Reduction
+
 SCORES = {
     "categorical": ("accuracy", "log_loss"),
     "bernoulli": ("accuracy", "log_loss"),
@@ -66,11 +68,12 @@ class Prequential:
         """Start the open task's scores afresh."""
         self.task = Running(self.likelihood)
 
-    def score(self, nll: Tensor, output: Tensor, target: Tensor) -> float:
+    def score(self, nll: Tensor, output: Tensor, target: Tensor, reduction: Reduction = ALONE) -> float:
         """Score outputs that n rows had before they were learned from; returns their mean NLL. nll: [n], in nats."""
-        means, loss = _batch_means(self.likelihood, nll, output, target)
-        self.overall.update(means, len(target))
-        self.task.update(means, len(target))
+        means, loss = _batch_means(self.likelihood, nll, output, target, reduction)
+        rows = reduction.count(len(target))
+        self.overall.update(means, rows)
+        self.task.update(means, rows)
         return loss
 
     def state(self) -> dict[str, dict[str, list[float]]]:
@@ -93,16 +96,18 @@ def right(likelihood: str, output: Tensor, target: Tensor) -> Tensor:
     return ((output > 0) == (target > 0.5)).double().reshape(len(target), -1).mean(1)
 
 
-def _batch_means(likelihood: str, nll: Tensor, output: Tensor, target: Tensor) -> tuple[dict[str, float], float]:
+def _batch_means(
+    likelihood: str, nll: Tensor, output: Tensor, target: Tensor, reduction: Reduction
+) -> tuple[dict[str, float], float]:
     """A batch's mean scores and mean NLL, brought to the host in one copy. Logits score as their probabilities would."""
-    loss = nll.double().mean()
+    loss = reduction.mean(nll.double())
     if likelihood == "gaussian":
         error = (output - target).double()
-        both = torch.stack([loss, error.abs().mean(), error.square().mean()])
-        mean_nll, *values = both.tolist()
+        both = torch.stack([loss, reduction.mean(error.abs()), reduction.mean(error.square())])
+        mean_nll, *values = reduction.sum(both).tolist()
     else:
         guess = output.argmax(1) if likelihood == "categorical" else output > 0
         hits = (guess == target.to(guess.dtype)).sum()
-        mean_nll, hit = torch.stack([loss, hits]).tolist()
-        values = [hit / target.numel(), mean_nll]
+        mean_nll, hit = reduction.sum(torch.stack([loss, hits])).tolist()
+        values = [hit / reduction.count(target.numel()), mean_nll]
     return dict(zip(SCORES[likelihood], values, strict=True)), mean_nll

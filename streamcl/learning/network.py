@@ -9,7 +9,7 @@ of tasks, the log or sockets.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,13 +20,15 @@ from torch import Tensor, nn
 
 from streamcl import models
 from streamcl.config import Config
+from streamcl.core.layout import Layout
 from streamcl.core.likelihood import Likelihood, likelihood
 from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
+from streamcl.core.reduce import ALONE, Reduction
 from streamcl.errors import ConfigError
 from streamcl.learning import tensors
 from streamcl.learning.data import Conversion
-from streamcl.protocol.signature import LabelMap, Signature
+from streamcl.schema import LabelMap, Signature
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -48,7 +50,8 @@ class Network:
 
     config: the whole configuration. signature: shapes of one row. labels: the label map (categorical). steady: a training
     step computes what an evaluation does (no dropout), so that its outputs can be scored; False until `settle`. trained:
-    False for predictions alone, which need no gradients.
+    False for predictions alone, which need no gradients. factory: instead of the configured one. reduction: sums over the
+    samples of this network and its replicas.
     """
 
     def __init__(
@@ -58,8 +61,12 @@ class Network:
         labels: LabelMap,
         device: torch.device,
         trained: bool = True,
+        factory: Callable[..., nn.Module] | None = None,
+        reduction: Reduction = ALONE,
     ) -> None:
         self._config = config
+        self._factory = factory or config.model.factory
+        self.reduction = reduction
         self.signature = signature
         self.labels = labels
         self.device = device
@@ -73,6 +80,8 @@ class Network:
         self.parameters = FlatParameters(self.module, gradients=trained)
         self.conversion = Conversion(self.dtype, device, labels.to_outputs if self._labelled(config) else None)
         self.steady = False
+        self._trained = trained
+        self._loaded: Mapping[str, npt.NDArray[Any]] = {}  # for predictions alone: what `load` was given last
         for name, tensor in self.fixed().items():
             tensors.check_storable(name, tensor)
 
@@ -82,7 +91,7 @@ class Network:
 
     def _build(self, config: Config) -> nn.Module:
         module = models.build(
-            config.model.factory,
+            self._factory,
             config.model.args,
             self.signature.x_shape,
             self.likelihood.outputs(self.signature.y_shape),
@@ -176,7 +185,7 @@ class Network:
         """
         model = self._config.model
         outputs = self.likelihood.outputs(self.signature.y_shape)
-        given = models.arguments(models.load_factory(model.factory), model.args, self.signature.x_shape, outputs)
+        given = models.arguments(models.load_factory(self._factory), model.args, self.signature.x_shape, outputs)
         names = {id(p): name for name, p in self.module.named_parameters() if p.requires_grad}
         names |= {id(tensor): f"fixed.{name}" for name, tensor in self._kept_vars().items()}
         state: list[list[Any]] = []
@@ -212,8 +221,15 @@ class Network:
         shapes = {name: array.shape for name, array in self.state().items()}
         return all(name in state and state[name].shape == shape for name, shape in shapes.items())
 
+    def misfit(self, plain: Mapping[str, Any] | None) -> str | None:
+        """Why flat vectors of this layout are not this model's, or None; of before layouts were kept, nothing is known."""
+        return None if plain is None else Layout.from_plain(plain).difference(self.parameters.layout)
+
     def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take over what `state` gave; raises ConfigError where the model is another one."""
+        """Take over what `state` gave; raises ConfigError where the model is another one.
+
+        For predictions, which change nothing, an array that was loaded the last time is not copied again.
+        """
         if state["theta"].shape != (self.parameters.size,):
             raise ConfigError(
                 f"model: the state directory holds {state['theta'].size} parameters, the configured model has "
@@ -221,7 +237,10 @@ class Network:
             )
         self.parameters.load(tensors.from_array(state["theta"]))
         for name, tensor in self.fixed().items():
-            tensors.unpack(f"fixed.{name}", tensor, state)
+            key = f"fixed.{name}"
+            if self._trained or key not in state or self._loaded.get(key) is not state[key]:
+                tensors.unpack(key, tensor, state)
+        self._loaded = {} if self._trained else {key: array for key, array in state.items() if key != "theta"}
 
 
 def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

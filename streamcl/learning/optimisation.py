@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from streamcl.config import Train
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.gaussian import Gaussian
 from streamcl.core.products import products_for
 from streamcl.learning.data import TaskData
 from streamcl.learning.network import Network
 from streamcl.learning.optimisers import Adam, Lbfgs, Sgd
-from streamcl.storage.checkpoint import under
+from streamcl.snapshot import under
 
 LAST_EPOCH_RATE = 0.1  # the last epoch anneals, so that theta* is near an optimum of eq. 11
 POLISH_ITERATIONS = 40  # steps on gradients alone behind L-BFGS
@@ -47,7 +47,7 @@ class EpochResult:
 class Optimisation:
     """An optimiser of one network under one penalty; a new task starts a new one."""
 
-    def __init__(self, network: Network, penalty: DiagonalGaussian, train: Train) -> None:
+    def __init__(self, network: Network, penalty: Gaussian, train: Train) -> None:
         self.network = network
         self.train = train
         self.steps = 0
@@ -55,7 +55,7 @@ class Optimisation:
         self.optimiser = self._optimiser()
         self.set_penalty(penalty)
 
-    def set_penalty(self, penalty: DiagonalGaussian) -> None:
+    def set_penalty(self, penalty: Gaussian) -> None:
         """From here on, another penalty."""
         self.penalty = penalty.to(self.network.device, self.network.dtype)
         self._weight = 1.0
@@ -109,18 +109,19 @@ class Optimisation:
 
     def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """One step on a minibatch; returns its per-sample NLL [n] and the output it had before the step."""
-        parameters, optimiser = self.network.parameters, self.optimiser
+        parameters, optimiser, reduction = self.network.parameters, self.optimiser, self.network.reduction
         if isinstance(optimiser, Lbfgs):
             raise RuntimeError("L-BFGS works on a whole task, not on minibatches")
         theta = parameters.theta.detach()
-        if self._implicit:
+        if self._implicit or not reduction.leads:
             parameters.grad.zero_()
         else:
             self._scaled.gradient(theta, out=parameters.grad)
         with self._products():
             output = self.network.training_output(x)
             nll = self.network.likelihood.nll(output, y)
-            torch.autograd.backward(nll.mean())
+            torch.autograd.backward(reduction.mean(nll))
+        reduction.sum(parameters.grad)
         optimiser.step()
         if self._implicit:
             self._scaled.proximal(theta, optimiser.rate)
@@ -164,7 +165,7 @@ class Optimisation:
         for x, y in data.minibatches(self.train.batch_size, rng):
             total += self.step(x, y)[0].sum()
             yield None
-        return float(total) / data.samples
+        return float(self.network.reduction.sum(total)) / data.samples
 
     def _anneal(self, last: bool) -> None:
         self.optimiser.rate = self.train.learning_rate * (LAST_EPOCH_RATE if last else 1.0)
@@ -221,15 +222,19 @@ class Optimisation:
 
     def _objective(self, data: TaskData) -> Tensor:
         """``sum NLL + penalty`` over the whole task, its gradient left in the flat gradient."""
-        parameters = self.network.parameters
+        parameters, reduction = self.network.parameters, self.network.reduction
         theta = parameters.theta.detach()
         self.penalty.gradient(theta, out=parameters.grad)
         total = self.penalty.value(theta).double()
+        if not reduction.leads:
+            parameters.grad.zero_()
+            total.zero_()
         for x, y in data.chunks():
             nll = self.network.likelihood.nll(self.network.module(x), y).sum()
             torch.autograd.backward(nll)
             total = total + nll.detach()
-        return total
+        reduction.sum(parameters.grad)
+        return reduction.sum(total)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """The optimiser's tensors by name, on the host."""
@@ -246,4 +251,4 @@ def mean_nll(network: Network, data: TaskData) -> float:
     with network.evaluating():
         for x, y in data.chunks():
             total += network.likelihood.nll(network.module(x), y).sum()
-    return float(total) / data.samples
+    return float(network.reduction.sum(total)) / data.samples

@@ -28,7 +28,7 @@ from streamcl.core.fisher import DiagonalFisher
 from streamcl.core.gradients import parameter_gradients, random_like, same_outputs
 from streamcl.errors import ModelRefused, StreamclError, in_words
 from streamcl.learning.network import Network
-from streamcl.protocol.signature import LabelMap, Signature
+from streamcl.schema import LabelMap, Signature
 
 FISHER_ROWS = 4
 REPEATED = 1e-6  # how far apart outputs may be, relatively, that are computed twice in the same way
@@ -42,6 +42,7 @@ class Trial:
     """A model to be tried on rows x, y of a first batch.
 
     new_labels: those that the batch adds to the empty label map. look_up: called between two parts of the trial.
+    factory: of the model, instead of the configured one.
     """
 
     config: Config
@@ -51,13 +52,14 @@ class Trial:
     y: Array
     new_labels: tuple[int, ...] = ()
     look_up: Callable[[], None] = field(default=lambda: None)
+    factory: Callable[..., nn.Module] | None = None
 
     def run(self) -> None:
         """Raise ModelRefused (or ConfigError) unless the model can be learned."""
         with _in_words("the model cannot be tried"), models.seeded(self.config.train.seed):
             labels = LabelMap(self.config.model.classes)
             labels.add(self.new_labels)
-            network = Network(self.config, self.signature, labels, self.device)
+            network = Network(self.config, self.signature, labels, self.device, factory=self.factory)
             _Rows(self.config, network, *self._rows(network), self.look_up).run()
 
     def _rows(self, network: Network) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
+from streamcl.arrays import DTYPES
 from streamcl.errors import Refused
 
 VERSION = 1
@@ -28,7 +29,6 @@ MAX_ARRAYS = 8
 MAX_DIMENSIONS = 16
 MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_ID_BYTES = 1024
-DTYPES = ("<f4", "<f8", "<f2", "<i8", "<i4", "|u1")
 
 Buffer = bytes | bytearray | memoryview
 Array = npt.NDArray[Any]

@@ -8,7 +8,8 @@ an older daemon.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import msgspec
 
@@ -197,6 +198,51 @@ class Parameters(Message, frozen=True, tag="parameters"):
     model: bool = False
 
 
+class Credit(msgspec.Struct, frozen=True):
+    """What a producer may hold unacknowledged."""
+
+    messages: int
+    bytes: int = 0
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    """The answer to a hello. working, waiting: whether the daemon is at work; if not, why (one too old to say is)."""
+
+    durable: int
+    applied: int
+    credit: Credit
+    working: bool = True
+    waiting: str | None = None
+
+
+class Ack(Message, frozen=True, tag="ack"):
+    """Everything up to `durable` is stored and synced; up to `applied`, trained and in a checkpoint."""
+
+    durable: int
+    applied: int
+    credit: Credit
+
+
+class Nack(Message, frozen=True, tag="nack"):
+    """A message was refused and has changed nothing. epoch: the current one, beside ``stale_epoch``."""
+
+    code: str
+    message: str
+    retryable: bool = False
+    seq: int | None = None
+    epoch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a boundary or revisit came to. learned: it is a `done`, no `failed`. said: all its fields."""
+
+    seq: int
+    learned: bool
+    said: Mapping[str, Any]
+
+
+StreamReply = Welcome | Ack | Nack | Verdict
 StreamMessage = Hello | Batch | Boundary | Revisit
 AdminMessage = (
     Status
@@ -220,8 +266,6 @@ AdminMessage = (
     | Parameters
 )
 
-M = TypeVar("M")
-
 
 def decode(header: Mapping[str, Any], kinds: Any) -> Any:
     """The typed message of a header, one of the union `kinds`.
@@ -233,3 +277,23 @@ def decode(header: Mapping[str, Any], kinds: Any) -> Any:
     except (msgspec.ValidationError, RecursionError) as error:
         text = str(error).replace("$", "header")[:500]
         raise Refused("bad_header", text, seq=legible_seq(header), id=header.get("id")) from None
+
+
+def decode_reply(header: Mapping[str, Any]) -> StreamReply | None:
+    """What the daemon says to a producer; None for what this version does not know. Raises Refused ``bad_header``."""
+    match header["type"]:
+        case "welcome" | "ack" | "nack":
+            reply: StreamReply = decode(header, Welcome | Ack | Nack)
+            return reply
+        case "error":  # another of the daemon's sockets is spoken to
+            refusal: Nack = decode({**header, "type": "nack"}, Nack)
+            return refusal
+        case "done" | "failed":
+            return Verdict(header["seq"], header["type"] == "done", header)
+    return None
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """A message as the header that says it; what is not given is left out."""
+    fields: dict[str, Any] = msgspec.to_builtins(message)
+    return {name: value for name, value in fields.items() if value is not None}

@@ -4,11 +4,11 @@ Rules, stated once:
   * A session's state is a function of the log: `apply` takes every record stored, live and in recovery alike.
   * `admit_*` decide and change nothing. They return the records to store, or raise `Refused`; an empty answer is a
     duplicate, to be acknowledged again. Only after the records are stored does `apply` see them.
-  * One sequence a producer, from 1, without gaps, over batches, boundaries and revisits.
+  * One sequence a producer, from 1, without gaps, over batches, boundaries and revisits (`producers`).
   * A task that could not be learned is held, and batches of one may be set aside: their rows stay on disk until they are
     learned (`retry`) or given up (`drop`). While a task is held no new one is opened, unless the terms say so.
   * One task is open at a time. Its first batch opens it, its boundary closes it. A revisit opens a closed task once
-    more, until its boundary or until it is abandoned. A task that was withdrawn stays closed.
+    more, until its boundary or until it is abandoned. A task that was withdrawn stays closed. `STAGES` has it all.
   * With boundaries by drift, what producers name (the tag) is a stream of tasks: TAG, TAG.2, TAG.3 and so on, a name once
     taken being passed over. Where one ends and the next begins follows from the log, and the trainer is the first to
     know; so nothing here depends on it. The tag is open from its first batch to its boundary, which may say the tag or
@@ -19,17 +19,19 @@ Knows nothing of sockets, files or torch.
 
 from __future__ import annotations
 
-import re
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import count
+from enum import Enum
 
+from streamcl.config import Config
+from streamcl.entries import Standing
 from streamcl.errors import Refused
+from streamcl.naming import numbered, stream_name, stream_of
 from streamcl.protocol import messages
 from streamcl.protocol.frames import MESSAGE_BYTES, NamedArrays
-from streamcl.protocol.signature import Array, LabelMap, Signature, check_rows
-from streamcl.storage.ledger import Standing
+from streamcl.protocol.producers import Producers
+from streamcl.schema import Array, LabelMap, Signature, check_rows
 from streamcl.storage.log import RECORD_OVERHEAD
 from streamcl.storage.records import (
     Abandon,
@@ -46,6 +48,28 @@ from streamcl.storage.records import (
     closes_task,
 )
 
+
+class Stage(Enum):
+    """How a task stands, as its producers see it."""
+
+    NEW = "nothing of it is stored, or its name is free again"
+    OPEN = "it takes data; its boundary closes it"
+    CLOSED = "its boundary is stored; consolidated, or about to be"
+    REOPENED = "a revisit that has no data yet"
+    FED_AGAIN = "a revisit that takes data; its boundary replaces what the task was"
+    HELD = "it could not be learned; its rows are kept"
+    WITHDRAWN = "forgotten for good; its name is not used again"
+
+
+STAGES: Mapping[Stage, Mapping[type[Record], Stage]] = {  # what is not here is refused, and changes nothing
+    Stage.NEW: {Batch: Stage.OPEN},
+    Stage.OPEN: {Batch: Stage.OPEN, Boundary: Stage.CLOSED},
+    Stage.CLOSED: {Revisit: Stage.REOPENED, Forget: Stage.WITHDRAWN},
+    Stage.REOPENED: {Batch: Stage.FED_AGAIN, Abandon: Stage.CLOSED},
+    Stage.FED_AGAIN: {Batch: Stage.FED_AGAIN, Boundary: Stage.CLOSED, Abandon: Stage.CLOSED},
+    Stage.HELD: {Retry: Stage.HELD, Drop: Stage.HELD},  # until the trainer tells what came of it (`settle`)
+    Stage.WITHDRAWN: {},
+}
 REVISITING = frozenset({"factors", "online"})  # modes in which a task may be fed again
 TASK_CHARACTERS = 128
 KEPT_REMEDY = "`streamcl retry TASK` has them learned, `streamcl drop TASK` gives them up"
@@ -73,18 +97,70 @@ class Terms:
     tasks: int = 100_000
     producers: int = 100_000
 
+    @classmethod
+    def of(cls, config: Config) -> Terms:
+        """What a configuration fixes."""
+        stream = config.stream
+        return cls(
+            likelihood=config.model.likelihood,
+            classes=config.model.classes,
+            mode=config.posterior.mode,
+            on_change=stream.boundary == "on-change",
+            drift=stream.boundary == "drift",
+            hold=stream.on_failure == "hold",
+            task_bytes=stream.task_bytes,
+            credit=stream.credit,
+            tasks=stream.tasks,
+            producers=stream.producers,
+        )
+
 
 @dataclass(slots=True)
-class ProducerState:
-    """One producer's epoch and how far its sequence has come.
+class Room:
+    """Disk for the batches of tasks, and the credit that follows from it.
 
-    stored: in the log, perhaps not yet synced. durable: synced. applied: trained and in a checkpoint.
+    task_bytes: budget of the open task. messages: what a producer may hold unacknowledged while there is room. task_spool,
+    total_spool: taken by the open task, by all. largest_batch: that was ever stored. full: the disk itself is.
     """
 
-    epoch: int = 0
-    stored: int = 0
-    durable: int = 0
-    applied: int = 0
+    task_bytes: int
+    messages: int
+    task_spool: int = 0
+    total_spool: int = 0
+    largest_batch: int = 0
+    full: bool = False
+
+    def left(self) -> int:
+        """Bytes that batches of the open task may still take on disk."""
+        task = self.task_bytes - self.task_spool
+        total = SPOOL_FACTOR * self.task_bytes - self.total_spool
+        return max(0, min(task, total))
+
+    def credit(self) -> dict[str, int]:
+        """What each producer may hold unacknowledged: no messages once another batch might not fit on disk."""
+        left = 0 if self.full else self.left()
+        return {"messages": self.messages if left >= self.largest_batch + RECORD_OVERHEAD else 0, "bytes": left}
+
+    def check(self, nbytes: int) -> None:
+        """Raise Refused ``too_large``, ``no_credit`` where a batch of so many bytes does not fit, ever or now."""
+        if nbytes > self.task_bytes:
+            raise Refused(
+                "too_large",
+                f"a batch of {nbytes} bytes never fits a task of {self.task_bytes} (stream.task_bytes)",
+            )
+        left = self.left()
+        if nbytes > left:
+            raise Refused(
+                "no_credit",
+                f"the open task has {left} of its {self.task_bytes} bytes of disk left (stream.task_bytes), the "
+                f"batch takes {nbytes}; close the task, or wait until closed ones are consolidated",
+                retryable=True,
+            )
+
+    def take(self, nbytes: int) -> None:
+        """A batch of the open task is stored."""
+        self.largest_batch = max(self.largest_batch, nbytes)
+        self.task_spool += nbytes
 
 
 @dataclass(slots=True)
@@ -100,7 +176,8 @@ class StreamSession:
     """
 
     terms: Terms
-    producers: dict[str, ProducerState] = field(default_factory=dict)
+    producers: Producers = field(init=False)
+    room: Room = field(init=False)
     open_task: str | None = None
     open_tag: str | None = None
     open_batches: int = 0
@@ -109,12 +186,8 @@ class StreamSession:
     forgotten: set[str] = field(default_factory=set)
     signature: Signature | None = None
     labels: LabelMap = field(init=False)
-    task_spool: int = 0
-    total_spool: int = 0
-    largest_batch: int = 0
     stored_batches: int = 0
     applied_batches: int = 0
-    full: bool = False
     next_lsn: int = 0
     opened_lsn: int = 0
     ahead: deque[tuple[int, int]] = field(default_factory=deque)
@@ -128,57 +201,10 @@ class StreamSession:
 
     def __post_init__(self) -> None:
         self.labels = LabelMap(self.terms.classes)
-
-    # -- producers -----------------------------------------------------------------------------------------------
-
-    def hello(self, message: messages.Hello) -> ProducerState:
-        """Register a producer.
-
-        Raises Refused ``stale_epoch`` (with the current `epoch`) for a fenced one, ``too_large`` for one too many.
-        """
-        self._make_room_for(message.producer)
-        state = self.producers.setdefault(message.producer, ProducerState())
-        self.check_epoch(message.producer, message.epoch or 0)
-        state.epoch = message.epoch or 0
-        return state
-
-    def _make_room_for(self, producer: str) -> None:
-        """With as many producers as are kept, forget one that never stored anything."""
-        if producer in self.producers or len(self.producers) < self.terms.producers:
-            return
-        idle = next((name for name, state in self.producers.items() if state.stored == 0), None)
-        if idle is None:
-            raise Refused("too_large", f"producer {producer}: {self.terms.producers} are known already (stream.producers)")
-        del self.producers[idle]
-
-    def check_epoch(self, producer: str, epoch: int) -> None:
-        """Raise Refused ``stale_epoch`` where a newer incarnation of the producer has said hello."""
-        current = self.producers[producer].epoch
-        if epoch < current:
-            raise Refused(
-                "stale_epoch",
-                f"producer {producer}: expected an epoch of at least {current}, got {epoch}; a newer process has "
-                "taken this name over: stop this one, or start it with a larger epoch",
-                epoch=current,
-            )
+        self.producers = Producers(self.terms.producers)
+        self.room = Room(self.terms.task_bytes, self.terms.credit)
 
     # -- decisions -----------------------------------------------------------------------------------------------
-
-    def is_duplicate(self, producer: str, seq: int) -> bool:
-        """Whether the message is stored already."""
-        return seq <= self.producers[producer].stored
-
-    def check_sequence(self, producer: str, seq: int, ahead: int = 0) -> None:
-        """Raise Refused ``gap`` unless seq is the next one, `ahead` earlier messages being held back."""
-        expected = self.producers[producer].stored + ahead + 1
-        if seq != expected:
-            raise Refused(
-                "gap",
-                f"producer {producer}: expected seq {expected}, got {seq}; send on from {expected}",
-                seq=seq,
-                retryable=True,
-                expected=expected,
-            )
 
     def admit_batch(self, producer: str, message: messages.Batch, arrays: NamedArrays, nbytes: int) -> tuple[Record, ...]:
         """The records that store a batch, its sequence number having been checked.
@@ -190,7 +216,7 @@ class StreamSession:
         self._check_task_takes_data(task)
         x, y = arrays["x"], arrays["y"]
         fresh = self._check_data(x, y)
-        self._check_room(nbytes)
+        self.room.check(nbytes)
         batch = Batch(
             producer=producer,
             epoch=self.producers[producer].epoch,
@@ -325,6 +351,16 @@ class StreamSession:
             )
         return (Rollback(producer=None, epoch=0, seq=0, task=task, to=to, undone=undone),)
 
+    def stage(self, task: str) -> Stage:
+        """How a task stands, by its own name."""
+        if self.open_tag is not None and task == self.open_task:
+            return Stage.OPEN if not self.revisiting else Stage.FED_AGAIN if self.open_batches else Stage.REOPENED
+        if task in self.held:
+            return Stage.HELD
+        if task in self.forgotten:
+            return Stage.WITHDRAWN
+        return Stage.CLOSED if task in self.closed else Stage.NEW
+
     @property
     def unsettled(self) -> bool:
         """Whether a boundary, or whatever else changes the tasks, is stored and has not taken effect yet."""
@@ -339,17 +375,6 @@ class StreamSession:
     def of_stream(self) -> bool:
         """Whether data goes to a stream of tasks, which drift tells apart."""
         return self.terms.drift and not self.revisiting
-
-    def barrier_holds(self, barrier: Mapping[str, int] | None) -> bool:
-        """Whether every producer of a barrier has its sequence number stored and synced."""
-        return all(name in self.producers and self.producers[name].durable >= seq for name, seq in (barrier or {}).items())
-
-    def unmet(self, task: str, barrier: Mapping[str, int] | None) -> str:
-        """What a boundary's barrier waits for, in words."""
-        producers = self.producers
-        late = {n: s for n, s in (barrier or {}).items() if n not in producers or producers[n].durable < s}
-        far = (f"{n!r} to reach {s} (now {producers[n].durable if n in producers else 0})" for n, s in late.items())
-        return f"the boundary of {task!r} waits for producer {', '.join(far)}"
 
     def is_open(self, task: str) -> bool:
         """Whether this is the open task, by its own name or its producers'."""
@@ -384,7 +409,7 @@ class StreamSession:
             )
         if task != self.open_tag and len(self.closed) >= self.terms.tasks:
             raise Refused("too_large", f"task {task!r}: {self.terms.tasks} tasks are known already (stream.tasks)")
-        longest = TASK_CHARACTERS - len(_numbered("", self.terms.tasks))
+        longest = TASK_CHARACTERS - len(numbered("", self.terms.tasks))
         if self.of_stream and len(task) > longest:
             raise Refused(
                 "bad_header",
@@ -417,21 +442,6 @@ class StreamSession:
                     raise Refused("bad_label", "batch.y: expected 0 or 1 in every place (likelihood bernoulli)")
         return ()
 
-    def _check_room(self, nbytes: int) -> None:
-        if nbytes > self.terms.task_bytes:
-            raise Refused(
-                "too_large",
-                f"a batch of {nbytes} bytes never fits a task of {self.terms.task_bytes} (stream.task_bytes)",
-            )
-        room = self.room()
-        if nbytes > room:
-            raise Refused(
-                "no_credit",
-                f"the open task has {room} of its {self.terms.task_bytes} bytes of disk left (stream.task_bytes), the "
-                f"batch takes {nbytes}; close the task, or wait until closed ones are consolidated",
-                retryable=True,
-            )
-
     def _check_open(self, task: str) -> None:
         if task == self.open_tag:
             if self.revisiting and self.open_batches == 0:
@@ -449,9 +459,10 @@ class StreamSession:
 
     def apply(self, lsn: int, record: Record, nbytes: int) -> None:
         """Take over record `lsn`, stored with `nbytes` on disk; the same call live and in recovery."""
-        self._advance(record)
+        if record.producer is not None:
+            self.producers.advance(record.producer, record.epoch, record.seq)
         self.next_lsn = lsn + 1
-        self.total_spool += nbytes
+        self.room.total_spool += nbytes
         if closes_task(record) or isinstance(record, Forget | Drop | Rollback):
             self.closing_lsn = lsn
         match record:
@@ -468,24 +479,16 @@ class StreamSession:
                 self.resolving[record.task] = lsn
             case Lost():
                 self.open_task = record.task
-                named = record.tag or (_stream_of(record.task) if self.terms.drift else record.task)
+                named = record.tag or (stream_of(record.task) if self.terms.drift else record.task)
                 self.open_tag = self.open_tag or named
                 if record.task in self.closed:
                     self.revisit_lsn = lsn
 
-    def _advance(self, record: Record) -> None:
-        if record.producer is None:
-            return
-        state = self.producers.setdefault(record.producer, ProducerState())
-        state.epoch = max(state.epoch, record.epoch)
-        state.stored = max(state.stored, record.seq)
-
     def _apply_batch(self, lsn: int, record: Batch, nbytes: int) -> None:
         self.stored_batches += 1
-        self.largest_batch = max(self.largest_batch, nbytes)
         if self.signature is None:
             self.signature = signature_of(record)
-        take_labels(self.labels, record)
+        self.labels.take(record.new_labels, record.outputs)
         if self.open_tag is None:
             self.opened_lsn = lsn
         self.open_tag = record.tag or record.task
@@ -496,7 +499,7 @@ class StreamSession:
         self.open_batches += 1
         if self.terms.drift:
             self.ahead.append((lsn, nbytes))
-        self.task_spool += nbytes
+        self.room.take(nbytes)
         if record.boundary:
             self._close(lsn, record.task)
 
@@ -504,7 +507,7 @@ class StreamSession:
         self.closed.add(task)
         self._closing_lsns[lsn] = task
         self.open_task = self.open_tag = self.revisit_lsn = None
-        self.task_spool = self.open_batches = 0
+        self.room.task_spool = self.open_batches = 0
 
     def consolidated(self, task: str, lsn: int, by_drift: bool) -> None:
         """The trainer has closed a task of this name at record `lsn`, because of drift or of a boundary."""
@@ -513,15 +516,15 @@ class StreamSession:
             return
         since = [nbytes for batch, nbytes in self.ahead if batch > lsn]
         if by_drift and lsn >= self.opened_lsn:
-            self.task_spool, self.open_batches, self.open_task = sum(since), len(since), None
+            self.room.task_spool, self.open_batches, self.open_task = sum(since), len(since), None
         if self.open_batches and (self.open_task is None or self.open_task in self.closed):
             self.open_task = stream_name(self.open_tag, self.closed.__contains__)
 
-    def drifted(self, tag: str) -> None:
+    def drifted(self, tag: str | None) -> None:
         """As a checkpoint has it: drift has closed a task of this tag, which is open, and no row of it has come since."""
         if self.terms.drift:
             self.open_tag, self.opened_lsn, self.open_task, self.revisit_lsn = tag, self.next_lsn, None, None
-            self.task_spool = self.open_batches = 0
+            self.room.task_spool = self.open_batches = 0
 
     def settle(self, standing: Standing) -> None:
         """What holds of the tasks now, by the ledger; names that it no longer has may be used again."""
@@ -535,15 +538,9 @@ class StreamSession:
         self.resolving = {task: number for task, number in self.resolving.items() if number > lsn}
         self._closing_lsns = {number: task for number, task in self._closing_lsns.items() if number > lsn}
 
-    def synced(self) -> None:
-        """Everything stored so far has reached the disk."""
-        for state in self.producers.values():
-            state.durable = state.stored
-
     def applied(self, sequences: Mapping[str, int], batches: int) -> None:
         """A checkpoint holds everything up to these sequence numbers."""
-        for name, seq in sequences.items():
-            self.producers.setdefault(name, ProducerState()).applied = seq
+        self.producers.applied(sequences)
         self.applied_batches = batches
 
     def trained(self, next_lsn: int) -> None:
@@ -552,17 +549,6 @@ class StreamSession:
             self.ahead.popleft()
 
     # -- credit --------------------------------------------------------------------------------------------------
-
-    def room(self) -> int:
-        """Bytes that batches of the open task may still take on disk."""
-        task = self.terms.task_bytes - self.task_spool
-        total = SPOOL_FACTOR * self.terms.task_bytes - self.total_spool
-        return max(0, min(task, total))
-
-    def credit(self) -> dict[str, int]:
-        """What each producer may hold unacknowledged: no messages once another batch might not fit on disk."""
-        room = 0 if self.full else self.room()
-        return {"messages": self.terms.credit if room >= self.largest_batch + RECORD_OVERHEAD else 0, "bytes": room}
 
     def limits(self) -> dict[str, int]:
         """The bounds a producer must keep to, for its welcome."""
@@ -574,30 +560,8 @@ class StreamSession:
         }
 
 
-def _numbered(tag: str, number: int) -> str:
-    return tag if number == 1 else f"{tag}.{number}"
-
-
-def stream_name(tag: str, taken: Callable[[str], bool]) -> str:
-    """The name of the next task of a stream: the tag with the first number that gives a name that is not taken."""
-    return next(name for number in count(1) if not taken(name := _numbered(tag, number)))
-
-
-def _stream_of(task: str) -> str:
-    """The tag that a task's name was made of, as far as the name tells."""
-    return re.sub(r"\.([2-9]|[1-9]\d+)\Z", "", task)
-
-
 def _abandoned(task: str) -> Abandon:
     return Abandon(producer=None, epoch=0, seq=0, task=task)
-
-
-def take_labels(labels: LabelMap, batch: Batch) -> None:
-    """Add the labels that a stored batch was the first to have, as it has them."""
-    if batch.new_labels and not batch.outputs:
-        labels.add_as_before(batch.new_labels)
-    else:
-        labels.add(batch.new_labels, batch.outputs)
 
 
 def signature_of(batch: Batch) -> Signature:

@@ -1,31 +1,44 @@
 """The checkpoint: one file that holds all that was learned, replaced in one atomic rename.
 
-Written as `verified` says. Its size does not grow with the number of tasks.
+Written as `verified` says. Its size does not grow with the number of tasks. What training does not change, it refers to
+(`frozen`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
+from streamcl import snapshot
+from streamcl.snapshot import POSTERIOR, Meta, under
 from streamcl.storage import verified
 from streamcl.storage.disk import Disk
-from streamcl.storage.verified import Saved
+from streamcl.storage.frozen import Frozen
 
 NAME = "checkpoint"
-POSTERIOR = "posterior."  # of the posterior's arrays
 
 
-def save(directory: Path, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], disk: Disk) -> None:
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded checkpoint; its arrays are private views of the mapped file."""
+
+    meta: Meta
+    tensors: Mapping[str, npt.NDArray[Any]]
+
+
+def save(directory: Path, meta: Meta, tensors: Mapping[str, npt.NDArray[Any]], disk: Disk) -> None:
     """Make this the checkpoint; raises OSError or SyncFailed and leaves the one before, Damaged if it reads back wrong."""
-    verified.save(directory / NAME, meta, tensors, disk)
+    verified.save(directory / NAME, snapshot.to_plain(meta), tensors, disk)
 
 
-def load(directory: Path, disk: Disk | None = None) -> Saved | None:
-    """The checkpoint, verified; None where there is none. Raises Damaged, UnknownFormat.
+def load(directory: Path, disk: Disk | None = None, frozen: Frozen | None = None) -> Checkpoint | None:
+    """The checkpoint with the arrays that it refers to, all verified; None where there is none.
+
+    Raises Damaged, UnknownFormat.
 
     For the one process that saves: what an unfinished `save` left is removed, and the name is synced, since whoever
     renamed it may have died before doing so and segments are about to be dropped on its word.
@@ -36,7 +49,13 @@ def load(directory: Path, disk: Disk | None = None) -> Saved | None:
     if not path.exists():
         return None
     disk.sync_directory(directory)
-    return verified.load(path)
+    return read(directory, frozen)
+
+
+def read(directory: Path, frozen: Frozen | None = None) -> Checkpoint:
+    """As `load`, for whoever only looks; raises FileNotFoundError where there is none."""
+    saved = verified.load(directory / NAME)
+    return Checkpoint(snapshot.from_plain(saved.meta), (frozen or Frozen(directory)).resolved(saved.tensors))
 
 
 def read_posterior(directory: Path) -> tuple[int, dict[str, npt.NDArray[Any]]] | None:
@@ -45,27 +64,19 @@ def read_posterior(directory: Path) -> tuple[int, dict[str, npt.NDArray[Any]]] |
     Raises Damaged, UnknownFormat.
     """
     try:
-        saved = verified.load(directory / NAME)
+        saved = read(directory)
     except FileNotFoundError:
         return None
     arrays = under(POSTERIOR, saved.tensors)
-    return (saved.meta["consolidations"], arrays) if arrays else None
+    return (saved.meta.consolidations, arrays) if arrays else None
 
 
-def under(prefix: str, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
-
-
-def read_meta(directory: Path) -> dict[str, Any] | None:
+def read_meta(directory: Path) -> Meta | None:
     """The checkpoint's metadata alone, verified; None where there is no checkpoint. Raises as `load`."""
     path = directory / NAME
-    return verified.read_meta(path) if path.exists() else None
+    return snapshot.from_plain(verified.read_meta(path)) if path.exists() else None
 
 
-def position(meta: Mapping[str, Any] | None) -> tuple[int, int]:
+def position(meta: Meta | None) -> tuple[int, int]:
     """The number of the record behind a checkpoint, and of the oldest one still needed: the first of the open task."""
-    if meta is None:
-        return 0, 0
-    task = meta["open_task"]
-    return meta["next_lsn"], meta["next_lsn"] if task is None else task["first_lsn"]
+    return (0, 0) if meta is None else (meta.next_lsn, meta.needed)

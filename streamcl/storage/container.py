@@ -5,7 +5,8 @@
             zeros up to 4096
     4096    metadata: msgpack, padded with zeros to a multiple of 4096, so that the size does not follow the
             number of digits of what is counted
-    ...     arrays: a safetensors file (header length u64, JSON header, raw buffers)
+    ...     arrays: a safetensors file (header length u64, JSON header, raw buffers); from format 2 on, one whose name
+            begins with "by-digest." is the sha256 of an array that `frozen` keeps
 
 Guarantees: with digests, a flipped bit anywhere is noticed (safetensors alone does not). No pickle. Arrays come back as
 read-only views of the file.
@@ -29,7 +30,8 @@ import numpy.typing as npt
 from streamcl.errors import Damaged, UnknownFormat
 from streamcl.storage.disk import Buffer
 
-VERSION = 1
+VERSION = 2  # 1: every array is in the file itself; still written where that is so
+REFERENCE = "by-digest."  # before the name of an array that lies elsewhere, whose digest stands in its place
 PAGE = 4096
 _HEAD = struct.Struct("<8sIIQII")
 _MAGIC = b"SCLTENS\0"
@@ -57,6 +59,7 @@ class Contents:
     meta: list[Buffer]
     meta_length: int
     body: list[Buffer]
+    version: int
 
     @property
     def buffers(self) -> list[Buffer]:
@@ -66,7 +69,7 @@ class Contents:
     def first_page(self, digests: bool) -> bytes:
         """The header; with digests, one pass over everything."""
         length = sum(len(buffer) for buffer in self.body)
-        head = _HEAD.pack(_MAGIC, VERSION, self.meta_length, length, _DIGESTS if digests else 0, 0)[:-4]
+        head = _HEAD.pack(_MAGIC, self.version, self.meta_length, length, _DIGESTS if digests else 0, 0)[:-4]
         head += struct.pack("<I", zlib.crc32(head))
         head += (_sha256(self.meta) + _sha256(self.body)) if digests else bytes(2 * _DIGEST_BYTES)
         return head + bytes(PAGE - len(head))
@@ -75,7 +78,8 @@ class Contents:
 def contents(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Contents:
     """A file's contents without its first page."""
     packed: bytes = msgpack.packb(dict(meta))
-    return Contents([packed, bytes(-len(packed) % PAGE)], len(packed), _safetensors(arrays))
+    version = VERSION if any(name.startswith(REFERENCE) for name in arrays) else 1
+    return Contents([packed, bytes(-len(packed) % PAGE)], len(packed), _safetensors(arrays), version)
 
 
 def pack(meta: Mapping[str, Any], arrays: Mapping[str, Array], *, digests: bool) -> list[Buffer]:

@@ -12,14 +12,17 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-
+from streamcl.core import stored
+from streamcl.entries import Entry, standing
 from streamcl.errors import StreamclError
+from streamcl.snapshot import POSTERIOR, from_plain, under
 from streamcl.storage import checkpoint, ledger, quarantine, verified
+from streamcl.storage.checkpoint import Checkpoint
 from streamcl.storage.disk import Disk
 from streamcl.storage.factors import Factors
+from streamcl.storage.frozen import Frozen, references
 from streamcl.storage.history import open_to_read
 from streamcl.storage.log import SEGMENT_BYTES, LogWriter, Ranges, holds, unfinished_repair
 from streamcl.storage.records import Lost, Record
@@ -34,7 +37,6 @@ from streamcl.storage.segments import (
     sound_records,
 )
 from streamcl.storage.state import StateDirectory
-from streamcl.storage.verified import Saved
 from streamcl.storage.versions import Versions
 
 ROUNDING = 1e-9  # by which the sum of the factors may miss the total, relative to its largest entry
@@ -60,64 +62,75 @@ def examine(state: StateDirectory) -> list[Finding]:
 def _examine(state: StateDirectory) -> Iterator[Finding]:
     saved = None
     try:
-        saved = _load(state.path / checkpoint.NAME)
+        saved = _load(state)
         yield _checkpoint(saved)
     except StreamclError as error:
         yield Finding(checkpoint.NAME, "damaged", str(error))
         return  # everything else is judged by it
-    entries: list[dict[str, Any]] = []
+    entries: list[Entry] = []
     try:
-        entries = ledger.read(state.path, saved.meta["ledger"] if saved else 0)
+        entries = ledger.read(state.path, saved.meta.ledger if saved else 0)
         yield Finding(ledger.NAME, "sound", f"{len(entries)} entries")
     except StreamclError as error:
         yield Finding(ledger.NAME, "damaged", str(error))
     yield from _factors(state, saved, entries)
-    yield from _log(state, saved, ledger.standing(entries).kept())
+    yield from _log(state, saved, standing(entries).kept())
     yield from _versions(state)
+    yield from _frozen(state, saved)
     yield from _quarantine(state)
     yield from _history(state)
     yield from _leftovers(state)
 
 
-def _load(path: Path) -> Saved | None:
-    return verified.load(path) if path.exists() else None
+def _load(state: StateDirectory) -> Checkpoint | None:
+    """The checkpoint, its references as they are: what they refer to is examined by itself."""
+    path = state.path / checkpoint.NAME
+    if not path.exists():
+        return None
+    saved = verified.load(path)
+    return Checkpoint(from_plain(saved.meta), saved.tensors)
 
 
-def _checkpoint(saved: Saved | None) -> Finding:
+def _checkpoint(saved: Checkpoint | None) -> Finding:
     if saved is None:
         return Finding(checkpoint.NAME, "sound", "none yet")
     next_lsn, needed = checkpoint.position(saved.meta)
-    task = "no task open" if needed == next_lsn else f"task {saved.meta['open_task']['name']!r} open from record {needed}"
+    opened = saved.meta.open_task
+    task = "no task open" if opened is None else f"task {opened.name!r} open from record {needed}"
     return Finding(
         checkpoint.NAME,
         "sound",
-        f"all records below {next_lsn}; {saved.meta['batches']} batches, {saved.meta['consolidations']} boundaries; {task}",
+        f"all records below {next_lsn}; {saved.meta.batches} batches, {saved.meta.consolidations} boundaries; {task}",
     )
 
 
-def _factors(state: StateDirectory, saved: Saved | None, entries: list[dict[str, Any]]) -> Iterator[Finding]:
-    tasks = ledger.standing(entries).tasks
-    numbers = {entry["factor"]: task for task, entry in tasks.items() if entry["factor"] is not None}
+def _factors(state: StateDirectory, saved: Checkpoint | None, entries: list[Entry]) -> Iterator[Finding]:
+    tasks = standing(entries).tasks
+    numbers = {entry.factor: task for task, entry in tasks.items() if entry.factor is not None}
     if saved is None or not numbers:
         return
-    factors, total, broken = Factors(state.factors, Disk()), np.zeros(()), False
+    factors, broken = Factors(state.factors, Disk()), False
     for number, task in numbers.items():
         try:
-            total = total + factors.read(number, task)["precision"]
+            factors.read(number, task)
         except StreamclError as error:
             broken = True
             yield Finding(f"factors/{factors.path(number).name}", "damaged", str(error))
     if broken:
         return
-    rest = saved.tensors["posterior.precision"] - total  # must be the prior's, the same everywhere
-    miss = float(np.ptp(rest)) / max(1.0, float(np.abs(saved.tensors["posterior.precision"]).max()))
+    each = (factors.read(number, task, verify=False) for number, task in numbers.items())
+    try:
+        miss = stored.remainder(under(POSTERIOR, saved.tensors), each)
+    except StreamclError as error:
+        yield Finding("factors", "damaged", str(error))
+        return
     if miss > ROUNDING:
         yield Finding("factors", "damaged", f"{len(numbers)} factors do not add up to the checkpoint's total ({miss:.1e})")
     else:
         yield Finding("factors", "sound", f"{len(numbers)} factors; with the prior they add up to the total")
 
 
-def _log(state: StateDirectory, saved: Saved | None, kept: Ranges) -> Iterator[Finding]:
+def _log(state: StateDirectory, saved: Checkpoint | None, kept: Ranges) -> Iterator[Finding]:
     if unfinished_repair(state.log).exists():
         yield Finding("log", "damaged", "a repair was not finished: run `streamcl repair` again")
     next_lsn, needed = checkpoint.position(saved.meta if saved else None)
@@ -170,6 +183,24 @@ def _versions(state: StateDirectory) -> Iterator[Finding]:
             yield Finding(name, "sound", "to roll back to")
         else:
             yield Finding(name, "note", f"cannot be rolled back to: {problem}")
+
+
+def _frozen(state: StateDirectory, saved: Checkpoint | None) -> Iterator[Finding]:
+    """What the checkpoint refers to must be there; the rest is of versions, each judged by itself, or of no use."""
+    frozen, versions = Frozen(state.path), Versions(state.path, Disk())
+    needed = set() if saved is None else set(references(saved.tensors).values())
+    others = {digest for number in versions.numbers() for digest in versions.references(number)} - needed
+    there = {path.name for path in frozen.directory.glob("*")}
+    for digest in sorted(needed):
+        try:
+            size = frozen.read(digest).nbytes
+            yield Finding(f"frozen/{digest}", "sound", f"{size} bytes of the model that training does not change")
+        except StreamclError as error:
+            yield Finding(f"frozen/{digest}", "damaged", str(error))
+    for name in sorted(there & others):
+        yield Finding(f"frozen/{name}", "sound", "of a version to roll back to")
+    for name in sorted(there - needed - others):
+        yield Finding(f"frozen/{name}", "note", "nothing refers to it; the next start removes it")
 
 
 def _scans(directory: Path) -> Iterator[tuple[Path, Scan]]:
@@ -264,18 +295,18 @@ class Plan:
 
 def plan_repair(state: StateDirectory) -> Plan:
     """What can be kept of the log; raises Damaged where the checkpoint itself is unsound, UnknownFormat."""
-    saved = _load(state.path / checkpoint.NAME)
+    saved = _load(state)
     next_lsn, needed = checkpoint.position(saved.meta if saved else None)
     found: dict[int, Found] = {}
     for path in list_segments(state.log):
         for offset, head, record in sound_records(path):
             if head.lsn >= first_lsn_of(path):
                 found.setdefault(head.lsn, Found(path, offset, head, record))
-    opened = {} if saved is None or needed == next_lsn else saved.meta["open_task"]
-    entries = ledger.read(state.path, saved.meta["ledger"]) if saved else []
-    kept = ledger.standing(entries).kept()
+    opened = None if saved is None else saved.meta.open_task
+    entries = ledger.read(state.path, saved.meta.ledger) if saved else []
+    kept = standing(entries).kept()
     aside = [path for path in list_segments(state.log) if holds(path, needed, kept)]
-    plan = Plan(needed, aside, task=opened.get("name", ""), tag=opened.get("tag"))
+    plan = Plan(needed, aside, task="" if opened is None else opened.name, tag=None if opened is None else opened.tag)
     lsn = needed
     while lsn < next_lsn or lsn in found:
         if lsn in found:

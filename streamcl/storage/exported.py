@@ -7,7 +7,6 @@ is absent: the trainer has published where each entry is kept (`Network.layout`)
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamcl.config import Config
+from streamcl.core.layout import Layout
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 FORMAT = 1
@@ -56,8 +56,7 @@ def state_file(meta: Mapping[str, Any], arrays: Arrays) -> bytes:
 
 def _kept(meta: Mapping[str, Any], arrays: Arrays) -> Iterator[tuple[str, bytes]]:
     """Every tensor's bytes by the name that it is kept under."""
-    sizes = [math.prod(shape) for shape in meta["shapes"]]
-    for name, piece in zip(meta["names"], np.split(arrays["theta"], np.cumsum(sizes)[:-1]), strict=True):
+    for name, piece in Layout.from_plain(meta["parameters"]).split(arrays["theta"]).items():
         yield name, piece.tobytes()
     for name, array in arrays.items():
         if name.startswith("fixed."):

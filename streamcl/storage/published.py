@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from streamcl.errors import Damaged
 from streamcl.storage import checkpoint, container
+from streamcl.storage.frozen import Frozen
 from streamcl.storage.state import StateDirectory
 
 ATTEMPTS = 3
@@ -48,16 +49,18 @@ def clear(path: Path) -> None:
         each.unlink(missing_ok=True)
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]] | None:
+def read(path: Path, frozen: Frozen | None = None) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]] | None:
     """The newest whole version: metadata and arrays that are the caller's own; None where nothing whole was published.
 
-    Never synced, a file may come out of a power cut without its bytes: that is as good as none.
+    frozen: where the arrays that it refers to are read from; without, they are left out. Never synced, a file may come out
+    of a power cut without its bytes: that is as good as none.
     """
     for _ in range(ATTEMPTS):
         try:
             with path.open("rb") as file:
                 private = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            return container.unpack(memoryview(private), path)
+            meta, arrays = container.unpack(memoryview(private), path)
+            return meta, arrays if frozen is None else frozen.resolved(arrays)
         except FileNotFoundError:
             continue  # none, or replaced between following the link and opening what it led to
         except (ValueError, Damaged):  # ValueError: an empty file

@@ -10,9 +10,9 @@ from pathlib import Path
 class StateDirectory:
     """The paths of a state directory; creates nothing.
 
-    log: segments of raw data. checkpoint, ledger and factors: what was learned. live: parameters for the predictor, and
-    while a model is tried some rows of the first batch.
-    history: what was observed over time. audit: who asked for what. daemon: pid and endpoints of the running daemon.
+    log: segments of raw data. checkpoint, ledger and factors: what was learned. frozen: what training does not change of
+    the model. live: parameters for the predictor, and while a model is tried some rows of the first batch. history: what
+    was observed over time. audit: who asked for what. daemon: pid and endpoints of the running daemon.
     """
 
     path: Path

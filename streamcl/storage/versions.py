@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from streamcl.entries import Consolidated, Entry, Forgotten, RolledBack, standing
 from streamcl.errors import StreamclError
-from streamcl.storage import checkpoint, ledger, verified
+from streamcl.storage import checkpoint, frozen, verified
 from streamcl.storage.disk import Disk
+from streamcl.storage.frozen import Frozen
 from streamcl.storage.verified import Saved
 
 SUFFIX = ".checkpoint"
-CHANGES = frozenset({"boundary", "revisit", "forget"})  # kinds of entries after which something else is known
+CHANGES = (Consolidated, Forgotten)  # entries after which something else is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,16 @@ class Versions:
             self.disk.sync_directory(self.directory)
 
     def read(self, number: int) -> Saved:
-        """A version, verified; raises FileNotFoundError, Damaged, UnknownFormat."""
-        return verified.load(self.path(number))
+        """A version with the arrays that it refers to, verified; raises FileNotFoundError, Damaged, UnknownFormat."""
+        saved = verified.load(self.path(number))
+        return Saved(saved.meta, Frozen(self.state).resolved(saved.tensors))
+
+    def references(self, number: int) -> set[str]:
+        """The digests of the arrays that a version refers to; none of one that cannot be read."""
+        try:
+            return set(frozen.references(verified.load(self.path(number), verify=False).tensors).values())
+        except (OSError, StreamclError):
+            return set()
 
     def size(self, number: int) -> int:
         """Bytes of a version; 0 for version 0, which has no file."""
@@ -77,17 +86,17 @@ class Versions:
         return None
 
 
-def usable(numbers: Sequence[int], count: int, entry: Mapping[str, Any]) -> list[int]:
+def usable(numbers: Sequence[int], count: int, entry: Entry) -> list[int]:
     """The versions that may be gone back to after one more entry, number `count` of the ledger, counted from 1.
 
     A withdrawn task may not come back, and what was rolled back is not returned to; the version gone back to stays.
     """
-    match entry["kind"]:
-        case "forget":
+    match entry:
+        case Forgotten():
             return [count]
-        case "rollback":
-            return [number for number in numbers if number <= entry["to"]]
-    changed = entry["kind"] in CHANGES and (not numbers or numbers[-1] < count)
+        case RolledBack(to=to):
+            return [number for number in numbers if number <= to]
+    changed = isinstance(entry, CHANGES) and (not numbers or numbers[-1] < count)
     return [*numbers, count] if changed else list(numbers)
 
 
@@ -99,35 +108,39 @@ class Undoing:
     undone: tuple[str, ...]
 
 
-def undoing(task: str, entries: Sequence[Mapping[str, Any]], numbers: Iterable[int], keep: int) -> Undoing | None:
+def undoing(task: str, entries: Sequence[Entry], numbers: Iterable[int], keep: int) -> Undoing | None:
     """What going back to before a task's newest boundary, or revisit, takes; None where no version is exact.
 
     entries: the whole ledger. numbers: the versions kept; 0, from before anything was learned, needs no file and counts as
     kept while no more than `keep` tasks stand. Rows that were set aside and learned later belong to their boundary.
     """
-    standing = ledger.standing(entries)
-    if task not in standing.tasks:
+    tasks = standing(entries).tasks
+    if task not in tasks:
         return None
-    newest = _boundary(task, standing.tasks[task], entries)
+    newest = _boundary(task, tasks[task], entries)
     version = max((number for number in numbers if number <= newest), default=0)
-    earlier = ledger.standing(entries[:version]).tasks
-    if _learned(earlier) != _learned(ledger.standing(entries[:newest]).tasks):
+    earlier = standing(entries[:version]).tasks
+    if _learned(earlier) != _learned(standing(entries[:newest]).tasks):
         return None
-    if version == 0 and len(standing.tasks) > keep:
+    if version == 0 and len(tasks) > keep:
         return None
-    if any(entry.get("added") and entry["task"] in earlier for entry in entries[newest:]):
+    if any(_was_added(entry) and entry.task in earlier for entry in entries[newest:]):
         return None  # its rows would be neither learned nor kept
-    return Undoing(version, tuple(name for name in standing.tasks if name not in earlier))
+    return Undoing(version, tuple(name for name in tasks if name not in earlier))
 
 
-def _boundary(task: str, entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> int:
+def _boundary(task: str, entry: Consolidated, entries: Sequence[Entry]) -> int:
     """The place of the boundary, or revisit, that a standing entry is of."""
-    place = next(i for i, each in enumerate(entries) if each["lsn"] == entry["lsn"])
-    while entries[place].get("added"):
-        place = max(i for i, e in enumerate(entries[:place]) if e["task"] == task and e["kind"] in ("boundary", "revisit"))
+    place = next(i for i, each in enumerate(entries) if each.lsn == entry.lsn)
+    while _was_added(entries[place]):
+        place = max(i for i, e in enumerate(entries[:place]) if e.task == task and isinstance(e, Consolidated))
     return place
 
 
-def _learned(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+def _was_added(entry: Entry) -> bool:
+    return isinstance(entry, Consolidated) and entry.added
+
+
+def _learned(tasks: Mapping[str, Consolidated]) -> dict[str, int]:
     """Which record each task was learned by."""
-    return {name: entry["lsn"] for name, entry in tasks.items()}
+    return {name: entry.lsn for name, entry in tasks.items()}

@@ -21,13 +21,14 @@ import numpy as np
 from streamcl.bench.faults import moody
 from streamcl.bench.faults.disk import Fault, Plan
 from streamcl.bench.faults.logs import Story
-from streamcl.bench.faults.world import SOUND, Feel, Operate, Phase, Send, Subject, Variant, Violation, World
+from streamcl.bench.faults.senders import Send, Violation
+from streamcl.bench.faults.world import SOUND, Feel, Operate, Phase, Subject, Variant, World
 from streamcl.protocol import messages
 
 ROWS, FEATURES = 6, 3
 FAULTS: tuple[Fault, ...] = ("kill", "torn", "error", "full")
 TREE: dict[str, Any] = {
-    "model": {"factory": "streamcl.models:linear", "likelihood": "categorical", "classes": 3},
+    "model": {"factory": "streamcl.bench.faults.moody:frozen", "likelihood": "categorical", "classes": 3},
     "train": {"epochs": 2, "batch_size": 4, "learning_rate": 0.05},
     "posterior": {"mode": "factors", "fisher": "mc"},
 }

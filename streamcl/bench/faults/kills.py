@@ -33,6 +33,7 @@ BATCHES, ROWS, FEATURES = 6, 64, 8
 TASKS = 10  # a round
 PATIENCE = 180.0  # seconds that a producer waits for a daemon that is killed again and again
 LONGEST_WAIT = 1.4  # seconds between two kills
+PROCESSES = ("ingest", "trainer", "predictor", "nursery")
 
 
 @dataclass(slots=True)
@@ -136,9 +137,9 @@ def _harass(daemon: LocalDaemon, feeder: threading.Thread, rng: random.Random, r
         feeder.join(rng.uniform(0.0, LONGEST_WAIT))
         if not feeder.is_alive():
             return
-        victim = rng.choice(("all", "all", "all while starting", "supervisor", "ingest", "trainer", "predictor"))
+        victim = rng.choice(("all", "all", "all while starting", "supervisor", *PROCESSES))
         result.kills[victim] = result.kills.get(victim, 0) + 1
-        if victim in ("ingest", "trainer", "predictor"):
+        if victim in PROCESSES:
             with contextlib.suppress(KeyError, ProcessLookupError):  # it is being started again after the last kill
                 os.kill(daemon.children()[victim], signal.SIGKILL)
             continue

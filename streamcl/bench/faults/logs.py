@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from streamcl.bench.faults.disk import Plan, Volume
-from streamcl.bench.faults.world import SOUND, Variant, Violation, faulty_disk
+from streamcl.bench.faults.senders import Violation
+from streamcl.bench.faults.world import SOUND, Variant, faulty_disk
 from streamcl.errors import StreamclError
 from streamcl.storage import log
 from streamcl.storage.disk import Disk

@@ -13,55 +13,39 @@ from __future__ import annotations
 import errno
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import structlog
 
-from streamcl import config
+from streamcl import config, snapshot
 from streamcl.bench.faults import moody
 from streamcl.bench.faults.disk import Killed, Plan, SimulatedDisk, Volume
+from streamcl.bench.faults.senders import Send, Senders, Violation
 from streamcl.daemon import words
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.ingest import Ingest
 from streamcl.daemon.journal import Writer
 from streamcl.daemon.link import Link
-from streamcl.daemon.recovery import take_over, terms
+from streamcl.daemon.recovery import take_over
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.trainer import Trainer
+from streamcl.entries import Standing
 from streamcl.errors import Damaged, StreamclError
 from streamcl.learning.drift import Drift, Rise
 from streamcl.learning.learner import Learner
 from streamcl.protocol import frames, messages
-from streamcl.protocol.session import StreamSession
+from streamcl.protocol.producers import Producers
+from streamcl.protocol.session import StreamSession, Terms
 from streamcl.storage import log
-from streamcl.storage.ledger import Standing
 from streamcl.storage.log import LogReader
 from streamcl.storage.records import Record
 
 LIVES = 30  # more starts than any plan causes: something keeps failing
 TURNS = 20_000  # more than any script takes: something hangs
-
-
-class Violation(BaseException):
-    """A promise was broken. No Exception, so that nothing of the daemon answers for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """One message of a producer's sequence."""
-
-    producer: str
-    header: dict[str, Any]
-    arrays: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def seq(self) -> int:
-        """Its place in the producer's sequence."""
-        return int(self.header["seq"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +113,11 @@ class World:
         self.plan = plan or Plan()
         self.rng = random.Random(seed)
         self.cut, self.alone, self.variant = cut, alone, variant
-        self.place = None if order is None else {key: number for number, key in enumerate(order)}
+        place = None if order is None else {key: number for number, key in enumerate(order)}
+        self.senders = Senders({send.producer for send in self._sends()}, self.rng, place)
         self.root = home / "0"
         self.lives = 0
         self.acknowledged: dict[str, int] = {}
-        self.stored: dict[str, int] = {}
         self.history: dict[int, tuple[str | None, int, bytes]] = {}
         self.phase = 0
         self.asked = self.answered = False
@@ -186,6 +170,8 @@ class World:
         if owner == "ingest" and ingest is not None:
             ingest.link.side.close()
             ingest.found.history.close()
+        if owner == "ingest":
+            self.senders.cut()
 
     def _died(self, owner: str) -> None:
         """A kill, alone or of both processes, or a power cut."""
@@ -216,14 +202,16 @@ class World:
     def _turn_ingest(self) -> None:
         if self.ingest is None:
             self.ingest = self._start_ingest()
-            self._meet_producers()
+            self.asked = self.answered = False
         self._send_some(self.ingest)
         self.ingest.make_durable()
         self.ingest.hear()
 
     def _start_ingest(self) -> Ingest:
         settings, disk = self._starting("ingest")
-        session = (StreamSession if self.variant.check_duplicates else _Credulous)(terms(settings))
+        session = StreamSession(Terms.of(settings))
+        if not self.variant.check_duplicates:
+            session.producers = _Credulous(session.terms.producers)
         found = take_over(settings, disk, session)
         if not self.variant.acknowledge_late:
             found.writer = EagerWriter(found.writer, self._acknowledge_early)
@@ -235,7 +223,7 @@ class World:
 
     def _acknowledge_early(self, record: Record) -> None:
         if record.producer is not None:
-            self.heard(record.producer, {"type": "ack", "durable": record.seq})
+            self.told(record.producer, record.seq)
 
     def _turn_trainer(self) -> None:
         if self.trainer is None:
@@ -278,16 +266,16 @@ class World:
         missing = [(send.producer, send.seq) for send in self._sends() if (send.producer, send.seq) not in order]
         if missing:
             raise Violation(f"never trained: {missing}")
-        meta, tensors = self.trainer.learner.snapshot()
+        meta, tensors = self.trainer.replay.snapshot(0)
         standing = self.trainer.learner.standing
         self._check_kept(standing.kept())
         figures = ("lsn", "kind", "origin", "samples", "weight", "loss", "producer", "seq", "aside")
         boundaries, held = (
-            {name: [entry.get(figure) for figure in figures] for name, entry in entries.items()}
+            {name: [getattr(entry, figure, None) for figure in figures] for name, entry in entries.items()}
             for entries in (standing.tasks, standing.held)
         )
         arrays = {name: tensor.tobytes() for name, tensor in tensors.items()}
-        return {**meta, **arrays, "tasks": boundaries, "held": held}
+        return {**snapshot.to_plain(meta), **arrays, "tasks": boundaries, "held": held}
 
     def _check_kept(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Raise Violation unless every row that was not learned is still on disk."""
@@ -301,32 +289,21 @@ class World:
 
     # -- producers and the operator ------------------------------------------------------------------------------
 
-    def _meet_producers(self) -> None:
-        """Every producer says hello again and learns how far its sequence has come."""
-        assert self.ingest is not None
-        self.asked = self.answered = False
-        for name in {send.producer for send in self._sends()}:
-            self.ingest.stream.take(_peer(name), frames.build({"type": "hello", "producer": name}))
-
     def _sends(self) -> list[Send]:
         return [send for phase in self.script if not isinstance(phase, Operate | Feel) for send in phase]
 
-    def heard(self, producer: str, header: dict[str, Any]) -> None:
+    def heard(self, address: str, header: dict[str, Any]) -> None:
         """A producer gets an answer."""
-        match header["type"]:
-            case "welcome" | "ack":
-                durable = header["durable"]
-                if durable < self.acknowledged.get(producer, 0):
-                    raise Violation(
-                        f"{producer}: {self.acknowledged[producer]} was acknowledged, the daemon knows of {durable}"
-                    )
-                self.acknowledged[producer] = durable
-                if header["type"] == "welcome":
-                    self.stored[producer] = durable
-            case "nack" if header["retryable"] and header["code"] != "internal":
-                self.stored[producer] = min(self.stored[producer], header.get("expected", header["seq"]) - 1)
-            case "nack":
-                raise Violation(f"{producer}: refused for good: {header}")
+        if header["type"] in ("welcome", "ack"):
+            self.told(address.rpartition("/")[0], header["durable"])
+        self.senders.hear(address, header)
+
+    def told(self, producer: str, durable: int) -> None:
+        """So much is acknowledged; raises Violation where it had been more."""
+        known = self.acknowledged.get(producer, 0)
+        if durable < known:
+            raise Violation(f"{producer}: {known} was acknowledged, the daemon knows of {durable}")
+        self.acknowledged[producer] = durable
 
     def confirmed(self, header: dict[str, Any]) -> None:
         """The operator gets an answer."""
@@ -340,6 +317,9 @@ class World:
     def _send_some(self, daemon: Ingest) -> None:
         """What an unpredictable network brings next; the next phase once all of this one is acknowledged."""
         phase = self.script[self.phase] if self.phase < len(self.script) else []
+        sends = [] if isinstance(phase, Operate | Feel) else phase
+        for address, message in self.senders.turn(sends):
+            daemon.stream.take(_peer(address), message)
         if isinstance(phase, Operate):
             if not self.asked:
                 self.asked = True
@@ -350,10 +330,7 @@ class World:
             if done:
                 moody.feel(phase.mood)
         else:
-            for send in self._due(phase) if self.place is None else self._in_order(phase, self.place):
-                self.stored[send.producer] = max(self.stored[send.producer], send.seq)
-                daemon.stream.take(_peer(send.producer), frames.build(send.header, send.arrays))
-            done = all(self.acknowledged.get(send.producer, 0) >= send.seq for send in phase)
+            done = self.senders.hold(phase)
         if done and self.phase < len(self.script):
             self.phase += 1
             self.asked = self.answered = False
@@ -364,22 +341,6 @@ class World:
         if self.trainer.commit.checkpointed_lsn < daemon.journal.durable:
             daemon.link.checkpoint()
         return self.trainer.commit.checkpointed_lsn == daemon.journal.durable
-
-    def _due(self, phase: Sequence[Send]) -> Iterator[Send]:
-        """Up to eight messages, each its producer's next; now and then one that was sent before."""
-        for _ in range(self.rng.randint(0, 8)):
-            following = [send for send in phase if send.seq == self.stored[send.producer] + 1]
-            again = [send for send in phase if send.seq <= self.stored[send.producer]]
-            if again and self.rng.random() < 0.1:
-                yield self.rng.choice(again)
-            elif following:
-                yield self.rng.choice(following)
-
-    def _in_order(self, phase: Sequence[Send], place: Mapping[tuple[str, int], int]) -> Iterator[Send]:
-        """One message at a time, each once the one before is acknowledged."""
-        following = [send for send in phase if send.seq == self.stored[send.producer] + 1]
-        if following and self.stored == {**dict.fromkeys(self.stored, 0), **self.acknowledged}:
-            yield min(following, key=lambda send: place[send.producer, send.seq])
 
     def trained(self, entry: log.Entry) -> None:
         """The trainer takes a record."""
@@ -406,8 +367,8 @@ def _is_expected(error: Exception) -> bool:
     return "simulated" in str(cause) or (isinstance(cause, OSError) and cause.errno in (errno.EIO, errno.ENOSPC))
 
 
-def _peer(producer: str) -> Peer:
-    return Peer(producer.encode(), delimited=False, waits_for_one=False)
+def _peer(address: str) -> Peer:
+    return Peer(address.encode(), delimited=False, waits_for_one=False)
 
 
 def _request(message: messages.Message) -> list[frames.Buffer]:
@@ -468,10 +429,8 @@ class EagerWriter:
         self._inner.rotate()
 
 
-class _Credulous(StreamSession):
+class _Credulous(Producers):
     """Takes every message for the next one."""
-
-    __slots__ = ()
 
     def is_duplicate(self, producer: str, seq: int) -> bool:
         """Never."""
@@ -520,7 +479,7 @@ class SilentChannel(Channel):
     def alive(self, sign: words.Alive) -> None:
         """Nobody watches."""
 
-    def send(self, word: words.Word) -> None:
+    def send(self, word: words.Word, descriptors: Sequence[int] = ()) -> None:
         """Dropped."""
 
     def flush(self) -> None:

@@ -26,15 +26,14 @@ from streamcl.config import from_tree
 from streamcl.daemon import recovery
 from streamcl.daemon.ingest import Ingest
 from streamcl.daemon.link import Link
-from streamcl.daemon.recovery import terms
 from streamcl.daemon.sockets import Peer
+from streamcl.entries import Standing
 from streamcl.errors import Refused
 from streamcl.protocol import frames
-from streamcl.protocol.session import StreamSession
-from streamcl.protocol.signature import Signature
+from streamcl.protocol.session import StreamSession, Terms
+from streamcl.schema import Signature
 from streamcl.storage.disk import Disk
 from streamcl.storage.history import History
-from streamcl.storage.ledger import Standing
 from streamcl.storage.records import Record, encode
 from streamcl.storage.state import StateDirectory
 
@@ -108,7 +107,7 @@ class _Replies:
 def bare_ingest(directory: str, log: _Log, replies: list[tuple[str, list[Any]]]) -> Ingest:
     """The judges of every message, on a log in memory, with replies that go to a list."""
     config = from_tree({"state_dir": directory, "model": {"classes": CLASSES}, "stream": {"producers": 64}})
-    state, session = StateDirectory(Path(directory)), StreamSession(terms(config))
+    state, session = StateDirectory(Path(directory)), StreamSession(Terms.of(config))
     found = recovery.Found(state, Disk(), session, log, Standing(), [], History(state.history))
     link = Link(SilentChannel(), SilentChannel())
     ingest = Ingest(config, found, link, _Replies("stream", replies), _Replies("admin", replies))

@@ -15,9 +15,10 @@ import numpy as np
 from streamcl.bench.speed.table import Row, interleaved
 from streamcl.bench.speed.workloads import CLASSES
 from streamcl.config import Config, from_tree
+from streamcl.daemon import words
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.trainer import Moment, Trainer
-from streamcl.learning.learner import Event, Progress
+from streamcl.learning.fitting import Event, Progress
 from streamcl.storage.disk import Disk
 from streamcl.storage.log import LogWriter
 from streamcl.storage.records import Batch, Boundary, array_spec
@@ -45,6 +46,7 @@ class Boundaries:
         self._ends = [Channel.pair(), Channel.pair()]
         self.writer = LogWriter.recover(self.state.log, Disk())
         up, side = (Channel(ours) for ours, _ in self._ends)
+        self._ingest = Channel(self._ends[1][1])
         self.watch = Stopwatch()
         self.trainer = Trainer(config, up, side, watch=self.watch)
         self.trainer.memory.keep()
@@ -69,6 +71,10 @@ class Boundaries:
         self.trainer.turn()
         end, watch = time.perf_counter(), self.watch
         return Taken(float(np.median(watch.steps)), watch.durable - watch.resumed, end - watch.resumed)
+
+    def said(self) -> list[words.Word]:
+        """What the trainer has said to ingest since the last call."""
+        return list(self._ingest.receive())
 
     def close(self) -> None:
         """Close the log and the channels."""

@@ -13,9 +13,10 @@ from streamcl.bench.speed.table import Row, slower, timed
 from streamcl.bench.trained import BATCH, CLASSES, digits, train
 from streamcl.config import Train
 from streamcl.core.fisher import DiagonalFisher
-from streamcl.core.gaussian import DiagonalGaussian
+from streamcl.core.gaussian import Gaussian
 from streamcl.core.likelihood import Categorical, FisherKind
 from streamcl.core.parameters import FlatParameters
+from streamcl.core.precision import observed
 from streamcl.learning.optimisers import Adam
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ def penalty(rounds: int) -> Row:
     likelihood = Categorical(CLASSES)
     theta = parameters.theta.detach()
     optimiser = Adam(theta, parameters.grad, Train().learning_rate)
-    gaussian = DiagonalGaussian(torch.rand_like(theta), torch.rand_like(theta)).scaled(1e-3)
+    gaussian = Gaussian(observed(torch.rand_like(theta)), torch.rand_like(theta)).scaled(1e-3)
 
     def step(start: Callable[[], Any]) -> Callable[[], None]:
         def steps() -> None:

@@ -23,13 +23,13 @@ from streamcl.bench.zoo.architectures import DATA, REFUSED, ZOO
 from streamcl.config import Config, from_tree
 from streamcl.core.fisher import DiagonalFisher
 from streamcl.core.likelihood import FisherKind, Likelihood
+from streamcl.entries import Mark
 from streamcl.errors import ModelRefused
-from streamcl.learning.learner import Learner
+from streamcl.learning.data import Block, Rows
+from streamcl.learning.fitting import Fitting
+from streamcl.learning.learner import Learner, Steps
 from streamcl.learning.network import Network
-from streamcl.protocol.firsts import chosen
-from streamcl.protocol.session import signature_of
-from streamcl.storage.log import Entry
-from streamcl.storage.records import Batch, Boundary, array_spec
+from streamcl.schema import Signature, chosen
 
 CLASSES, ROWS = 3, 15
 BLOCKS = (1, 2, 5, 3, 4)  # sums to ROWS
@@ -117,7 +117,7 @@ def _learned(name: str, dtype: str, kind: FisherKind) -> Outcome:
     run.try_model()
     errors = [run.boundary_error(), run.blocks_error()]
     right = all(error <= TOLERANCES[dtype] for error in errors) and name not in REFUSED
-    return Outcome(name, dtype, kind, "learned" if right else "wrong", max(errors), run.learner.fisher_note)
+    return Outcome(name, dtype, kind, "learned" if right else "wrong", max(errors), run.fitting().fisher_note)
 
 
 class Run:
@@ -130,10 +130,8 @@ class Run:
         x = DATA[ZOO[name][0]](rng, ROWS)
         self.x = x.astype("<i8" if x.dtype.kind == "i" else "<f4")
         self.y = np.arange(ROWS, dtype="<i8") % CLASSES
-        self.learner = Learner(self.config, {})  # type: ignore[arg-type]
-        specs = tuple(array_spec(each, array) for each, array in (("x", self.x), ("y", self.y)))
-        labels = tuple(range(CLASSES))
-        self.batch = Batch(producer="p", epoch=0, seq=1, task="a", samples=ROWS, arrays=specs, new_labels=labels)
+        self.rows = Rows("a", self.x, self.y, tuple(range(CLASSES)))
+        self.learner = Learner(self.config, self)
 
     @staticmethod
     def _config(name: str, dtype: str, kind: FisherKind) -> Config:
@@ -148,15 +146,15 @@ class Run:
     def try_model(self) -> None:
         """As before a first batch is acknowledged; raises ModelRefused."""
         x, y = chosen(self.x, self.y)
-        self.learner.try_model(signature_of(self.batch), x, y, self.batch.new_labels, lambda: None)
+        self.learner.try_model(Signature.of(x, y), x, y, self.rows.new_labels, lambda: None)
 
     def boundary_error(self) -> float:
         """One task; the error of what the posterior has gained."""
-        self._apply(0, self.batch)
-        prior = self._posterior().precision.clone()
+        self._run(self.learner.observe(Mark(0), self.rows))
+        prior = self._posterior().precision.diagonal().clone()
         heard = self._listen()
-        self._apply(1, Boundary(producer="p", epoch=0, seq=2, task="a"))
-        return self._error(self._posterior().precision - prior, heard)
+        self._run(self.learner.close(Mark(1), "a"))
+        return self._error(self._posterior().precision.diagonal() - prior, heard)
 
     def blocks_error(self) -> float:
         """The error of the same Fisher in blocks."""
@@ -181,13 +179,23 @@ class Run:
         expected = oracle.fisher(again.module, network.conversion.x(self.x), drawn[self.kind])
         return float((found - expected).abs().max() / expected.abs().max())
 
-    def _apply(self, lsn: int, record: Any) -> None:
-        for _ in self.learner.apply(lsn, record, {"x": self.x, "y": self.y}, self):  # type: ignore[arg-type]
+    @staticmethod
+    def _run(steps: Steps) -> None:
+        for _ in steps:
             pass
 
-    def read(self, first: int, end: int, verify: bool = True) -> Iterator[Entry]:
-        """As a log of one batch."""
-        yield Entry(0, self.batch, {"x": self.x, "y": self.y}, 0)
+    def read(self, lsn: int, verify: bool = True) -> Block:
+        """As a store of one batch."""
+        return self.x, self.y
+
+    def batches(self, first: int, end: int, verify: bool = True) -> Iterator[tuple[int, int]]:
+        """As a store of one batch."""
+        return iter([(0, ROWS)][first:end])
+
+    def fitting(self) -> Fitting:
+        """How it was fitted."""
+        assert self.learner.fitting is not None
+        return self.learner.fitting
 
     def _listen(self) -> _Listening:
         network = self._network()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from streamcl.config import Config, lookup
 from streamcl.errors import ConfigError
-from streamcl.storage import checkpoint, ledger
 
 KEPT = ("model", "posterior.mode", "posterior.curvature", "train.dtype")  # in every checkpoint
 REASONS = {
@@ -75,14 +73,3 @@ def check_fingerprint(saved: Mapping[str, Any], config: Config) -> None:
     found = list(differences(saved, config))
     if found:
         raise ConfigError(f"configuration: {'; '.join(map(str, found))}. {REMEDY}")
-
-
-def differences_on_disk(directory: Path, config: Config) -> list[Difference]:
-    """The keys that the daemon would refuse on this state directory; none where it is new.
-
-    Raises Damaged, UnknownFormat.
-    """
-    meta = checkpoint.read_meta(directory)
-    if meta is None or not ledger.standing(ledger.read(directory, meta["ledger"])).tasks:
-        return []  # nothing was consolidated that another model could not take
-    return list(differences(meta["fingerprint"], config))

@@ -1,4 +1,5 @@
-"""What the first batch fixes for every later one: shapes, kinds of numbers, and the map from labels to outputs.
+"""What the first batch fixes for every later one: shapes, kinds of numbers, and the map from labels to outputs; and which
+of its rows a model is tried on.
 
 Guarantees: checks change nothing; what a batch adds is applied separately, after it has been stored. Knows
 nothing of sockets, files or torch.
@@ -17,6 +18,8 @@ from streamcl.errors import Refused
 
 Array = npt.NDArray[Any]
 
+TRIED_ROWS = 32  # more show nothing new and make the first acknowledgement slow
+TRIED_BYTES = 16 << 20  # at most of x, but a row at least
 GAUSSIAN = "model.likelihood = 'gaussian' (in a new state directory)"
 
 
@@ -70,6 +73,14 @@ def check_rows(x: Array, y: Array) -> None:
         raise Refused("bad_shape", f"batch: expected at least one row, got x {list(x.shape)} and y {list(y.shape)}")
     if len(x) != len(y):
         raise Refused("bad_shape", f"batch: expected as many rows in y as in x, got {len(x)} in x, {len(y)} in y")
+
+
+def chosen(x: Array, y: Array) -> tuple[Array, Array]:
+    """The rows of a first batch that a model is tried on: a few from all over it, since data often come sorted by label."""
+    row = max(1, x.nbytes // max(1, len(x)))
+    many = max(1, min(len(x), TRIED_ROWS, TRIED_BYTES // row))
+    places = np.unique(np.linspace(0, len(x) - 1, many).round().astype(np.int64))
+    return np.ascontiguousarray(x[places]), np.ascontiguousarray(y[places])
 
 
 @dataclass(slots=True)
@@ -154,6 +165,13 @@ class LabelMap:
         """Give outputs to labels that `new_labels` has found: those given, else those of `places`."""
         fresh = tuple(fresh)
         self.outputs.update(zip(fresh, self.places(fresh) if places is None else places, strict=True))
+
+    def take(self, fresh: tuple[int, ...], places: tuple[int, ...]) -> None:
+        """Give outputs to labels as a stored batch has them, those of an earlier version as that did."""
+        if fresh and not places:
+            self.add_as_before(fresh)
+        else:
+            self.add(fresh, places)
 
     def add_as_before(self, fresh: Iterable[int]) -> None:
         """For records without outputs, of an earlier version: the first batch decided.

@@ -1,0 +1,25 @@
+"""Anything array-like as the arrays that streamcl takes. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+DTYPES = ("<f4", "<f8", "<f2", "<i8", "<i4", "|u1")  # that travel, and are stored
+
+
+def as_array(values: Any) -> npt.NDArray[Any]:
+    """A NumPy array of anything array-like; torch tensors by way of the host, without importing torch.
+
+    Booleans become 0 and 1, integers of other widths int64.
+    """
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    array = np.asarray(values)
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8)
+    if array.dtype.kind in "iu" and array.dtype.str not in DTYPES:
+        return array.astype(np.int64)
+    return array

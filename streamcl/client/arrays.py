@@ -1,0 +1,46 @@
+"""What a client takes for arrays, and small blocks of rows that travel as one message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from streamcl.protocol.frames import Array
+
+
+def _alike(one: Array, other: Array) -> bool:
+    """Whether these are rows of one kind."""
+    return one.dtype == other.dtype and one.shape[1:] == other.shape[1:]
+
+
+def is_block(x: Array, y: Array) -> bool:
+    """Whether these are rows and as many targets."""
+    return x.ndim > 0 and y.ndim > 0 and 0 < len(x) == len(y)
+
+
+@dataclass(slots=True)
+class Gathered:
+    """Small blocks of one task that will travel as one message: rows of one shape and dtype."""
+
+    task: str
+    since: float
+    x: list[Array] = field(default_factory=list)
+    y: list[Array] = field(default_factory=list)
+    nbytes: int = 0
+
+    def takes(self, x: Array, y: Array, task: str) -> bool:
+        """Whether a block can be joined to the others without changing what it says."""
+        return task == self.task and _alike(x, self.x[0]) and _alike(y, self.y[0])
+
+    def add(self, x: Array, y: Array) -> None:
+        """One more block."""
+        self.x.append(x)
+        self.y.append(y)
+        self.nbytes += x.nbytes + y.nbytes
+
+    def joined(self) -> dict[str, Array]:
+        """All blocks as one batch."""
+        return {
+            name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in (("x", self.x), ("y", self.y))
+        }

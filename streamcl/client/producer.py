@@ -1,0 +1,323 @@
+"""A producer: a socket, a clock and a thread around the outbox, which decides what is sent, kept and sent again."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import zmq
+
+from streamcl.arrays import as_array
+from streamcl.client.arrays import Gathered, is_block
+from streamcl.client.connection import Connection
+from streamcl.errors import Refused, StreamclError, Unreachable
+from streamcl.handshake import KeysGiven, ServerGiven, client_keys
+from streamcl.protocol import frames
+from streamcl.protocol.frames import Array
+from streamcl.protocol.messages import Batch, Boundary, Revisit, Verdict, Welcome, decode_reply
+from streamcl.protocol.outbox import (
+    Connect,
+    Diverged,
+    Effect,
+    GaveUp,
+    Link,
+    Outbox,
+    Refusal,
+    Transmit,
+    Unlearned,
+    Waiting,
+)
+
+STREAM = "tcp://127.0.0.1:5757"
+GATHER_BYTES = 128 * 1024  # of small blocks that travel as one message: beyond it, larger messages gain little
+LINGER_SECONDS = 0.05
+
+T = TypeVar("T")
+
+
+class Producer:
+    """Streams batches of tasks to a daemon, exactly once.
+
+    endpoint: the daemon's stream endpoint. producer: this stream's name, 1-128 of ``[A-Za-z0-9._-]``; the daemon
+    remembers how far a name has come, so a restarted producer goes on from `durable`. epoch: grows at each restart
+    and fences older processes of the same name; the clock in milliseconds unless given. timeout: seconds for which any
+    call waits while nothing moves: nothing more is stored, and the daemon is not at work on what it has. Then Unreachable
+    is raised with the daemon's reason (training is paused, a disk or budget is full, a barrier is not met, ...), and what
+    was sent is kept; or Refused where it refused a boundary or revisit all that time, which then is forgotten.
+    gather_bytes: smaller blocks of one task are joined until they come to so many bytes, and travel, are stored, learned
+    from and refused as one message; 0 sends each by itself, so that the same calls always make the same messages. linger:
+    seconds after which gathered blocks are sent anyway. on_waiting: called with the daemon's reason while a call waits and
+    nothing moves, each reason once. keys: where the daemon asks for keys, this client's secret file of `streamcl keygen`;
+    server_key: the daemon's public key or its file, unless the secret file has it.
+
+    >>> with Producer(producer="camera-1") as producer:     # doctest: +SKIP
+    ...     producer.send(x, y, task="monday")
+    ...     producer.boundary("monday")
+    """
+
+    def __init__(
+        self,
+        endpoint: str = STREAM,
+        producer: str = "producer",
+        *,
+        epoch: int | None = None,
+        timeout: float = 60.0,
+        gather_bytes: int = GATHER_BYTES,
+        linger: float = LINGER_SECONDS,
+        on_waiting: Callable[[str], None] | None = None,
+        keys: KeysGiven = None,
+        server_key: ServerGiven = None,
+    ) -> None:
+        self.on_waiting = on_waiting
+        self.producer = producer
+        self.gather_bytes = gather_bytes
+        self.linger = linger
+        self.timeout = timeout
+        self.welcome: dict[str, Any] = {}
+        number = epoch if epoch is not None else time.time_ns() // 1_000_000
+        self._outbox = Outbox(producer, number, clocked=epoch is None, seconds=timeout, now=time.monotonic())
+        self._gathered: Gathered | None = None
+        self._lock = threading.RLock()  # between the caller's thread and the one that sends what has lingered
+        self._closed = threading.Event()
+        self._lingering: threading.Thread | None = None
+        self._connection = Connection(endpoint, client_keys(keys, server_key), timeout)
+        try:
+            self._until(lambda: self._outbox.link is Link.OPEN)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    @property
+    def durable(self) -> int:
+        """The newest sequence number that the daemon is known to hold safely."""
+        return self._outbox.durable
+
+    @property
+    def applied(self) -> int:
+        """The newest sequence number that is known to be trained and in a checkpoint."""
+        return self._outbox.applied
+
+    @property
+    def credit(self) -> int:
+        """How many messages may be unacknowledged."""
+        return self._outbox.credit
+
+    def send(self, x: Any, y: Any, task: str, *, boundary: bool = False) -> int:
+        """Send one batch, waiting while there is no credit; returns the sequence number it travels under.
+
+        x: [n, ...], y: [n] or [n, ...]. The batch may still be on its way, or be waiting to be joined by others: `flush`
+        waits until it is durable. The arrays must not be changed before that. Raises Refused, Unreachable; a refusal
+        may be of an earlier batch, and then nothing sent since is stored. Where Unreachable is raised these rows are not
+        taken, and may be given again; all before them are kept.
+        """
+        x, y = frames.portable("x", as_array(x)), frames.portable("y", as_array(y))
+        with self._call():
+            sound = is_block(x, y)
+            if self._gathered is not None and not (sound and self._gathered.takes(x, y, task)):
+                self._send_gathered()
+            gathered = self._gathered.nbytes if self._gathered is not None else 0
+            now = boundary or not sound or gathered + x.nbytes + y.nbytes >= self.gather_bytes
+            if now:
+                self._wait_for_credit()
+            if not sound:  # for the daemon to refuse, by itself
+                return self._post(Batch(seq=0, task=task, boundary=boundary), {"x": x, "y": y})
+            if self._gathered is None:
+                self._gathered = Gathered(task, time.monotonic())
+            self._gathered.add(x, y)
+            if now:
+                return self._send_gathered(boundary)
+            self._watch_linger()
+            return self._outbox.last + 1
+
+    def boundary(
+        self,
+        task: str,
+        weight: float | None = None,
+        barrier: Mapping[str, int] | None = None,
+        wait: bool = True,
+    ) -> dict[str, Any]:
+        """Close a task; with `wait`, until it is consolidated, and return the `done` (samples, loss, seconds, set_aside).
+
+        weight: lambda_t, instead of scale * N_t. barrier: sequence numbers of other producers to wait for. set_aside: rows
+        that could not be learned and are kept, 0 as a rule. It waits as long as the daemon is at work. Raises Unreachable
+        (what is stored by then is consolidated all the same), and Refused, ``unlearnable`` where nothing could be learned:
+        the task is held, with all its rows. Without `wait`, or after Unreachable, the next call that hears of it raises
+        that.
+        """
+        weight = None if weight is None else float(weight)
+        message = Boundary(seq=0, task=task, weight=weight, barrier=dict(barrier) if barrier else None)
+        with self._call():
+            self._send_gathered()
+            seq = self._post(message, {}, awaited=wait)
+            return self._wait_for_verdict(seq) if wait else {"seq": seq, "task": task}
+
+    def revisit(self, task: str, damping: float | None = None) -> int:
+        """Reopen a consolidated task, whose data is sent again after this; returns the sequence number."""
+        message = Revisit(seq=0, task=task, damping=None if damping is None else float(damping))
+        with self._call():
+            self._send_gathered()
+            seq = self._post(message, {})
+            self._flush()
+        return seq
+
+    def flush(self) -> int:
+        """Wait until everything sent is durable; returns the last durable sequence number."""
+        with self._call():
+            self._send_gathered()
+            self._flush()
+        return self.durable
+
+    def close(self) -> None:
+        """Close the connection; what is not durable yet is left to the next process of this name."""
+        if not self._connection.ours:
+            return  # sockets and thread stayed with the process that made them
+        self._closed.set()
+        if self._lingering is not None:
+            self._lingering.join()
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self.close()
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """What every call begins with: it is this process's producer, nobody else uses it, and patience begins anew."""
+        self._connection.check_process("Producer")  # before the lock, which a fork may have left taken for ever
+        with self._lock:
+            self._outbox.begin(self.timeout, time.monotonic())
+            yield
+
+    # -- small blocks --------------------------------------------------------------------------------------------
+
+    def _send_gathered(self, boundary: bool = False) -> int:
+        """Send what has been gathered, if anything; returns its sequence number."""
+        if self._gathered is None:
+            return self._outbox.last
+        self._wait_for_credit()
+        gathered, self._gathered = self._gathered, None
+        return self._post(Batch(seq=0, task=gathered.task, boundary=boundary), gathered.joined())
+
+    def _watch_linger(self) -> None:
+        if self._lingering is None:
+            self._lingering = threading.Thread(target=self._send_lingering, name=f"linger {self.producer}", daemon=True)
+            self._lingering.start()
+
+    def _send_lingering(self) -> None:
+        """In a thread of its own: send blocks that no other has joined for a while, if there is credit.
+
+        Hears nothing and waits for nothing: what the daemon says to it, the caller's thread takes up.
+        """
+        while not self._closed.wait(self.linger):
+            with self._lock:
+                due = self._gathered is not None and time.monotonic() - self._gathered.since >= self.linger
+                if due and self._outbox.has_credit:
+                    gathered, self._gathered = self._gathered, None
+                    assert gathered is not None
+                    with contextlib.suppress(StreamclError, zmq.ZMQError):  # it is kept, for the caller's thread to send
+                        self._transmit(Batch(seq=0, task=gathered.task), gathered.joined())
+
+    # -- the conversation ----------------------------------------------------------------------------------------
+
+    def _post(self, message: Batch | Boundary | Revisit, arrays: Mapping[str, Array], awaited: bool = False) -> int:
+        """Send, and take in what the daemon has said so far; returns the sequence number."""
+        seq = self._transmit(message, arrays, awaited)
+        self._hear(0.0)
+        self._until(lambda: self._outbox.link is Link.OPEN)
+        return seq
+
+    def _transmit(self, message: Batch | Boundary | Revisit, arrays: Mapping[str, Array], awaited: bool = False) -> int:
+        self._perform(self._outbox.offer(message, arrays, time.monotonic(), awaited=awaited))
+        return self._outbox.last
+
+    def _wait_for_credit(self) -> None:
+        self._until(lambda: self._outbox.has_credit)
+
+    def _flush(self) -> None:
+        self._until(lambda: self._outbox.unsafe == 0)
+
+    def _wait_for_verdict(self, seq: int) -> dict[str, Any]:
+        try:
+            verdict = self._until(lambda: self._outbox.verdict(seq))
+        except BaseException:
+            self._outbox.waive(seq)
+            raise
+        if not verdict.learned:
+            raise _unlearnable(verdict)
+        return dict(verdict.said)
+
+    def _until(self, reached: Callable[[], T | None]) -> T:
+        """Listen, and do what the outbox says, until there is what is waited for."""
+        while not (there := reached()):
+            left = max(self._outbox.due - time.monotonic(), 0.0)
+            if self._outbox.link is Link.APART:
+                time.sleep(left)
+            if self._outbox.link is Link.APART or not self._hear(left):
+                self._perform(self._outbox.passed(time.monotonic()))
+        return there
+
+    def _hear(self, seconds: float) -> bool:
+        """Take in all that the daemon says by then at the latest; returns whether it was anything."""
+        received = self._receive(seconds)
+        heard = received is not None
+        while received is not None:
+            reply = decode_reply(received)
+            if isinstance(reply, Welcome):
+                self.welcome = received
+            if reply is not None:
+                self._perform(self._outbox.hear(reply, time.monotonic()))
+            received = self._receive(0.0) if self._outbox.link is not Link.APART else None
+        return heard
+
+    def _receive(self, seconds: float) -> dict[str, Any] | None:
+        try:
+            received = self._connection.receive(1000 * seconds)
+        except Refused:  # not let in: it is knocked again at the next call
+            self._outbox.lost(time.monotonic())
+            raise
+        return None if received is None else received[0]
+
+    def _perform(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Transmit():
+                    self._connection.send(effect.message)
+                case Connect():
+                    self._connection.open()
+                case Waiting():
+                    if self.on_waiting is not None:
+                        self.on_waiting(effect.words)
+                case Refusal():
+                    raise self._refused(effect)
+                case Unlearned():
+                    raise _unlearnable(effect.verdict)
+                case GaveUp():
+                    raise Unreachable(f"{self._connection.endpoint}: {effect.words}")
+                case Diverged():
+                    raise StreamclError(effect.words)
+
+    def _refused(self, refusal: Refusal) -> Refused:
+        """As an exception; with a message that is forgotten goes what was gathered behind it."""
+        later = refusal.behind + (self._gathered is not None)
+        if refusal.forgotten:
+            self._gathered = None
+        behind = f" ({later} later messages were not stored either)" if refusal.forgotten and later else ""
+        nack = refusal.nack
+        return Refused(nack.code, nack.message + behind, retryable=nack.retryable, seq=nack.seq)
+
+
+def _unlearnable(verdict: Verdict) -> Refused:
+    failed = verdict.said
+    rows = f"task {failed['task']!r}: {failed['samples']} rows could not be learned"
+    return Refused("unlearnable", f"{rows}: {failed['message']}", seq=verdict.seq)

@@ -1,0 +1,287 @@
+"""What changed a task's standing for good: the ledger's entries, and what holds after all of them.
+
+Guarantees: an entry that decodes is of a kind that this version knows, with fields of the right types; any other is an
+`UnknownFormat`. Entries are frozen; `Standing` holds replaced copies of them. No files: `storage.ledger` keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from streamcl.errors import UnknownFormat
+
+MOST_FREED = 200  # names, which a `welcome` holds
+
+Places = tuple[tuple[int, int], ...]  # of batches: LSN and rows of each
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """Where in the sequence of all calls something was asked, and by whom.
+
+    lsn: the position, from which everything random about it is drawn. producer: whom to tell of it, None for an operator
+    or the daemon itself; seq: of its message.
+    """
+
+    lsn: int
+    producer: str | None = None
+    seq: int = 0
+
+
+class _Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", omit_defaults=True):
+    """What every entry carries. lsn: of the record. seconds: that it took. closed_at: when, in seconds since 1970."""
+
+    task: str
+    lsn: int
+    producer: str | None = None
+    seq: int = 0
+    seconds: float = 0.0
+    closed_at: float = 0.0
+
+    @property
+    def kind(self) -> str:
+        """Its name in the ledger, in messages and in the chronicle."""
+        return str(self.__struct_config__.tag)
+
+
+class Consolidated(_Entry, frozen=True, tag="boundary"):
+    """A task's data has entered the posterior.
+
+    samples: N_t. weight: lambda_t. loss: mean NLL at the optimum, in nats a sample. revisits: how often it was fed again.
+    factor: the number of its factor, None where none is kept. potential: of that factor at the optimum. aside: batches that
+    could not be learned and are kept. warning: for the operator. origin: ``drift`` where a change of the stream closed it,
+    reason: of what kind; lsn is then the batch that showed it. added: rows were added to a task that had been consolidated.
+    """
+
+    samples: int = 0
+    weight: float = 0.0
+    loss: float = 0.0
+    revisits: int = 0
+    factor: int | None = None
+    potential: float | None = None
+    aside: Places = ()
+    warning: str | None = None
+    origin: str | None = None
+    reason: str | None = None
+    added: bool = False
+
+    @property
+    def rows_aside(self) -> int:
+        """How many of its rows were set aside."""
+        return sum(rows for _, rows in self.aside)
+
+
+class Revisited(Consolidated, frozen=True, tag="revisit"):
+    """A consolidated task was fed again, and its part of the posterior replaced."""
+
+
+class Held(_Entry, frozen=True, tag="held"):
+    """A boundary at which nothing could be learned: its records, first_lsn to below end_lsn, are kept.
+
+    samples: their rows. weight: as the boundary asked, None for the configured one. damping: of a revisit. origin, reason:
+    as of `Consolidated`.
+    """
+
+    samples: int
+    first_lsn: int
+    end_lsn: int
+    weight: float | None = None
+    damping: float | None = None
+    origin: str | None = None
+    reason: str | None = None
+
+
+class Confirmed(_Entry, frozen=True, tag="confirm"):
+    """A boundary of a stream whose last task drift had closed by then, with that task's figures."""
+
+    samples: int = 0
+    weight: float = 0.0
+    loss: float = 0.0
+    origin: str | None = None
+
+
+class Abandoned(_Entry, frozen=True, tag="abandon"):
+    """An open revisit was given up."""
+
+
+class Forgotten(_Entry, frozen=True, tag="forget"):
+    """A task was withdrawn for good."""
+
+
+class Dropped(_Entry, frozen=True, tag="drop"):
+    """What was kept of a task was given up."""
+
+
+class StillAside(_Entry, frozen=True, tag="still-aside"):
+    """Batches that were set aside could not be learned this time either. samples: their rows."""
+
+    samples: int = 0
+
+
+class NothingKept(_Entry, frozen=True, tag="nothing"):
+    """A retry of a task of which nothing is kept."""
+
+
+class RolledBack(_Entry, frozen=True, tag="rollback"):
+    """Everything since a version is undone. to: the version, a number of entries. undone: tasks that are unknown again."""
+
+    to: int
+    undone: tuple[str, ...] = ()
+
+
+class RollbackFailed(_Entry, frozen=True, tag="rollback-failed"):
+    """A version could not be used; nothing was undone. reason: why."""
+
+    to: int
+    reason: str
+    undone: tuple[str, ...] = ()
+
+
+Entry = (
+    Consolidated
+    | Revisited
+    | Held
+    | Confirmed
+    | Abandoned
+    | Forgotten
+    | Dropped
+    | StillAside
+    | NothingKept
+    | RolledBack
+    | RollbackFailed
+)
+Closing = Consolidated | Held  # a boundary, learned or not
+
+
+def encode(entry: Entry) -> bytes:
+    """An entry as msgpack."""
+    return _encoder.encode(entry)
+
+
+def decode(packed: bytes | memoryview) -> Entry:
+    """The entry of `encode`; raises UnknownFormat for one that this version does not know."""
+    try:
+        entry: Entry = _decoder.decode(packed)
+    except msgspec.MsgspecError as error:
+        raise UnknownFormat(
+            f"ledger entry: {error}; it was written by another version of streamcl: start that one, or upgrade"
+        ) from None
+    return entry
+
+
+def to_plain(entry: Entry) -> dict[str, Any]:
+    """As plain containers, for a message."""
+    plain: dict[str, Any] = msgspec.to_builtins(entry)
+    return plain
+
+
+def from_plain(plain: Mapping[str, Any]) -> Entry:
+    """What `to_plain` gave; raises msgspec.ValidationError."""
+    entry: Entry = msgspec.convert(plain, Entry)
+    return entry
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Entry)
+
+
+@dataclass(slots=True)
+class Standing:
+    """What holds after all entries of a ledger.
+
+    tasks: the newest entry of each consolidated task, in the order they were first learned; its ``aside`` is what is still
+    kept. forgotten: withdrawn tasks. held: by task, the entry of a boundary at which nothing could be learned. freed: the
+    newest names whose task was undone or dropped, so that its data may come again: by the LSN of what did it.
+    """
+
+    tasks: dict[str, Consolidated] = field(default_factory=dict)
+    forgotten: set[str] = field(default_factory=set)
+    held: dict[str, Held] = field(default_factory=dict)
+    freed: dict[str, int] = field(default_factory=dict)
+
+    def take(self, entry: Entry, earlier: Callable[[int], Standing]) -> None:
+        """One more entry. earlier: what stood after so many entries, for a rollback."""
+        task = entry.task
+        match entry:
+            case Consolidated():
+                self.tasks[task] = entry
+                self.held.pop(task, None)
+            case Confirmed() if task in self.tasks:  # who asked for a boundary that stands already
+                self._replace(task, producer=entry.producer, seq=entry.seq)
+            case Held():
+                self.held[task] = entry
+            case Forgotten():
+                self.tasks.pop(task, None)
+                self.held.pop(task, None)
+                self.forgotten.add(task)
+            case Dropped():
+                self._drop(task)
+                self._free([] if task in self.tasks else [task], entry.lsn)
+            case RolledBack():
+                self._free(entry.undone, entry.lsn)
+                self.tasks = self._as_kept(earlier(entry.to).tasks)
+
+    def _replace(self, task: str, **fields: Any) -> None:
+        self.tasks[task] = msgspec.structs.replace(self.tasks[task], **fields)
+
+    def _free(self, names: Iterable[str], lsn: int) -> None:
+        for name in names:
+            self.freed.pop(name, None)
+            self.freed[name] = lsn
+        for name in list(self.freed)[:-MOST_FREED]:
+            del self.freed[name]
+
+    def _drop(self, task: str) -> None:
+        self.held.pop(task, None)
+        if task in self.tasks:
+            self._replace(task, aside=())
+
+    def _as_kept(self, tasks: Mapping[str, Consolidated]) -> dict[str, Consolidated]:
+        """A version's tasks as they stand again: of what was set aside then, what is still kept."""
+        kept = {lsn for entry in self.tasks.values() for lsn, _ in entry.aside}
+
+        def still(entry: Consolidated) -> Places:
+            return tuple(pair for pair in entry.aside if pair[0] in kept)
+
+        return {task: msgspec.structs.replace(entry, aside=still(entry)) for task, entry in tasks.items()}
+
+    def closed(self) -> set[str]:
+        """The names that take no data: of every task that is consolidated, held or withdrawn."""
+        return {*self.tasks, *self.forgotten, *self.held}
+
+    def set_aside(self) -> dict[str, int]:
+        """How many rows are set aside, of each consolidated task of which any are."""
+        return {task: entry.rows_aside for task, entry in self.tasks.items() if entry.aside}
+
+    def factors(self) -> set[int]:
+        """The numbers of the factors that stand."""
+        return {entry.factor for entry in self.tasks.values() if entry.factor is not None}
+
+    def kept(self) -> list[tuple[int, int]]:
+        """The records that must stay in the log, from and to below, since their rows were not learned."""
+        held = [(entry.first_lsn, entry.end_lsn) for entry in self.held.values()]
+        single = [(lsn, lsn + 1) for entry in self.tasks.values() for lsn, _ in entry.aside]
+        return sorted([*held, *single])
+
+
+def standing(entries: Sequence[Entry]) -> Standing:
+    """What holds after all entries, from the first one on."""
+    result = Standing()
+    for entry in entries:
+        result.take(entry, lambda count: standing(entries[:count]))
+    return result
+
+
+def by_drift(entry: Entry) -> bool:
+    """Whether this is a boundary that a change of the stream has set: `lsn` is the batch that showed it."""
+    return isinstance(entry, Closing) and entry.origin == "drift"
+
+
+def figures(entry: Entry) -> dict[str, Any]:
+    """What whoever asked for a record is told of it; `origin` where it was drift that closed the task before."""
+    names = ("task", "kind", "samples", "loss", "seconds", "origin", "undone", "warning")
+    known = {name: getattr(entry, name) for name in names if getattr(entry, name, None) is not None}
+    return known | ({"kind": "boundary"} if isinstance(entry, Confirmed) else {})

@@ -1,0 +1,537 @@
+"""The learner in this process: the daemon's own rules and code, without sockets, files or other processes.
+
+Every call becomes the record that the daemon would have stored, and takes effect before it returns. Guarantees: on the CPU
+the same bits as a daemon that is sent the same batches, boundaries and revisits in the same order; the same refusals, by
+code; a call that raises has changed nothing, but for rows that are kept because they could not be learned.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from streamcl import config as configuration
+from streamcl import entries, snapshot
+from streamcl.arrays import as_array
+from streamcl.client import ParameterVectors, Prediction
+from streamcl.config import Config
+from streamcl.core import stored as stored_state
+from streamcl.entries import (
+    Closing,
+    Confirmed,
+    Consolidated,
+    Entry,
+    Held,
+    Standing,
+    StillAside,
+    by_drift,
+    figures,
+    standing,
+)
+from streamcl.errors import ConfigError, Refused, UnknownFormat
+from streamcl.learning import learner as learning
+from streamcl.learning.data import Array, Block
+from streamcl.learning.failing import Unlearnable
+from streamcl.learning.network import Network
+from streamcl.learning.predictive import averaged, predict
+from streamcl.protocol import messages
+from streamcl.protocol.frames import NamedArrays, check_finite, portable
+from streamcl.protocol.restoring import restore
+from streamcl.protocol.session import StreamSession, Terms
+from streamcl.replay import Replay
+from streamcl.schema import Signature, chosen
+from streamcl.snapshot import under
+from streamcl.storage import container, verified
+from streamcl.storage.disk import Disk
+from streamcl.storage.log import Entry as Stored
+from streamcl.storage.records import Batch, Record
+
+ITSELF = "learner"  # the producer that this process is to the session
+NO_EFFECT = (
+    "state_dir",
+    "endpoints",
+    "evaluation",
+    "security",
+    "log",
+    "train.watchdog_seconds",
+    "posterior.keep",
+    "stream.credit",
+    "stream.producers",
+)
+FORMAT = 1
+ROWS, FACTOR = "rows.", "factor."  # of the arrays' names in a file
+
+
+@dataclass(slots=True)
+class Memory:
+    """What a daemon has on disk: the records of the open task, those that are kept, and the factors."""
+
+    records: dict[int, Stored] = field(default_factory=dict)
+    factors: dict[int, Mapping[str, npt.NDArray[Any]]] = field(default_factory=dict)
+
+    def keep_only(self, needed: int, kept: Sequence[tuple[int, int]], factors: set[int]) -> None:
+        """Let go of every record below `needed` that is in none of the ranges, and of every other factor."""
+        gone = [lsn for lsn in self.records if lsn < needed and not any(first <= lsn < end for first, end in kept)]
+        for lsn in gone:
+            del self.records[lsn]
+        for number in self.factors.keys() - factors:
+            del self.factors[number]
+
+    def held_bytes(self) -> int:
+        """Of the rows."""
+        return sum(stored.nbytes for stored in self.records.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The learner's store."""
+
+    memory: Memory
+
+    def read(self, lsn: int, verify: bool = True) -> Block:
+        """One batch's rows."""
+        arrays = self.memory.records[lsn].arrays
+        return arrays["x"], arrays["y"]
+
+    def batches(self, first: int, end: int, verify: bool = True) -> Iterator[tuple[int, int]]:
+        """Position and rows of every batch between."""
+        for lsn, stored in sorted(self.memory.records.items()):
+            if first <= lsn < end and isinstance(stored.record, Batch):
+                yield lsn, stored.record.samples
+
+
+@dataclass(frozen=True, slots=True)
+class _Factors:
+    """The learner's source of factors."""
+
+    memory: Memory
+
+    def read(self, number: int, task: str, verify: bool = True) -> Mapping[str, npt.NDArray[Any]]:
+        """One factor's arrays."""
+        return self.memory.factors[number]
+
+
+class Learner:
+    """A continual learner in this process.
+
+    config: keys as in the daemon's TOML file, nested; those that only a daemon has a use for are refused. module: the model
+    itself, instead of ``model.factory``; it is copied, and its parameters are where learning starts. Raises ConfigError.
+
+    Tasks as in the daemon: the first batch of a task opens it, `boundary` consolidates it into the posterior and lets its
+    rows go. Not safe to use from several threads at once.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | None = None, module: nn.Module | None = None) -> None:
+        self.config = _settings(dict(config or {}), module)
+        self._module = copy.deepcopy(module)
+        self._memory = Memory()
+        self._entries: list[Entry] = []
+        self._failures: dict[int, dict[str, int]] = {}
+        self._reasons: dict[str, str] = {}
+        self._session = StreamSession(Terms.of(self.config))
+        self._session.producers.hello(messages.Hello(producer=ITSELF))
+        self._replay = self._fresh()
+        self._mark_place()
+
+    def _fresh(self) -> Replay:
+        factory = None if self._module is None else _copies(self._module)
+        learner = learning.Learner(self.config, _Rows(self._memory), _Factors(self._memory), None, factory)
+        learner.wary = self._failures
+        return Replay(learner)
+
+    # -- learning ------------------------------------------------------------------------------------------------
+
+    def observe(self, x: Any, y: Any, task: str = "default", boundary: bool = False) -> dict[str, Any] | None:
+        """Learn from rows x [n, ...] and y [n] or [n, ...] of a task; the first batch of a task opens it.
+
+        boundary: the task ends with these rows; then returns what `boundary` does. Rows on which the model fails are tried
+        again at the boundary, with a RuntimeWarning now. Raises Refused (``task_closed task_mismatch bad_shape bad_array
+        bad_label nonfinite no_credit``), and ModelRefused with the first batch where the model cannot be learned.
+        """
+        arrays = {"x": _checked("x", x), "y": _checked("y", y)}
+        header = {"type": "batch", "seq": self._next_seq, "task": task, "boundary": boundary}
+        message = messages.decode(header, messages.Batch)
+        nbytes = sum(array.nbytes for array in arrays.values())
+        records = self._session.admit_batch(ITSELF, message, NamedArrays(arrays), nbytes)
+        if self._session.signature is None:
+            self._try_model(records[-1], arrays)
+        return self._take(records, {name: array.copy() for name, array in arrays.items()}, nbytes)
+
+    def _try_model(self, batch: Record, arrays: Mapping[str, Array]) -> None:
+        assert isinstance(batch, Batch)
+        rows = chosen(arrays["x"], arrays["y"])
+        self._learner.try_model(Signature.of(*rows), *rows, batch.new_labels, lambda: None)
+
+    def boundary(self, task: str = "default", weight: float | None = None) -> dict[str, Any]:
+        """Consolidate the open task and let its rows go. weight: lambda_t, by default the configured scale times N_t.
+
+        Returns its figures: task, kind, samples, loss (mean NLL in nats a sample), seconds, set_aside. Raises Refused
+        ``unknown_task task_closed``, and ``unlearnable`` where nothing of it could be learned: its rows are kept then,
+        until `retry` or `drop`.
+        """
+        header = {"type": "boundary", "seq": self._next_seq, "task": task, "weight": weight}
+        message = messages.decode(header, messages.Boundary)
+        return self._take(self._session.admit_boundary(ITSELF, message)) or {}
+
+    def revisit(self, task: str, damping: float | None = None) -> None:
+        """Reopen a consolidated task (``posterior.mode`` factors or online): feed it again, then its `boundary`.
+
+        damping: of its new factor. Raises Refused ``not_in_factor_mode unknown_task task_closed task_mismatch``.
+        """
+        header = {"type": "revisit", "seq": self._next_seq, "task": task, "damping": damping}
+        message = messages.decode(header, messages.Revisit)
+        self._take(self._session.admit_revisit(ITSELF, message.seq, message.task, message.damping))
+
+    def abandon(self) -> None:
+        """Give up the open revisit; everything is as before it. Raises Refused ``unknown_task``."""
+        self._take(self._session.admit_abandon(None))
+
+    def forget(self, task: str) -> None:
+        """Withdraw a task's factor for good (factor mode). Raises Refused as the daemon does."""
+        self._take(self._session.admit_forget(task))
+
+    def retry(self, task: str) -> dict[str, Any]:
+        """Learn what was kept of a task. Raises Refused ``unknown_task not_ready``, ``unlearnable`` if it fails again."""
+        return self._take(self._session.admit_retry(task)) or {}
+
+    def drop(self, task: str) -> None:
+        """Give up what was kept of a task. Raises Refused ``unknown_task``."""
+        self._take(self._session.admit_drop(task))
+
+    # -- what was learned ------------------------------------------------------------------------------------------
+
+    def predict(self, x: Any, samples: int = 0) -> Prediction:
+        """What the model says of rows x; with samples > 0, averaged over so many draws from the posterior.
+
+        During a revisit, with the parameters from before it. Raises Refused ``not_ready`` before the first batch,
+        ``bad_shape bad_array nonfinite``.
+        """
+        rows = _checked("x", x)
+        with self._served() as network:
+            outputs = self._outputs(network, rows, samples)
+        labels = self._learner.labels.labels() if self.config.model.likelihood == "categorical" else None
+        return Prediction(self._learner.steps, outputs, labels)
+
+    def _outputs(self, network: Network, rows: Array, samples: int) -> dict[str, Array]:
+        if not samples:
+            return predict(network, rows)
+        posterior = self._learner.posterior
+        assert posterior is not None
+        return averaged(network, rows, posterior.total, samples, self.config.train.seed + self._learner.steps)
+
+    @contextmanager
+    def _served(self) -> Iterator[Network]:
+        """The network at the parameters that predictions are made with."""
+        network, task = self._network, self._learner.open_task
+        if task is None or not task.before:
+            yield network
+            return
+        now = _copied(network.state())
+        network.load(task.before)
+        try:
+            yield network
+        finally:
+            network.load(now)
+
+    def parameters(self) -> ParameterVectors:
+        """theta, precision and shift [P] float64 in the model's parameter order, with names and shapes.
+
+        Raises Refused ``not_ready`` before the first batch.
+        """
+        network, posterior = self._network, self._learner.posterior
+        assert posterior is not None
+        state = posterior.total.state()
+        shapes = [list(shape) for shape in network.parameters.shapes]
+        theta = np.array(self._learner.served()["theta"], np.float64)
+        precision, shift = (
+            np.array(stored_state.diagonal(state), np.float64),
+            np.array(state[stored_state.SHIFT], np.float64),
+        )
+        return ParameterVectors(theta, precision, shift, list(network.parameters.names), shapes)
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """One map a task, in the order they were first closed: task, samples, weight, loss, revisits, penalty, penalty_rise
+        (both None but in factor mode), closed_at, set_aside, state (consolidated or held)."""
+        followed, standing = self._followed(), self._learner.standing
+        shown = [_shown(entry, followed.get(task), standing) for task, entry in standing.tasks.items()]
+        held = [entry for task, entry in standing.held.items() if task not in standing.tasks]
+        return [*shown, *(_shown(entry, None, standing) for entry in held)]
+
+    def _followed(self) -> dict[str, tuple[float, float]]:
+        posterior = self._learner.posterior
+        if posterior is None:
+            return {}
+        return {task: (penalty, rise) for task, penalty, rise in posterior.follow(self._network.master(), {})}
+
+    @property
+    def open_task(self) -> str | None:
+        """The name of the task being learned."""
+        return self._session.open_task
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself, as it is now. Raises Refused ``not_ready`` before the first batch."""
+        return self._network.module
+
+    # -- kept ----------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one file (no pickle), in a single rename; raises OSError.
+
+        The rows of an open task are in it, and those that are kept because they could not be learned.
+        """
+        verified.save(Path(path), *self._state(), Disk())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], module: nn.Module | None = None) -> Self:
+        """What `save` wrote. module: as it was given to the learner saved.
+
+        Raises FileNotFoundError, Damaged, UnknownFormat, ConfigError.
+        """
+        saved = verified.load(Path(path))
+        return cls.__new__(cls)._restored(saved.meta, saved.tensors, module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        meta, arrays = self._state()
+        return {"saved": b"".join(container.pack(meta, arrays, digests=True)), "module": self._module}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        meta, arrays = container.unpack(memoryview(state["saved"]), Path("a copied Learner"))
+        self._restored(meta, arrays, state["module"])
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        meta, tensors = self._replay.snapshot(len(self._entries))
+        records, factors = self._memory.records, self._memory.factors
+        rows = {f"{ROWS}{lsn}.{name}": array for lsn, each in records.items() for name, array in each.arrays.items()}
+        kept = {f"{FACTOR}{number}.{name}": array for number, each in factors.items() for name, array in each.items()}
+        plain = {
+            "format": FORMAT,
+            "module": self._module is not None,
+            "config": msgspec.to_builtins(self.config),
+            "checkpoint": snapshot.to_plain(meta),
+            "entries": [entries.to_plain(entry) for entry in self._entries],
+            "records": [[lsn, msgspec.to_builtins(each.record), each.nbytes] for lsn, each in records.items()],
+            "factors": list(factors),
+            "failures": [[lsn, stages] for lsn, stages in self._failures.items()],
+            "reasons": self._reasons,
+        }
+        return plain, {**tensors, **rows, **kept}
+
+    def _restored(self, plain: Mapping[str, Any], arrays: Mapping[str, Any], module: nn.Module | None) -> Self:
+        if plain.get("format") != FORMAT:
+            raise UnknownFormat(f"a learner of format {plain.get('format')}: this version reads format {FORMAT}; upgrade")
+        Learner.__init__(self, _as_given(plain, module), module)
+        for lsn, record, nbytes in plain["records"]:
+            own = under(f"{ROWS}{lsn}.", arrays)
+            self._memory.records[lsn] = Stored(lsn, msgspec.convert(record, Record), _copied(own), nbytes)
+        for number in plain["factors"]:
+            self._memory.factors[number] = _copied(under(f"{FACTOR}{number}.", arrays))
+        self._entries = [entries.from_plain(entry) for entry in plain["entries"]]
+        self._failures.update({lsn: dict(stages) for lsn, stages in plain["failures"]})
+        self._reasons.update(plain["reasons"])
+        meta = snapshot.from_plain(plain["checkpoint"])
+        self._replay.restore(meta, arrays, standing(self._entries))
+        needed = [(lsn, each.record, each.nbytes) for lsn, each in self._memory.records.items() if lsn >= meta.needed]
+        restore(self._session, meta, self._entries, needed)
+        self._mark_place()
+        return self
+
+    # -- a record --------------------------------------------------------------------------------------------------
+
+    def _take(
+        self, records: Sequence[Record], arrays: dict[str, Array] | None = None, nbytes: int = 0
+    ) -> dict[str, Any] | None:
+        """Learn records one after another; what a boundary among them came to. Raises Refused ``unlearnable``."""
+        told = None
+        for record in records:
+            mine = (arrays or {}, nbytes) if isinstance(record, Batch) else ({}, 0)
+            entry = self._learn(Stored(self._session.next_lsn, record, *mine))
+            told = self._told(entry) or told
+        return told
+
+    def _learn(self, stored: Stored) -> Entry | None:
+        """Learn one record; whatever is raised, everything is as before it."""
+        self._memory.records[stored.lsn] = stored
+        try:
+            outcome = self._outcome(stored)
+        except BaseException:
+            del self._memory.records[stored.lsn]
+            self._failures.pop(stored.lsn, None)
+            self._go_back()
+            raise
+        self._session.apply(stored.lsn, stored.record, stored.nbytes)
+        self._session.producers.synced()
+        self._since.append(stored)
+        if outcome is not None:
+            self._settle(outcome)
+        self._session.trained(self._learner.next_lsn)
+        return None if outcome is None else outcome.entry
+
+    def _outcome(self, stored: Stored) -> learning.Outcome | None:
+        """What a record comes to, with what cannot be learned of it passed over, set aside or held, as in the daemon."""
+        while True:
+            try:
+                return _run(self._replay.apply(stored))
+            except Unlearnable as error:
+                if isinstance(error.__cause__, KeyboardInterrupt):
+                    raise error.__cause__ from None
+                self._note(stored, error)
+                self._go_back()
+
+    def _note(self, stored: Stored, error: Unlearnable) -> None:
+        stages = self._failures.setdefault(stored.lsn, {})
+        stages[error.stage] = stages.get(error.stage, 0) + 1
+        self._reasons[stored.record.task] = str(error)
+        if error.stage.startswith("batch"):
+            warnings.warn(f"{error}; tried again at the task's boundary", RuntimeWarning, stacklevel=6)
+
+    def _settle(self, outcome: learning.Outcome) -> None:
+        """What a record changed for good holds for everything that comes now."""
+        entry, session, learner = outcome.entry, self._session, self._learner
+        self._entries.append(entry)
+        if outcome.factor is not None:
+            self._memory.factors[entry.lsn] = _copied(outcome.factor.state())
+        session.took_effect(entry.lsn)
+        if isinstance(entry, Closing):
+            session.consolidated(entry.task, entry.lsn, by_drift=by_drift(entry))
+        session.settle(learner.standing)
+        needed = learner.next_lsn if learner.open_task is None else learner.open_task.first_lsn
+        self._memory.keep_only(needed, learner.standing.kept(), learner.standing.factors())
+        session.room.total_spool = self._memory.held_bytes()
+        for lsn in self._failures.keys() - self._memory.records.keys():
+            del self._failures[lsn]
+        self._mark_place()
+
+    def _told(self, entry: Entry | None) -> dict[str, Any] | None:
+        """What a caller is told of an entry; raises Refused ``unlearnable``."""
+        if isinstance(entry, Held | StillAside):
+            reason = self._reasons.get(entry.task, "the model failed on all of them")
+            raise Refused(
+                "unlearnable",
+                f"task {entry.task!r}: {entry.samples} rows could not be learned: {reason}; they are kept: retry() learns "
+                "them, also after load() with a mended module, drop() gives them up",
+            )
+        if not isinstance(entry, Consolidated | Confirmed):
+            return None
+        if isinstance(entry, Consolidated) and entry.warning:
+            warnings.warn(f"task {entry.task!r}: {entry.warning}", RuntimeWarning, stacklevel=4)
+        return {**figures(entry), "set_aside": entry.rows_aside if isinstance(entry, Consolidated) else 0}
+
+    # -- where it was ----------------------------------------------------------------------------------------------
+
+    def _mark_place(self) -> None:
+        """From here on, records are learned again where one of them fails."""
+        meta, tensors = self._replay.snapshot(len(self._entries))
+        self._place, self._since = (meta, _copied(tensors)), list[Stored]()
+
+    def _go_back(self) -> None:
+        """To behind the last record that was learned."""
+        self._replay = self._fresh()
+        meta, tensors = self._place
+        self._replay.restore(meta, _copied(tensors), standing(self._entries))
+        for stored in self._since:
+            _run(self._replay.apply(stored))
+
+    @property
+    def _learner(self) -> learning.Learner:
+        return self._replay.learner
+
+    @property
+    def _network(self) -> Network:
+        network = self._learner.network
+        if network is None:
+            raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
+        return network
+
+    @property
+    def _next_seq(self) -> int:
+        return self._session.producers[ITSELF].stored + 1
+
+
+def _settings(tree: dict[str, Any], module: nn.Module | None) -> Config:
+    for key in NO_EFFECT:
+        if _is_given(tree, key):
+            raise ConfigError(f"configuration: {key} has no effect on a learner in this process; leave it out")
+    if module is None:
+        return configuration.from_tree(tree)
+    for key in ("model.factory", "model.args"):
+        if _is_given(tree, key):
+            raise ConfigError(f"configuration: expected either a module or {key}, got both")
+    model = {**tree.get("model", {}), "factory": f"{type(module).__module__}:{type(module).__qualname__}"}
+    return configuration.from_tree({**tree, "model": model})
+
+
+def _is_given(tree: Mapping[str, Any], key: str) -> bool:
+    section, _, name = key.partition(".")
+    return section in tree and (not name or name in tree[section])
+
+
+def _as_given(saved: Mapping[str, Any], module: nn.Module | None) -> dict[str, Any]:
+    """A saved learner's configuration as it was given; raises ConfigError where its module is missing, or one too many."""
+    tree = saved["config"]
+    if saved["module"] and module is None:
+        made_of = tree["model"]["factory"]
+        raise ConfigError(
+            f"the learner was made of a module, {made_of}: expected one like it, Learner.load(path, module=...)"
+        )
+    if module is not None and not saved["module"]:
+        raise ConfigError(f"the learner was made with model.factory {tree['model']['factory']!r}: expected no module")
+    left_out = {*NO_EFFECT, *(("model.factory", "model.args") if module is not None else ())}
+    kept: dict[str, Any] = {}
+    for section, values in tree.items():
+        if section not in left_out:
+            kept[section] = {name: value for name, value in values.items() if f"{section}.{name}" not in left_out}
+    return kept
+
+
+def _copies(module: nn.Module) -> Callable[[], nn.Module]:
+    """A factory of copies."""
+    return lambda: copy.deepcopy(module)
+
+
+def _checked(name: str, values: Any) -> Array:
+    """An array as the wire would carry it; raises Refused ``bad_array nonfinite``."""
+    array = portable(name, as_array(values))
+    check_finite(name, array)
+    return array
+
+
+def _copied(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    return {name: np.array(array) for name, array in arrays.items()}
+
+
+def _run(steps: learning.Steps) -> learning.Outcome | None:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as finished:
+            outcome: learning.Outcome | None = finished.value
+            return outcome
+
+
+def _shown(entry: Consolidated | Held, followed: tuple[float, float] | None, standing: Standing) -> dict[str, Any]:
+    penalty, rise = followed or (None, None)
+    weight, loss = (entry.weight, entry.loss) if isinstance(entry, Consolidated) else (0.0, None)
+    return {
+        "task": entry.task,
+        "samples": entry.samples,
+        "weight": weight,
+        "loss": loss,
+        "revisits": entry.revisits if isinstance(entry, Consolidated) else 0,
+        "penalty": penalty,
+        "penalty_rise": rise,
+        "closed_at": entry.closed_at,
+        "set_aside": entry.rows_aside if isinstance(entry, Consolidated) else 0,
+        "state": "held" if entry.task in standing.held else "consolidated",
+    }

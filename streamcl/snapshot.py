@@ -1,0 +1,98 @@
+"""What a checkpoint holds beside its arrays: every number that the next record needs.
+
+Guarantees: one that decodes has fields of the right types; older ones get the values that they stand for. The layout on
+disk is flat, as it always was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy.typing as npt
+
+from streamcl.errors import UnknownFormat
+from streamcl.schema import Signature
+
+POSTERIOR = "posterior."  # of the posterior's arrays
+
+
+class OpenTaskState(msgspec.Struct, frozen=True):
+    """The task being learned; its rows are in the log.
+
+    suspects: LSN and rows of batches that failed as they came; None in older checkpoints, where the quarantine says so.
+    The other fields are those of `learning.tasks.OpenTask`.
+    """
+
+    name: str
+    first_lsn: int
+    damping: float | None = None
+    tag: str | None = None
+    stalled: bool = False
+    suspects: tuple[tuple[int, int], ...] | None = None
+
+
+class Drifted(msgspec.Struct, frozen=True):
+    """The task that drift closed last, while no row of its stream has come since, with its figures."""
+
+    tag: str | None
+    task: str
+    samples: int | None = None
+    weight: float | None = None
+    loss: float | None = None
+    seconds: float | None = None
+    closed_at: float | None = None
+
+
+class LearnerState(msgspec.Struct, kw_only=True):
+    """What a learner counts. next_lsn: of the next call. labels: pairs of label and output. steady: None where unknown."""
+
+    fingerprint: dict[str, Any]
+    next_lsn: int
+    steps: int
+    samples: int
+    batches: int
+    consolidations: int
+    train_loss: float
+    labels: list[tuple[int, int]]
+    open_task: OpenTaskState | None
+    prequential: dict[str, Any]
+    drift: dict[str, Any] | None = None
+    drifted: Drifted | None = None
+    signature: Signature | None
+    steady: bool | None = None
+    layout: dict[str, Any] | None = None
+
+    @property
+    def needed(self) -> int:
+        """The oldest record still needed: the first of the open task."""
+        return self.next_lsn if self.open_task is None else self.open_task.first_lsn
+
+
+class Meta(LearnerState, kw_only=True):
+    """A checkpoint's metadata. ledger: how many of its entries count. sequences: epoch and last number of each producer."""
+
+    ledger: int = 0
+    sequences: dict[str, tuple[int, int]] = {}
+
+
+def to_plain(state: LearnerState) -> dict[str, Any]:
+    """As plain containers."""
+    plain: dict[str, Any] = msgspec.to_builtins(state, builtin_types=(bytes,))
+    return plain
+
+
+def from_plain(plain: Mapping[str, Any]) -> Meta:
+    """What `to_plain` gave; raises UnknownFormat where another version wrote it."""
+    try:
+        return msgspec.convert(plain, Meta)
+    except msgspec.ValidationError as error:
+        raise UnknownFormat(
+            f"checkpoint: {error}; it was written by another version of streamcl: start that one, or upgrade"
+        ) from None
+
+
+def under(prefix: str, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,327 @@
+"""One contract for every kind of precision and every rule, against dense NumPy in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamcl.core import stored
+from streamcl.core.consolidation import (
+    assumed_density_filtering,
+    decayed,
+    matched_factor,
+    multi_anchor,
+    task_precision,
+)
+from streamcl.core.gaussian import Gaussian
+from streamcl.core.precision import KINDS, Diagonal, Full, Precision, observed
+from streamcl.errors import UnknownFormat
+
+P, PRIOR, GAMMA, DAMPING = 6, 0.3, 0.7, 0.4
+CPU = torch.device("cpu")
+Dense = tuple[np.ndarray, np.ndarray]  # Lambda [P, P] and eta [P]
+
+
+def vector(seed: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=P))
+
+
+def of_rank(kind: str, seed: int, rank: int) -> Precision:
+    """What few samples say: some directions have no precision at all."""
+    rows = torch.from_numpy(np.random.default_rng(seed).normal(size=(rank, P)))
+    if kind == "full":
+        return observed(rows.T @ rows)
+    values = rows.square().sum(0)
+    values[rank:] = 0
+    return observed(values)
+
+
+def precision(kind: str, seed: int) -> Precision:
+    return of_rank(kind, seed, 4)
+
+
+def prior(kind: str, centre: float = 0.5) -> Gaussian:
+    return Gaussian.prior(torch.full((P,), centre, dtype=torch.float64), PRIOR, kind)
+
+
+def gaussian(kind: str, seed: int) -> Gaussian:
+    """A posterior: its precision has no zeros."""
+    return prior(kind).times(Gaussian.anchored(precision(kind, seed), vector(seed + 100)))
+
+
+def matrix(each: Precision) -> np.ndarray:
+    """Lambda column by column, by what it does to unit vectors."""
+    return torch.stack([each.times(unit) for unit in torch.eye(each.size, dtype=torch.float64)]).numpy().T
+
+
+def dense(g: Gaussian) -> Dense:
+    return matrix(g.precision), g.shift.numpy().copy()
+
+
+def numbers(g: Gaussian) -> list[torch.Tensor]:
+    return [*g.precision.state().values(), g.shift]
+
+
+Rule = Callable[[Gaussian, Precision, torch.Tensor], Gaussian]
+Oracle = Callable[[Dense, np.ndarray, np.ndarray], Dense]
+
+
+def decayed_densely(one: Dense, _: np.ndarray, __: np.ndarray) -> Dense:
+    flat = PRIOR * np.eye(P)
+    whole = flat + GAMMA * (one[0] - flat)
+    return whole, whole @ np.linalg.solve(*one)
+
+
+RULES: dict[str, tuple[Rule, Oracle]] = {
+    "assumed density filtering": (assumed_density_filtering, lambda g, c, t: (g[0] + c, (g[0] + c) @ t)),
+    "multi-anchor": (multi_anchor, lambda g, c, t: (g[0] + c, g[1] + c @ t)),
+    "matched factor": (matched_factor, lambda g, c, t: (c, (g[0] + c) @ t - g[1])),
+    "decayed": (lambda g, c, t: decayed(g, prior(g.precision.kind), GAMMA), decayed_densely),
+    "damped": (
+        lambda g, c, t: g.damped(Gaussian(c, t), DAMPING),
+        lambda g, c, t: ((1 - DAMPING) * g[0] + DAMPING * c, (1 - DAMPING) * g[1] + DAMPING * t),
+    ),
+    "product": (
+        lambda g, c, t: g.product([Gaussian(c, t), g]),
+        lambda g, c, t: (2 * g[0] + c, 2 * g[1] + t),
+    ),
+    "times": (lambda g, c, t: g.times(Gaussian(c, t)), lambda g, c, t: (g[0] + c, g[1] + t)),
+    "without": (
+        lambda g, c, t: g.times(Gaussian(c, t)).without(Gaussian(c, t)),
+        lambda g, c, t: g,
+    ),
+    "anchored": (lambda g, c, t: Gaussian.anchored(c, t), lambda g, c, t: (c, c @ t)),
+    "task precision": (
+        lambda g, c, t: Gaussian(task_precision(c, 50, 5.0), t),
+        lambda g, c, t: (0.1 * c, t),
+    ),
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_rule = pytest.mark.parametrize("rule", RULES)
+
+
+# -- every rule ---------------------------------------------------------------------------------------------------------
+
+
+@each_kind
+@each_rule
+def test_a_rule_gives_what_dense_matrices_give(kind: str, rule: str) -> None:
+    g, c, t = gaussian(kind, 1), precision(kind, 2), vector(3)
+    expected = RULES[rule][1](dense(g), matrix(c), t.numpy())
+    found = dense(RULES[rule][0](g, c, t))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-10, atol=1e-12)
+
+
+@each_kind
+@each_rule
+def test_a_rule_leaves_its_inputs_as_they_were(kind: str, rule: str) -> None:
+    g, c, t = gaussian(kind, 1), precision(kind, 2), vector(3)
+    before = [number.clone() for number in (*numbers(g), *c.state().values(), t)]
+    RULES[rule][0](g, c, t)
+    after = [*numbers(g), *c.state().values(), t]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@each_kind
+@each_rule
+def test_a_rule_gives_no_negative_precision(kind: str, rule: str) -> None:
+    result = RULES[rule][0](gaussian(kind, 1), precision(kind, 2), vector(3))
+    assert np.linalg.eigvalsh(matrix(result.precision)).min() >= -1e-12
+    assert (result.precision.diagonal() >= 0).all()
+
+
+@each_kind
+@each_rule
+def test_what_a_rule_gives_survives_its_state_to_the_bit(kind: str, rule: str) -> None:
+    result = RULES[rule][0](gaussian(kind, 1), precision(kind, 2), vector(3))
+    again = Gaussian.from_state(result.state())
+    assert again.precision.kind == kind
+    assert all(torch.equal(a, b) for a, b in zip(numbers(again), numbers(result), strict=True))
+
+
+# -- every kind ----------------------------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_times_and_without_undo_each_other(kind: str) -> None:
+    g, factor = gaussian(kind, 1), Gaussian(precision(kind, 2), vector(3))
+    for found, expected in zip(dense(g.times(factor).without(factor)), dense(g), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@each_kind
+def test_a_cavity_has_no_precision_below_zero_where_rounding_would_leave_some(kind: str) -> None:
+    factor = Gaussian(precision(kind, 2), vector(3))
+    grown = Gaussian(factor.precision.weighted(1 + 1e-9), factor.shift)
+    assert np.linalg.eigvalsh(matrix(factor.without(grown).precision)).min() >= -1e-20
+
+
+@each_kind
+@given(seed=st.integers(0, 1000), damping=st.floats(0.01, 1.0))
+def test_a_factor_replaced_by_itself_changes_nothing(kind: str, seed: int, damping: float) -> None:
+    factors = [Gaussian(precision(kind, seed), vector(seed)), Gaussian(precision(kind, seed + 1), vector(seed + 1))]
+    replaced = [factors[0].damped(factors[0], damping), factors[1]]
+    one, other = dense(prior(kind).product(factors)), dense(prior(kind).product(replaced))
+    np.testing.assert_allclose(other[0], one[0], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(other[1], one[1], rtol=1e-12, atol=1e-12)
+
+
+@each_kind
+def test_the_order_of_factors_does_not_matter(kind: str) -> None:
+    factors = [Gaussian(precision(kind, seed), vector(seed + 50)) for seed in range(3)]
+    products = [dense(prior(kind).product(order)) for order in permutations(factors)]
+    for found in products[1:]:
+        np.testing.assert_allclose(found[0], products[0][0], rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(found[1], products[0][1], rtol=1e-12, atol=1e-13)
+
+
+@each_kind
+def test_the_gradient_is_that_of_the_value(kind: str) -> None:
+    g, theta = gaussian(kind, 1), vector(5).requires_grad_()
+    (gradient,) = torch.autograd.grad(g.value(theta), theta)
+    torch.testing.assert_close(g.gradient(theta.detach()), gradient)
+    out = torch.empty(P, dtype=torch.float64)
+    assert g.gradient(theta.detach(), out=out) is out
+    torch.testing.assert_close(out, gradient)
+
+
+@each_kind
+def test_a_weighted_penalty_is_the_penalty_times_its_weight(kind: str) -> None:
+    g, theta = gaussian(kind, 1), vector(5)
+    scaled = g.scaled(1.0)
+    scaled.weigh(0.3)
+    torch.testing.assert_close(scaled.gradient(theta), 0.3 * g.gradient(theta))
+    moved = theta.clone()
+    scaled.proximal(moved, 0.7)
+    torch.testing.assert_close(0.3 * g.gradient(moved), (theta - moved) / 0.7)
+
+
+@each_kind
+def test_curvature_mean_and_diagonal_are_those_of_the_matrix(kind: str) -> None:
+    g = gaussian(kind, 1)
+    whole, shift = dense(g)
+    np.testing.assert_allclose(g.mean.numpy(), np.linalg.solve(whole, shift), rtol=1e-10)
+    np.testing.assert_allclose(g.precision.diagonal().numpy(), np.diag(whole))
+    assert g.curvature().largest == pytest.approx(np.linalg.eigvalsh(whole)[-1])
+    assert g.curvature().total == pytest.approx(np.trace(whole))
+
+
+@each_kind
+def test_a_factor_says_nothing_in_directions_that_its_task_did_not_determine(kind: str) -> None:
+    factor = Gaussian(precision(kind, 2), vector(3))  # whose shift lies outside the range of its precision too
+    inverse = np.linalg.pinv(matrix(factor.precision), rcond=1e-12)
+    theta, shift = vector(4).numpy(), factor.shift.numpy()
+    away = matrix(factor.precision) @ theta - shift
+    assert factor.penalty(vector(4)) == pytest.approx(0.5 * away @ inverse @ away)
+    np.testing.assert_allclose(factor.mean.numpy(), inverse @ shift, atol=1e-9)
+    rise = factor.penalty(vector(5)) - factor.penalty(vector(4))
+    assert factor.potential(vector(5)) - factor.potential(vector(4)) == pytest.approx(rise)
+
+
+@each_kind
+def test_directions_below_the_least_precision_do_not_count_in_a_penalty(kind: str) -> None:
+    values = torch.tensor([2.0, 1e-20, 0, 0, 0, 0], dtype=torch.float64)
+    shift, theta = torch.tensor([[4.0, 1e-2, 0, 0, 0, 0], [3.0, 0, 0, 0, 0, 0]], dtype=torch.float64)
+    factor = Gaussian(observed(values if kind == "diagonal" else values.diag()), shift)
+    assert factor.penalty(theta, least=1e-3) == pytest.approx(1.0)
+
+
+@each_kind
+def test_a_penalty_is_zero_at_its_centre_and_never_negative(kind: str) -> None:
+    factor = Gaussian.anchored(precision(kind, 2), vector(3))
+    assert factor.penalty(vector(3)) == pytest.approx(0, abs=1e-20)
+    assert all(factor.penalty(vector(seed)) >= 0 for seed in range(20))
+
+
+@each_kind
+def test_draws_have_the_posteriors_moments(kind: str) -> None:
+    each, centre = of_rank(kind, 2, 3), vector(3)
+    g, generator = Gaussian.anchored(each, centre), torch.Generator().manual_seed(0)
+    draws = torch.stack([g.sample(centre, generator) for _ in range(20000)])
+    covariance = np.linalg.pinv(matrix(each), rcond=1e-12)
+    spread = np.abs(covariance).max()
+    np.testing.assert_allclose(draws.mean(0).numpy(), centre.numpy(), atol=0.05 * spread**0.5)
+    np.testing.assert_allclose(np.cov(draws.numpy().T), covariance, atol=0.05 * spread)
+
+
+@each_kind
+def test_a_working_copy_is_the_same_in_another_dtype(kind: str) -> None:
+    g = gaussian(kind, 1)
+    copy = g.to(CPU, torch.float32)
+    assert copy.shift.dtype == torch.float32
+    torch.testing.assert_close(copy.gradient(vector(5).float()).double(), g.gradient(vector(5)), rtol=1e-5, atol=1e-5)
+
+
+@each_kind
+def test_two_kinds_or_two_sizes_do_not_mix(kind: str) -> None:
+    other = next(name for name in KINDS if name != kind)
+    one = precision(kind, 1)
+    smaller = type(one).isotropic(1.0, torch.ones(P - 1))  # type: ignore[attr-defined]
+    for act in (one.plus, one.less, one.copy().add_, lambda each: one.towards(each, 0.5)):
+        with pytest.raises(TypeError, match=f"expected a {kind} precision"):
+            act(precision(other, 1))
+        with pytest.raises(ValueError, match=f"{P} and {P - 1}"):
+            act(smaller)
+
+
+@each_kind
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_no_gaussian(kind: str, bad: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        Gaussian(precision(kind, 1).weighted(bad), vector(1))
+    with pytest.raises(ValueError, match="finite"):
+        Gaussian(precision(kind, 1), vector(1) * bad)
+    with pytest.raises(ValueError, match="same parameters"):
+        Gaussian(precision(kind, 1), vector(1)[:-1])
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3), (2, 2, 2)])
+def test_what_is_no_precision_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected a"):
+        Diagonal(torch.ones(shape))
+    with pytest.raises(ValueError, match="expected a"):
+        Full(torch.ones(shape))
+
+
+# -- states on disk --------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_from_before_there_were_kinds_is_a_diagonal() -> None:
+    g = gaussian("diagonal", 1)
+    old = {name: array for name, array in g.state().items() if name != stored.KIND}
+    assert set(old) == {"precision", "shift"}
+    assert all(torch.equal(a, b) for a, b in zip(numbers(Gaussian.from_state(old)), numbers(g), strict=True))
+    assert np.array_equal(stored.diagonal(old), g.precision.diagonal().numpy())
+
+
+def test_a_kind_of_a_later_version_is_refused_with_a_remedy() -> None:
+    state = {**gaussian("diagonal", 1).state(), stored.KIND: stored.named("banded")}
+    for reading in (Gaussian.from_state, stored.diagonal):
+        with pytest.raises(UnknownFormat, match=r"'banded'.*upgrade"):
+            reading(state)
+
+
+@each_kind
+def test_a_state_can_be_read_without_torch(kind: str) -> None:
+    g = gaussian(kind, 1)
+    assert stored.kind_of(g.state()) == kind
+    np.testing.assert_array_equal(stored.diagonal(g.state()), g.precision.diagonal().numpy())
+
+
+@each_kind
+def test_factors_add_up_to_their_product_with_the_prior_or_it_shows(kind: str) -> None:
+    factors = [Gaussian(precision(kind, seed), vector(seed)) for seed in range(3)]
+    total = prior(kind).product(factors).state()
+    states = [factor.state() for factor in factors]
+    assert stored.remainder(total, states) < 1e-12
+    assert stored.remainder(total, states[1:]) > 1e-3
+    other = Gaussian(precision(next(name for name in KINDS if name != kind), 1), vector(1))
+    with pytest.raises(UnknownFormat, match="curvature"):
+        stored.remainder(total, [other.state()])

@@ -1,0 +1,72 @@
+"""The scikit-learn estimators: its own checks, pipelines and searches, and one task after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_diabetes, load_digits, load_iris
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+
+from streamcl import Refused
+from streamcl.sklearn import Classifier, Regressor
+
+
+@parametrize_with_checks([Classifier(), Regressor()])
+def test_it_keeps_to_scikit_learns_conventions(estimator: Any, check: Callable[[Any], None]) -> None:
+    check(estimator)
+
+
+def test_it_works_in_pipelines_and_searches() -> None:
+    x, y = load_iris(return_X_y=True)
+    words = np.array(["setosa", "versicolor", "virginica"])[y]
+    pipeline = make_pipeline(StandardScaler(), Classifier(epochs=20))
+    assert cross_val_score(pipeline, x, words, cv=3).mean() > 0.9
+    search = GridSearchCV(pipeline, {"classifier__epochs": [1, 20]}, cv=3).fit(x, words)
+    assert search.best_params_ == {"classifier__epochs": 20}
+    assert set(search.predict(x)) == set(words)
+    x, y = load_diabetes(return_X_y=True)
+    regressor = make_pipeline(StandardScaler(), Regressor(epochs=20))
+    assert cross_val_score(regressor, x, (y - y.mean()) / y.std(), cv=3).mean() > 0.3
+
+
+def test_one_task_after_another_is_what_the_learner_learns() -> None:
+    x, y = load_digits(return_X_y=True)
+    x = x / 16
+    model = Classifier(epochs=2, scale=10.0)
+    for name, part in (("low", y < 5), ("high", y >= 5)):
+        model.partial_fit(x[part], y[part], classes=range(10), task=name)
+        assert model.end_task(name)["samples"] == part.sum()
+    assert [task["task"] for task in model.learner_.tasks()] == ["low", "high"]
+    assert model.predict_proba(x, samples=2).shape == (len(x), 10)
+    with pytest.raises(Refused, match="task_closed"):
+        model.partial_fit(x[:5], y[:5], task="low")
+    with pytest.raises(ValueError, match="labels among"):
+        model.partial_fit(x[:5], y[:5] + 20)
+    with pytest.raises(ValueError, match="as in the first call"):
+        model.partial_fit(x[:5], y[:5], classes=[1, 2])
+
+
+def test_a_module_and_further_keys_are_used() -> None:
+    x, y = load_iris(return_X_y=True)
+    tree = {"posterior": {"mode": "factors"}, "train": {"dtype": "float32"}}
+    model = Classifier(module=nn.Linear(4, 3), config=tree).fit(x, y)
+    assert model.learner_.parameters().shapes == [[3, 4], [3]]
+    model.learner_.revisit("task-1")
+    model.learner_.abandon()
+
+
+def test_a_regressor_gives_deviations_and_takes_several_targets() -> None:
+    x, y = load_diabetes(return_X_y=True)
+    y = (y - y.mean()) / y.std()
+    model = Regressor(epochs=5, config={"model": {"noise_variance": 0.25}}).fit(x, np.stack([y, -y], 1))
+    mean, deviation = model.predict(x, return_std=True)
+    assert mean.shape == deviation.shape == (len(x), 2)
+    assert np.allclose(deviation, 0.5)
+    assert (model.predict(x, return_std=True, samples=8)[1] > 0.5).all()
