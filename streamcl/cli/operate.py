@@ -158,7 +158,7 @@ def _add_export(commands: Any) -> None:
         export,
         "Write the model to a directory, for use without streamcl (model.safetensors: every entry of the module's "
         "state_dict; model.json: factory, arguments, labels, likelihood), with the flat parameters and posterior "
-        "(parameters.safetensors), tasks and status (export.json). The README has the three lines that load it.",
+        "(parameters.safetensors), tasks and status (export.json). Three lines of PyTorch load it: see docs/howto.md.",
         "streamcl export ./export",
     )
     parser.add_argument("directory", type=Path, metavar="DIR")
