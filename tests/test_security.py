@@ -501,8 +501,8 @@ def test_a_client_that_is_not_let_in_is_told_why_at_once(house: House, start: Ca
     reasons = {
         "does not know this client's key": lambda: house.admin(stranger).status(),
         NOBODY.public: lambda: house.stream(stranger, "p"),
-        "clients with a key only": lambda: house.reader(None).predict(ROWS["x"]),
-        "has another public key": lambda: house.admin(misled).status(),
+        "only lets in clients with a key": lambda: house.reader(None).predict(ROWS["x"]),
+        "the daemon's public key is not": lambda: house.admin(misled).status(),
         "the daemon has no key": lambda: Admin(plain.endpoints["admin"], keys=stranger).status(),
     }
     for said, ask in reasons.items():

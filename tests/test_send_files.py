@@ -180,7 +180,7 @@ def test_a_label_goes_before_y(run: Run, tmp_path: Path) -> None:
     [
         (("--label", "c"), "no column 'c' (--label); it has a, b, y"),
         (("--label", "y", "--drop", "y"), "--label and --drop both name 'y'"),
-        (("--features", "a,y", "--label", "y"), "a target is no feature"),
+        (("--features", "a,y", "--label", "y"), "a target cannot be a feature"),
         (("--features", "a", "--drop", "b", "--drop", "a"), "--features and --drop both name 'a'"),
         (("--x", "a"), "--x names an NPZ file's array"),
         (("--numbers", "integer"), "line 2, column 'a': a fraction"),
