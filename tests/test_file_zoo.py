@@ -496,7 +496,7 @@ PARQUET = [
         parquet({"t": STAMPS, "y": [0, 1] * 15}),
         STAMPS[:, None],
         [0, 1] * 15,
-        "in float32",
+        "float32, in which models compute",
     ),
     good(
         "integers-stay",

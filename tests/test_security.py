@@ -454,7 +454,7 @@ def test_a_wrong_policy_leaves_the_old_one_and_says_so(house: House) -> None:
         (f'[[grant]]\nkey = "{NOBODY.public}"\nroles = []\n', "roles"),
         (f'[[grant]]\nkey = "{NOBODY.public}"\nroles = ["read"]\nrole = "admin"\n', "role"),
         (f'[[grant]]\nkey = "{NOBODY.public}"\nroles = ["produce"]\n', "producers"),
-        (f'[[grant]]\nkey = "{NOBODY.public}"\nroles = ["read"]\n' * 2, "two of one key"),
+        (f'[[grant]]\nkey = "{NOBODY.public}"\nroles = ["read"]\n' * 2, "two for one key"),
     ],
 )
 def test_a_policy_that_says_nothing_clear_is_refused(text: str, said: str) -> None:

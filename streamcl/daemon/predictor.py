@@ -30,7 +30,7 @@ from streamcl.protocol.signature import LabelMap, Signature
 from streamcl.storage import published
 from streamcl.storage.state import StateDirectory
 
-IDLE_MS = 1000  # between two turns with nothing to answer
+IDLE_MS = 1000  # between two turns without anything to answer
 REPORT_SECONDS = 1.0  # between two reports of what was refused
 MOST_NOTES = 20
 PREDICT_ROWS = 4096  # rows at a time, so that a large request needs little memory
@@ -54,7 +54,7 @@ def run(config: Config, up: Channel) -> None:
             if message["type"] == "stop":
                 return
             if message["type"] == "reload":
-                guard.reload()  # what is wrong with it, ingest says
+                guard.reload()  # ingest reports what is wrong with it
         poller.poll(IDLE_MS)
         up.alive()
         for peer, parts in receive(socket, guard.gate):
@@ -81,7 +81,7 @@ class Predictor:
         self._posterior_number = -1
 
     def keep_up(self) -> None:
-        """Load what has been published since, where a model is in use: now, rather than while somebody waits."""
+        """Load what has been published since, if a model is in use: now, rather than while somebody waits."""
         if self.network is not None:
             with contextlib.suppress(Refused):
                 self._newest()
@@ -183,7 +183,7 @@ class Predictor:
 
 
 def _outputs(network: Network, chunks: Sequence[torch.Tensor], draws: int = 1) -> dict[str, Array]:
-    """The outputs of every row; raises Refused ``too_large`` where an answer, or so many draws of it, would be."""
+    """The outputs of every row; raises Refused ``too_large`` if an answer, or that many draws of it, would be."""
     most, held, parts = min(frames.MESSAGE_BYTES, DRAWN_BYTES // draws), 0, []
     for x in chunks:
         parts.append(network.predict(x))

@@ -1,4 +1,4 @@
-"""What the ingest process knows at its start: the checkpoint's numbers, the ledger's tasks, then the log's records.
+"""What the ingest process knows when it starts: the checkpoint's numbers, the ledger's tasks, then the log's records.
 
 Guarantees: the session after recovery equals the session before the end, up to what was never acknowledged.
 """
@@ -20,7 +20,7 @@ ATTEMPTS = 5  # a running trainer may replace the checkpoint and drop segments w
 
 
 def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[log.LogWriter, ledger.Standing]:
-    """Open the log for writing and bring a fresh session up to date; also what holds of the tasks.
+    """Open the log for writing and bring a fresh session up to date; also returns the tasks' standing.
 
     Raises Damaged, UnknownFormat.
     """
@@ -36,7 +36,7 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
             if attempt == ATTEMPTS or not _has_moved(state, meta):
                 raise
             continue
-        if not _has_moved(state, meta):  # else what was dropped meanwhile would be numbered again
+        if not _has_moved(state, meta):  # otherwise numbers of records dropped meanwhile would be used again
             break
         writer.close()
     else:
@@ -50,7 +50,7 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
 
 
 def _has_moved(state: StateDirectory, meta: Mapping[str, Any] | None) -> bool:
-    """Whether the checkpoint is another one by now: one that stands elsewhere in the log."""
+    """Whether the checkpoint has been replaced by now, by one at another place in the log."""
     return checkpoint.position(checkpoint.read_meta(state.path)) != checkpoint.position(meta)
 
 
@@ -66,7 +66,7 @@ def _take_over(session: StreamSession, meta: Mapping[str, Any]) -> None:
 def _replay(
     session: StreamSession, held: Iterable[tuple[int, Record, int]], meta: Mapping[str, Any], drifted: Mapping[int, str]
 ) -> None:
-    """Every record still in the log; those that the checkpoint has only count for what their task holds on disk.
+    """Every record still in the log; those that the checkpoint covers count only towards their task's bytes on disk.
 
     drifted: what drift closed, by the record that showed it.
     """

@@ -33,7 +33,7 @@ Block = tuple[Array, Array | None]
 def open_data(path: Path, columns: Columns | None = None, rows: int = 256) -> DataFile:
     """A data file by its ending: text (.csv .tsv .tab .txt .dat, or with .gz), .parquet or .npz.
 
-    Its beginning is looked at; `check` reads it all. rows: of a block, at the most. Raises DataError.
+    Its beginning is looked at; `check` reads it all. rows: of a block, at most. Raises DataError.
     """
     said = columns or Columns()
     source.refuse_odd_paths(path)
@@ -63,7 +63,7 @@ def _refuse_options(path: Path, ending: str, said: Columns) -> None:
 class DataFile:
     """A data file whose columns are chosen.
 
-    path: of the file. rows: of a block, at the most. `reading` is known once it has been checked.
+    path: of the file. rows: of a block, at most. `reading` is known once it has been checked.
     """
 
     def __init__(self, path: Path, table: Source, choice: Choice, rows: int) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-TRIED_ROWS = 32  # more show nothing new and make the first acknowledgement slow
-TRIED_BYTES = 16 << 20  # at most of x, but a row at least
+TRIED_ROWS = 32  # more would show nothing new and make the first acknowledgement slow
+TRIED_BYTES = 16 << 20  # of x, at most, but at least one row
 
 Array = npt.NDArray[Any]
 
 
 def chosen(x: Array, y: Array) -> tuple[Array, Array]:
-    """A few rows of a batch, from all over it: data often come sorted by length or label."""
+    """A few rows from all over a batch: data often come sorted by length or label."""
     row = max(1, x.nbytes // max(1, len(x)))
     many = max(1, min(len(x), TRIED_ROWS, TRIED_BYTES // row))
     places = np.unique(np.linspace(0, len(x) - 1, many).round().astype(np.int64))

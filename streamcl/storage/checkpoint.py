@@ -1,6 +1,6 @@
 """The checkpoint: one file that holds all that was learned, replaced in one atomic rename.
 
-Written as `verified` says. Its size does not grow with the number of tasks.
+Written as described in `verified`. Its size does not grow with the number of tasks.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ POSTERIOR = "posterior."  # of the posterior's arrays
 
 
 def save(directory: Path, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], disk: Disk) -> None:
-    """Make this the checkpoint; raises OSError or SyncFailed and leaves the one before, Damaged if it reads back wrong."""
+    """Make this the checkpoint; raises OSError or SyncFailed and leaves the old one, Damaged if it reads back wrong."""
     verified.save(directory / NAME, meta, tensors, disk)
 
 
 def load(directory: Path, disk: Disk | None = None) -> Saved | None:
-    """The checkpoint, verified; None where there is none. Raises Damaged, UnknownFormat.
+    """The checkpoint, verified; None if there is none. Raises Damaged, UnknownFormat.
 
-    For the one process that saves: what an unfinished `save` left is removed, and the name is synced, since whoever
-    renamed it may have died before doing so and segments are about to be dropped on its word.
+    For the one process that saves: what an unfinished `save` left is removed, and the name is synced, since the
+    process that renamed it may have died before doing so, and segments are about to be dropped because of it.
     """
     disk = disk or Disk()
     path = directory / NAME
@@ -40,7 +40,7 @@ def load(directory: Path, disk: Disk | None = None) -> Saved | None:
 
 
 def read_posterior(directory: Path) -> tuple[int, dict[str, npt.NDArray[Any]]] | None:
-    """The number of consolidations and the posterior's arrays, verified; None where no checkpoint has a model.
+    """The number of consolidations and the posterior's arrays, verified; None if no checkpoint has a model.
 
     Raises Damaged, UnknownFormat.
     """
@@ -58,13 +58,13 @@ def under(prefix: str, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt
 
 
 def read_meta(directory: Path) -> dict[str, Any] | None:
-    """The checkpoint's metadata alone, verified; None where there is no checkpoint. Raises as `load`."""
+    """The checkpoint's metadata alone, verified; None if there is no checkpoint. Raises as `load`."""
     path = directory / NAME
     return verified.read_meta(path) if path.exists() else None
 
 
 def position(meta: Mapping[str, Any] | None) -> tuple[int, int]:
-    """The number of the record behind a checkpoint, and of the oldest one still needed: the first of the open task."""
+    """The number of the record after a checkpoint, and of the oldest one still needed: the first of the open task."""
     if meta is None:
         return 0, 0
     task = meta["open_task"]

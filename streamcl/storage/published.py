@@ -24,10 +24,10 @@ Stamp = tuple[int, int, int]
 
 
 def publish(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Put a new version in place of the one before.
+    """Put a new version in place of the previous one.
 
     `path` is a link to the newest version's file. Renaming the link costs nothing; renaming a file over another makes
-    ext4 write it to the disk at once, and these need never get there.
+    ext4 write it to the disk at once, where these need never be.
     """
     path.parent.mkdir(mode=0o700, exist_ok=True)
     version = path.with_name(f"{path.name}.{time.monotonic_ns()}")
@@ -49,9 +49,9 @@ def clear(path: Path) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]] | None:
-    """The newest whole version: metadata and arrays that are the caller's own; None where nothing whole was published.
+    """The newest whole version: metadata and arrays that are the caller's own; None if nothing whole was published.
 
-    Never synced, a file may come out of a power cut without its bytes: that is as good as none.
+    Since it is never synced, a file may lose its bytes in a power cut: it then counts as none.
     """
     for _ in range(ATTEMPTS):
         try:
@@ -78,7 +78,7 @@ def posterior(state: StateDirectory) -> tuple[int, dict[str, npt.NDArray[Any]]] 
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Changes whenever a new version is published; None where there is none."""
+    """Changes whenever a new version is published; None if there is none."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
