@@ -391,7 +391,7 @@ TEXT = [
         "a.csv",
         'a,y\n"1,234",0\n"2,345",1\n',
         "line 2, column 'a'",
-        "decimal one, or does it stand between",
+        "a decimal one, or a thousands separator",
     ),
     bad("both-decimal-marks", "a.csv", "a;b;y\n1.5;2;0\n3;4,25;1\n", "line 3, column 'b'", "one decimal mark"),
     bad(

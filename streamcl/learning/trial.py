@@ -93,7 +93,7 @@ class _Rows:
         if not same_outputs(self._evaluated(self.x, "in evaluation mode"), self.before, REPEATED):
             raise ModelRefused(
                 "the model's outputs for the same rows differ from one evaluation to the next; expected the same ones: let "
-                "it draw random numbers in training mode only, as in F.dropout(x, p, self.training), and keep no state"
+                "it draw random numbers only in training mode, as in F.dropout(x, p, self.training), and keep no state"
             )
 
     def _evaluated(self, x: Tensor, when: str) -> Tensor:
@@ -120,8 +120,8 @@ class _Rows:
         expected = self._expected()
         if not isinstance(output, Tensor):
             raise ModelRefused(
-                f"the model returns {_kind(output)} {when}; expected one tensor {expected}: return the outputs alone, in "
-                "training mode and in evaluation mode, from a module around it if need be"
+                f"the model returns {_kind(output)} {when}; expected one tensor {expected}: return only the outputs, in "
+                "training and in evaluation mode, from a wrapper module if need be"
             )
         if output.layout != torch.strided or not output.is_floating_point():
             raise ModelRefused(
@@ -153,7 +153,7 @@ class _Rows:
             self._check_unwritten("a training step", training=True)
         if any("None of the inputs have requires_grad" in str(warning.message) for warning in said):
             raise ModelRefused(
-                "torch.utils.checkpoint with use_reentrant=True is given inputs without a gradient, so that the parameters "
+                "torch.utils.checkpoint with use_reentrant=True gets inputs without a gradient, so the parameters "
                 "inside get none either and would never be learned; use use_reentrant=False"
             )
         self._check_input(given, self.x)
@@ -287,8 +287,8 @@ class _Rows:
             output = self.network.module(x[:1])
             if not output.requires_grad:
                 raise ModelRefused(
-                    "the model's outputs have no gradient in evaluation mode, so that there is no Fisher; let it compute "
-                    "without gradients (no_grad, detach, quantised layers) only what is not trained"
+                    "the model's outputs have no gradient in evaluation mode, so there is no Fisher; compute without "
+                    "gradients (no_grad, detach, quantised layers) only what is not trained"
                 )
             parameter_gradients(output, parameters, random_like(output.detach(), 1, seed=0)[0])
 

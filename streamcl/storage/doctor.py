@@ -254,8 +254,8 @@ class Plan:
             text.append(f"kept as they are, since they could not be learned: {', '.join(path.name for path in self.aside)}")
         if self.replaced:
             text.append(
-                f"lost of the open task {self.task!r}: records {_ranges(self.replaced)}; the model has taken its steps on "
-                "them, its boundary will do without"
+                f"lost of the open task {self.task!r}: records {_ranges(self.replaced)}; the model has taken steps on "
+                "them; its boundary will do without them"
             )
         if self.unreadable_from is not None:
             text.append(f"lost: record {self.unreadable_from}, unreadable, and everything after it")

@@ -1,8 +1,8 @@
 """Which key speaks for which producer's name: the first that used it, for as long as the policy grants it the name.
 
 STATE/owners holds one JSON line for each claim; of several for one name, the last counts. A claim is on disk before the
-producer is welcomed, so no restart lets another key take its name. What a crash left half-written was never answered, and is
-cut off.
+producer is welcomed, so no restart lets another key take its name. What a crash left half-written was never answered, and
+is cut off.
 """
 
 from __future__ import annotations
