@@ -1,4 +1,4 @@
-"""A real daemon of one's own for a demo, a benchmark or a test: free loopback ports, ended whatever happens."""
+"""A real daemon for a demo, a benchmark or a test: on free loopback ports, and ended whatever happens."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LocalDaemon:
     """``streamcl serve`` as a child process.
 
     tree: the configuration as nested maps; endpoints default to free loopback ports. state_dir: a temporary one unless
-    given. Raises StreamclError with the end of the daemon's log where it does not become ready.
+    given. Raises StreamclError with the end of the daemon's log if it does not become ready.
     """
 
     def __init__(self, tree: Mapping[str, Any], state_dir: Path | None = None) -> None:
@@ -95,7 +95,7 @@ class LocalDaemon:
         raise StreamclError(f"the daemon was not ready within {START_SECONDS:g} s:\n{self.log_text()[-2000:]}")
 
     def producer(self, name: str = "producer", **options: Any) -> Producer:
-        """A producer connected to it; unless told otherwise, every call is a message, so that figures repeat."""
+        """A producer connected to it; by default every call is one message, so that figures are reproducible."""
         return Producer(self.endpoints["stream"], name, **{"gather_bytes": 0, **options})
 
     def reader(self) -> Reader:
@@ -116,7 +116,7 @@ class LocalDaemon:
         pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         roles = {}
         for pid in pids:
-            with contextlib.suppress(OSError, IndexError):  # just ended, or not yet what it will be
+            with contextlib.suppress(OSError, IndexError):  # just ended, or not yet started fully
                 roles[Path(f"/proc/{pid}/cmdline").read_text().split("\0")[3]] = int(pid)
         return roles
 
@@ -158,7 +158,7 @@ class LocalDaemon:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what would configure somebody else's daemon."""
+    """This process's, without the variables that would configure the daemon."""
     return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
 
 

@@ -1,7 +1,7 @@
 """A module's trainable parameters as one flat vector, with the parameters and their gradients as views into it.
 
 Guarantees: autograd accumulates straight into `grad`, an optimiser of `theta` moves every parameter, a tied
-parameter stands in it once and a frozen one not at all.
+parameter appears in it once and a frozen one not at all.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from streamcl.errors import ModelRefused
 
 
 class FlatParameters:
-    """The trainable parameters of a module, which must be on its device and in its dtype already.
+    """The trainable parameters of a module, which must already be on its device and in its dtype.
 
     theta: [P], a leaf that an optimiser takes as its one parameter. grad: [P], its gradient. names, shapes: of the
-    parameters, in the module's order. gradients: False where nothing will be trained; `grad` is empty then. Raises
-    ModelRefused where there is nothing to train or dtypes differ.
+    parameters, in the module's order. gradients: False if nothing will be trained; `grad` is then empty. Raises
+    ModelRefused if there is nothing to train or dtypes differ.
     """
 
     def __init__(self, module: nn.Module, gradients: bool = True) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 Mood = Literal["well", "never", "rows"]
-ODD = 50.0  # an input beyond it is what the mood `rows` is about
+ODD = 50.0  # inputs beyond it are what the mood `rows` refuses
 
 mood: Mood = "well"
 

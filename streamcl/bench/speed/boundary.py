@@ -80,7 +80,7 @@ class Boundaries:
 
 
 class _Timed(Trainer):
-    """Notes when the learner last came up for air, and how long its steps took."""
+    """Notes when the learner last yielded, and how long its steps took."""
 
     def __init__(self, config: Config, up: Channel, side: Channel) -> None:
         super().__init__(config, up, side)
