@@ -70,7 +70,7 @@ def linear_gaussian(tasks: int, repeats: int) -> dict[str, Array]:
 
 
 def _draw(rng: np.random.Generator, tasks: int) -> list[tuple[Array, Array]]:
-    """Tasks with one true parameter vector, each with its own input correlations, so that the diagonal only approximates."""
+    """Tasks with one true parameter vector, each with its own input correlations, so that a diagonal is approximate."""
     truth = rng.normal(size=FEATURES)
     drawn = []
     for _ in range(tasks):

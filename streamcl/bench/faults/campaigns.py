@@ -54,7 +54,7 @@ VARIANTS = {
 
 @dataclass(slots=True)
 class Tally:
-    """What a campaign did. runs: that met a fault. met: how many of each kind. lives: processes started. violations: texts."""
+    """What a campaign did. runs: that met a fault. met: how many of each kind. lives: processes. violations: texts."""
 
     runs: int = 0
     met: dict[str, int] = field(default_factory=dict)

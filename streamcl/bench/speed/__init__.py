@@ -1,4 +1,4 @@
-"""``streamcl bench speed``: what streamcl costs beside the plainest loops that do the same, as ratios of one run on one machine.
+"""``streamcl bench speed``: what streamcl costs beside the plainest loops that do the same, as ratios of one run.
 
 Every row times streamcl and its yardstick in turn, many times, and compares medians. The yardsticks are the plainest
 loops that use the socket, the disk or PyTorch (`bare`).
