@@ -108,7 +108,7 @@ def test_a_flipped_bit_is_found_and_named(
 
 
 def test_factors_that_do_not_add_up_are_found(stopped: LocalDaemon, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each file sound by itself, but one of another life."""
+    """Each file is sound by itself, but one is from another history."""
     from streamcl.storage import verified
     from streamcl.storage.disk import Disk
 
@@ -122,7 +122,7 @@ def test_factors_that_do_not_add_up_are_found(stopped: LocalDaemon, capsys: pyte
 def test_a_damaged_record_stops_the_start_and_a_repair_loses_no_more_than_it(
     stopped: LocalDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Record 5 was applied: the model has taken its steps, only the boundary has to do without."""
+    """Record 5 was applied: the model has taken its steps; only the boundary must do without it."""
     offset = damage(stopped, 5)
     with pytest.raises(StreamclError, match=f"offset {offset}: record 5 is damaged.*streamcl repair"):
         stopped.start()

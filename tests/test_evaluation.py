@@ -1,4 +1,4 @@
-"""Evaluation sets: scored after each boundary with the parameters from then, shown, kept, and never in the way."""
+"""Evaluation sets: scored after each boundary with its parameters, shown, kept, and never in the way."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_the_script_of_what_cannot_be_learned_meets_what_it_is_about() -> None:
 
 
 def test_the_drifting_script_meets_what_it_is_about() -> None:
-    """A boundary right behind the change, and one behind data of the task after it."""
+    """A boundary directly after the change, and one after data of the next task."""
     with campaigns._world(campaigns.drifting_script(), tree=campaigns.DRIFTING) as world:
         tasks = world.run()["tasks"]
     assert tasks["a"][1:4] == ["boundary", "drift", 22 * campaigns.ROWS]

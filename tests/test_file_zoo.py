@@ -30,7 +30,7 @@ Content = bytes | str | Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Case:
-    """A file and what comes of it. x, y: values; says: words of the reading; refused: words of the refusal."""
+    """A file and the outcome. x, y: values; says: words of the report; refused: words of the refusal."""
 
     id: str
     file: str

@@ -1,4 +1,4 @@
-"""Data files through the real command line: what is taken for what, what arrives, and what becomes of a mended file."""
+"""Data files through the real command line: how they are read, what arrives, and what happens to a corrected file."""
 
 from __future__ import annotations
 
@@ -437,7 +437,7 @@ def test_an_evaluation_set_has_the_streams_kind_of_numbers(
     lines = [f"{','.join(map(str, row))},{label}.0\n" for row, label in zip(tokens, labels, strict=True)]
     write(
         tmp_path / "sets" / "t.csv", "".join(lines)
-    )  # whole numbers as a text has them, labels after a detour over floats
+    )  # whole numbers as a text has them, labels after a detour through floats
     assert run("send", "t.npz", "--task", "t", "--boundary").status == 0
     accuracy = run("predict", "sets/t.csv", "--label", "-1", "--json").json["accuracy"]
     with daemon.admin() as admin:
