@@ -1,4 +1,4 @@
-"""Peers that use up the daemon's memory, descriptors and time: each is bounded, and an honest client is served meanwhile."""
+"""Peers that use up the daemon's memory, descriptors and time: each is bounded, and an honest client is still served."""
 
 from __future__ import annotations
 
