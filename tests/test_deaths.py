@@ -1,4 +1,4 @@
-"""A process that dies again and again is a problem, whatever it dies of; one that starts slowly is none."""
+"""A process that dies again and again is a problem, whatever it dies of; one that starts slowly is not."""
 
 from __future__ import annotations
 
