@@ -23,9 +23,9 @@ REASONS = {
     "train.dtype": "parameters and optimiser are kept in it, and steps repeated after a crash must give the same bits",
 }
 REMEDY = (
-    "What was learned cannot be converted, and the data that it was learned from are deleted. Either put the former value "
-    "back, or start on a new state directory (`--state-dir`) and send the tasks again; `streamcl export DIR`, with the former "
-    "value, saves what the old one has learned"
+    "What was learned cannot be converted, and the data it was learned from are deleted. Either put the former value "
+    "back, or start on a new state directory (`--state-dir`) and send the tasks again; `streamcl export DIR`, with the "
+    "former value, saves what the old one has learned"
 )
 
 

@@ -29,6 +29,7 @@ from streamcl.schema import Signature
 from streamcl.storage.disk import Disk
 from streamcl.storage.ledger import Standing
 from streamcl.storage.log import LogWriter
+from streamcl.storage.quarantine import Failure
 from streamcl.storage.records import Batch, Boundary, array_spec
 
 PEER = Peer(b"p", delimited=False, waits_for_one=False)
@@ -178,10 +179,10 @@ def test_a_model_that_is_refused_refuses_the_batch_and_what_waits_behind_it(desk
 
 
 def test_what_could_not_be_learned_is_in_the_status(desk: Desk) -> None:
-    failure = {"lsn": 0, "stage": "batch", "task": "a", "producer": "p", "seq": 1, "reason": "odd", "time": 0.0, "rows": 4}
+    failure = Failure(lsn=0, stage="batch", task="a", producer="p", seq=1, reason="odd", time=0.0, rows=4)
     desk.trainer_says(words.SetAside(failure=failure))
     (status,) = desk.ask("status")
-    assert (status["quarantined"], status["last_quarantined"]) == (1, failure)
+    assert (status["quarantined"], status["last_quarantined"]) == (1, failure.plain())
     desk.trainer_says(words.Forgiven(lsns=[]))
     assert desk.ask("status")[0]["quarantined"] == 0
 

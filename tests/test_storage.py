@@ -22,7 +22,7 @@ from streamcl.entries import Consolidated, Forgotten
 from streamcl.errors import Damaged, StateInUse, UnknownFormat
 from streamcl.schema import Signature
 from streamcl.snapshot import OpenTaskState
-from streamcl.storage import checkpoint, container, ledger, log, published, segments, verified
+from streamcl.storage import checkpoint, container, ledger, log, published, quarantine, segments, verified
 from streamcl.storage.disk import Buffer, Disk, SyncFailed
 from streamcl.storage.lock import StateLock
 from streamcl.storage.records import ArraySpec, Batch, Boundary, Record, decode, encode
@@ -667,3 +667,25 @@ def test_a_state_directory_has_one_daemon(tmp_path: Path) -> None:
         StateLock.acquire(tmp_path / "state", wait_seconds=5)
     lock.release()
     StateLock.acquire(tmp_path / "state").release()
+
+
+# -- the quarantine ----------------------------------------------------------------------------------------------------
+
+FAILED = {"lsn": 3, "stage": "batch", "task": "a", "producer": "p", "seq": 4, "reason": "odd", "time": 1.5, "rows": 6}
+
+
+def test_failures_come_back_as_they_were_kept_also_those_of_before_rows_were(tmp_path: Path) -> None:
+    older = {name: value for name, value in FAILED.items() if name != "rows"}
+    verified.save(tmp_path / quarantine.NAME, {"failures": [older, FAILED]}, {}, DISK)
+    known = quarantine.load(tmp_path)
+    assert [failure.plain() for failure in known] == [{**FAILED, "rows": 0}, FAILED]
+    assert quarantine.failures(known) == {3: {"batch": 2}}
+    quarantine.save(tmp_path, known[1:], DISK)
+    assert verified.load(tmp_path / quarantine.NAME).meta["failures"] == [FAILED]
+
+
+@pytest.mark.parametrize("wrong", [{**FAILED, "lsn": "3"}, {**FAILED, "more": 1}, {"lsn": 3}])
+def test_a_failure_that_is_none_is_damage(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    verified.save(tmp_path / quarantine.NAME, {"failures": [wrong]}, {}, DISK)
+    with pytest.raises(Damaged, match="expected a list of failures"):
+        quarantine.load(tmp_path)

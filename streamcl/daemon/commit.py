@@ -26,6 +26,7 @@ from streamcl.storage.disk import FULL, Disk
 from streamcl.storage.factors import Factors
 from streamcl.storage.frozen import FrozenStore
 from streamcl.storage.ledger import Ledger
+from streamcl.storage.quarantine import Failure
 from streamcl.storage.state import StateDirectory
 from streamcl.storage.versions import Versions
 
@@ -90,7 +91,7 @@ class Commit:
         self.versions = Versions(state.path, disk)
         self.frozen = FrozenStore(state.path, disk)
         self.last_entry: Entry | None = None
-        self.failures: list[dict[str, Any]] = []
+        self.failures: list[Failure] = []
         self.checkpointed_lsn = 0
         self._ledger: Ledger | None = None
         self._version_factors: dict[int, set[int]] = {}
@@ -195,7 +196,7 @@ class Commit:
 
     # -- what cannot be learned ----------------------------------------------------------------------------------
 
-    def set_aside(self, failure: dict[str, Any]) -> Iterator[Event]:
+    def set_aside(self, failure: Failure) -> Iterator[Event]:
         """Keep for every later life that a record could not be learned."""
         yield from self._keep_failures([*self.failures, failure])
 
@@ -207,13 +208,13 @@ class Commit:
         failures = [
             failure
             for failure in self.failures
-            if failure["lsn"] >= first or failure["lsn"] in held or any(a <= failure["lsn"] < b for a, b in kept)
+            if failure.lsn >= first or failure.lsn in held or any(a <= failure.lsn < b for a, b in kept)
         ]
         if len(failures) < len(self.failures):
             yield from self._keep_failures(failures)
             yield Forgiven()
 
-    def _keep_failures(self, failures: list[dict[str, Any]]) -> Iterator[Event]:
+    def _keep_failures(self, failures: list[Failure]) -> Iterator[Event]:
         yield from _patiently(lambda: quarantine.save(self.state.path, failures, self.disk))
         self.failures = failures
 

@@ -2,7 +2,7 @@
 
 HEAD is answered as GET, without the body; every other method with 405.
 
-Serves from threads of the ingest process; what it shows are whole snapshots that the loop replaces. At most
+Serves from threads of the ingest process, which read what the loop goes on changing (`view` says what that means). At most
 `MOST_CONNECTIONS` at once, each for at most `CONNECTION_SECONDS`. With a token, nothing is shown without it: as
 `Authorization: Bearer TOKEN` or, in browsers, as the password with any user name. With a certificate it speaks TLS only.
 """

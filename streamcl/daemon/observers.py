@@ -190,7 +190,7 @@ class Observers:
                 self._done(entry, warning)
             case words.SetAside(failure=failure):
                 self.metrics.quarantined.inc()
-                self.chronicle.note("failed", str(failure["reason"]), failure["task"])
+                self.chronicle.note("failed", failure.reason, failure.task)
             case words.Penalties(lsn=lsn, time=when, rows=rows):
                 self.history.add_penalties(lsn, when, rows)
                 self._followed({task: (penalty, rise) for task, penalty, rise in rows})

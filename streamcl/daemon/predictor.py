@@ -1,7 +1,8 @@
 """The predictor process: answers `predict` from the newest whole set of published parameters.
 
-Guarantees: one answer comes from one version; training neither waits for predictions nor delays them. Reads what the
-trainer publishes by atomic rename and shares nothing else with it.
+Guarantees: one answer comes from one version of the parameters; draws are spread by the newest posterior, which may be of
+a later boundary than they. Training does not wait for predictions. Reads what the trainer publishes by atomic rename and
+shares nothing else with it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from streamcl.config import Config
 from streamcl.daemon.journal import Writer
@@ -34,7 +33,7 @@ class Found:
     session: StreamSession
     writer: Writer
     standing: Standing
-    failures: list[dict[str, Any]]
+    failures: list[quarantine.Failure]
     history: History
     torn: log.TornTail | None = None
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from streamcl.daemon.words import Scores
+from streamcl.storage.quarantine import Failure
 
 
 class Consolidating(msgspec.Struct, frozen=True):
@@ -65,7 +66,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     held_tasks: int
     set_aside_rows: int
     quarantined: int
-    last_quarantined: dict[str, Any] | None
+    last_quarantined: Failure | None
 
     def plain(self) -> dict[str, Any]:
         """As a reply's fields."""

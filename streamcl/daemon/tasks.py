@@ -29,12 +29,13 @@ from streamcl.entries import (
 )
 from streamcl.protocol.session import KEPT_REMEDY, StreamSession
 from streamcl.storage import ledger
+from streamcl.storage.quarantine import Failure
 
 
 class Tasks:
     """standing: what holds after the ledger. failures: what the quarantine has. directory: of the ledger."""
 
-    def __init__(self, session: StreamSession, directory: Path, standing: Standing, failures: list[dict[str, Any]]) -> None:
+    def __init__(self, session: StreamSession, directory: Path, standing: Standing, failures: list[Failure]) -> None:
         self.session, self.directory = session, directory
         self.standing, self.failures = standing, failures
         self._last_lsn = -1
@@ -65,19 +66,19 @@ class Tasks:
             self._by_message = {(entry.producer, entry.seq): entry for entry in reversed(closed)}
         return self._by_message.get((producer, seq))
 
-    def set_aside(self, failure: dict[str, Any]) -> None:
+    def set_aside(self, failure: Failure) -> None:
         """The trainer could not learn a record."""
         self.failures = [*self.failures, failure]
 
     def forgive(self, lsns: Iterable[int]) -> None:
         """Only the failures of these records still matter."""
         still = set(lsns)
-        self.failures = [failure for failure in self.failures if failure["lsn"] in still]
+        self.failures = [failure for failure in self.failures if failure.lsn in still]
 
     def reason(self, task: str) -> str:
         """Why a task is held, or rows of it are set aside: the newest failure's words."""
-        failures = [failure["reason"] for failure in self.failures if failure["task"] == task]
-        return str(failures[-1]) if failures else "the reason was not kept"
+        failures = [failure.reason for failure in self.failures if failure.task == task]
+        return failures[-1] if failures else "the reason was not kept"
 
     def verdict(self, entry: Closing | Confirmed) -> dict[str, Any]:
         """The answer to a boundary: `done`, or `failed` if nothing was learned."""

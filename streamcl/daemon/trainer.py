@@ -1,15 +1,16 @@
 """The trainer process: follows the log, learns, and makes what was learned durable.
 
-One thread; it looks at its channels between steps. `commit` makes durable and drops, in the order that nothing may change;
-`publisher` shows the parameters, `quiet` uses idle moments, `reports` tells ingest and the supervisor. Here is the loop.
+One thread; it looks at its channels between steps. `orders` has what it was told, `commit` makes durable and drops, in the
+order that nothing may change; `publisher` shows the parameters, `quiet` uses idle moments, `judge` tries a new model,
+`reports` tells ingest and the supervisor. Here is the loop.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import structlog
 import torch
@@ -20,21 +21,22 @@ from streamcl.daemon import commit, words
 from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.commit import Commit, EarlierStates, Kept
 from streamcl.daemon.forecast import Activity
+from streamcl.daemon.judge import Judge, loggable
 from streamcl.daemon.memory import Memory
+from streamcl.daemon.orders import Orders
 from streamcl.daemon.publisher import Publisher
 from streamcl.daemon.quiet import FOLLOW_SHARE, Evaluating, Following
 from streamcl.daemon.reports import Reports
 from streamcl.entries import Abandoned, Confirmed, Held, Standing
-from streamcl.errors import ConfigError, ModelRefused
 from streamcl.learning.data import Store
 from streamcl.learning.failing import Unlearnable
 from streamcl.learning.fitting import Event
 from streamcl.learning.learner import Learner, Outcome
 from streamcl.learning.posterior import FactorSource
 from streamcl.replay import LogStore, Replay
-from streamcl.schema import Signature
-from streamcl.storage import log, published, quarantine
+from streamcl.storage import log, quarantine
 from streamcl.storage.disk import Disk
+from streamcl.storage.quarantine import Failure
 from streamcl.storage.records import Batch
 from streamcl.storage.state import StateDirectory
 
@@ -59,12 +61,6 @@ def run(config: Config, up: Channel, side: Channel) -> None:
     trainer = Trainer(config, up, side)
     trainer.memory.keep()
     trainer.run()
-
-
-def _loggable(error: Exception) -> str:
-    """The reason in a form fit for the log: what a model says about its data stays in the state directory."""
-    cause = error.__cause__
-    return str(error) if cause is None else f"{type(cause).__name__}; its message, which may hold data, is in `status`"
 
 
 def _unwatched(moment: Moment, event: Event | None = None) -> None:
@@ -106,14 +102,11 @@ class Trainer:
         self.memory = Memory()
         self.activity = Activity()
         self.log = structlog.get_logger()
-        self.durable = 0
-        self.paused = False
-        self.stopping: Literal["drain", "now"] | None = None
-        self.asked: list[int] = []  # checkpoints
+        self.orders = Orders(up, side)
+        self.judge = Judge(self.state.trial)
         self.full: str | None = None
         self._last_step = self._last_look = 0.0
         self._last_checkpoint = time.monotonic()
-        self._judged: tuple[int, str | None] | None = None  # the last model's trial and why it was refused
 
     def _fresh_replay(self) -> Replay:
         return Replay(self._new_learner(self.config, LogStore(self.reader), self.commit.factors, self.commit.past))
@@ -131,7 +124,7 @@ class Trainer:
         self.greet()
         self.up.send(words.Ready())
         try:
-            while not self._finished():
+            while not self.orders.drained(self.learner.next_lsn):
                 self.turn()
             self._checkpoint_if_due(force=True)
         except _Stopped:
@@ -145,17 +138,13 @@ class Trainer:
         if self.commit.last_entry is not None:
             self.side.send(words.Done(entry=self.commit.last_entry))
 
-    def _finished(self) -> bool:
-        drained = self.learner.next_lsn >= self.durable
-        return self.stopping == "now" or (self.stopping == "drain" and drained)
-
     def recover(self) -> None:
         """Take over what is on disk: the checkpoint, the ledger, the factors, and what has failed before."""
         saved, standing = self.commit.recover()
         self.learner.wary = quarantine.failures(self.commit.failures)
         if saved is not None:
             self.replay.restore(saved.meta, saved.tensors, standing)
-            self.durable = self.learner.next_lsn
+            self.orders.durable = self.learner.next_lsn
         self.reports.begin(self.learner)
         if saved is not None:
             self._go_through(self.commit.resume(self.learner))
@@ -190,7 +179,7 @@ class Trainer:
         """Learn the next durable record, if there is one."""
         self._look_up()
         lsn = self.learner.next_lsn
-        if lsn >= self.durable or self.stopping == "now":
+        if lsn >= self.orders.durable or self.orders.stopping == "now":
             return False
         entry = next(iter(self.reader.read(lsn, lsn + 1)))
         self.activity.name = self._learning()
@@ -235,29 +224,29 @@ class Trainer:
                 self._look_up()
             else:
                 self._listen()  # a pause waits for the batch's end: a checkpoint must never fall within a record
-        if self.stopping == "now" and self.activity.consolidating:
+        if self.orders.stopping == "now" and self.activity.consolidating:
             raise _Stopped
         self._last_step = time.monotonic()
 
     def _set_aside(self, entry: log.Entry, error: Unlearnable) -> None:
         """Note that a record cannot be learned, return to the last good state, and go over the log again, wary of it."""
         record = entry.record
-        failure = {
-            "lsn": entry.lsn,
-            "stage": error.stage,
-            "task": record.task,
-            "producer": record.producer,
-            "seq": record.seq,
-            "reason": str(error),
-            "time": time.time(),
-            "rows": record.samples if isinstance(record, Batch) else 0,
-        }
-        self.log.error("rolled back: a record cannot be learned", **{**failure, "reason": _loggable(error)})
+        failure = Failure(
+            lsn=entry.lsn,
+            stage=error.stage,
+            task=record.task,
+            producer=record.producer,
+            seq=record.seq,
+            reason=str(error),
+            time=time.time(),
+            rows=record.samples if isinstance(record, Batch) else 0,
+        )
+        self.log.error("rolled back: a record cannot be learned", **{**failure.plain(), "reason": loggable(error)})
         self._go_through(self.commit.set_aside(failure))
         self.replay = self._fresh_replay()
-        durable = self.durable
+        durable = self.orders.durable
         self.recover()
-        self.durable = durable
+        self.orders.durable = durable
         self.side.send(words.SetAside(failure=failure))
 
     # -- durability ----------------------------------------------------------------------------------------------
@@ -282,10 +271,11 @@ class Trainer:
     def _go_through(self, steps: Iterator[commit.Event]) -> None:
         """Take the steps of a commit; where the disk is full, again and again."""
         for event in steps:
+            if not isinstance(event, commit.Full):
+                self.full = None
             match event:
                 case commit.Full(reason):
                     self._wait_for_room(reason)
-                    continue
                 case commit.Written(seconds):
                     self._checkpointed(seconds)
                 case commit.Dropped(first):
@@ -293,8 +283,7 @@ class Trainer:
                     self.side.send(words.Dropped())
                 case commit.Forgiven():
                     self.learner.wary = quarantine.failures(self.commit.failures)
-                    self.side.send(words.Forgiven(lsns=[failure["lsn"] for failure in self.commit.failures]))
-            self.full = None
+                    self.side.send(words.Forgiven(lsns=[failure.lsn for failure in self.commit.failures]))
         self.full = None
 
     def _wait_for_room(self, reason: str) -> None:
@@ -303,12 +292,12 @@ class Trainer:
         self._report(force=True)
         self._wait(FULL_SECONDS)
         self._listen()
-        if self.stopping == "now":
+        if self.orders.stopping == "now":
             raise _Stopped
 
     def _checkpoint_if_due(self, force: bool = False) -> None:
         due = time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS or force
-        if (due and self.learner.next_lsn > self.commit.checkpointed_lsn) or self.asked:
+        if (due and self.learner.next_lsn > self.commit.checkpointed_lsn) or self.orders.checkpoints:
             self._go_through(self.commit.checkpoint(self.replay))
 
     def _checkpointed(self, seconds: float) -> None:
@@ -323,10 +312,9 @@ class Trainer:
                 sequences={name: seq for name, (_, seq) in self.replay.sequences.items()},
                 seconds=seconds,
                 time=time.time(),
-                numbers=self.asked,
+                numbers=self.orders.take_checkpoints(),
             )
         )
-        self.asked = []
         self.log.debug("checkpoint written and verified", next_lsn=self.learner.next_lsn, seconds=round(seconds, 3))
 
     # -- what others see -----------------------------------------------------------------------------------------
@@ -337,18 +325,19 @@ class Trainer:
     def _report(self, force: bool = False) -> None:
         if not force and not self.reports.due:
             return
-        at_work = not self.paused and self.learner.next_lsn < self.durable  # of which a trainer that dies might have died
+        orders = self.orders
+        at_work = not orders.paused and self.learner.next_lsn < orders.durable  # what one that dies might have died of
         alive = words.Alive(checkpointed=self.commit.checkpointed_lsn, at_work=at_work)
-        self.reports.say(self.learner, self.activity, paused=self.paused, full=self.full, alive=alive)
+        self.reports.say(self.learner, self.activity, paused=orders.paused, full=self.full, alive=alive)
 
     # -- being told ----------------------------------------------------------------------------------------------
 
     def _look_up(self) -> None:
         """Take what the other processes say; while paused, do nothing else."""
         self._listen()
-        while self.paused and self.stopping is None:
+        while self.orders.paused and self.orders.stopping is None:
             self._report()  # not with every message of a busy ingest
-            if self.asked and not self.activity.consolidating:  # between two records, or within a boundary
+            if self.orders.checkpoints and not self.activity.consolidating:  # between two records, or within a boundary
                 self._go_through(self.commit.checkpoint(self.replay))
             self._wait(1.0)
             self._listen()
@@ -358,46 +347,13 @@ class Trainer:
         self._pause([self.side, self.up], seconds)
 
     def _listen(self) -> None:
-        self.side.flush()
-        for word in self.side.receive():
-            self._hear(word)
-        for word in self.up.receive():
-            if not isinstance(word, words.Stop):
-                words.unexpected(word, "trainer")
-            self.stopping = "drain" if word.drain else "now"
-        if self.up.closed:
+        for word in self.orders.hear():
+            match word:
+                case words.Pause() | words.Resume():
+                    self._report(force=True)
+                case words.TryModel(number=number):
+                    verdict = self.judge.verdict(number, self.learner, self._report)
+                    if verdict is not None:
+                        self.side.send(verdict)
+        if self.orders.abandoned:
             raise _Stopped
-
-    def _hear(self, word: words.Word) -> None:
-        match word:
-            case words.Durable(lsn=lsn):
-                self.durable = lsn
-            case words.Pause() | words.Resume():
-                self.paused = isinstance(word, words.Pause)
-                self._report(force=True)
-            case words.WriteCheckpoint(number=number):
-                self.asked.append(number)
-            case words.TryModel(number=number):
-                self._judge_model(number)
-            case _:
-                words.unexpected(word, "trainer")
-
-    def _judge_model(self, number: int) -> None:
-        """Try the model on the rows that ingest has put there, once for each number, and report the verdict."""
-        if self._judged is None or self._judged[0] != number:
-            found = published.read(self.state.trial)
-            if found is None:  # it has been judged, and ingest has heard of it
-                return
-            self._judged = number, self._try_model(*found)
-        self.side.send(words.ModelTried(number=number, refused=self._judged[1]))
-
-    def _try_model(self, meta: Mapping[str, Any], arrays: Mapping[str, Any]) -> str | None:
-        """Why the model cannot be learned on rows of a first batch, or None."""
-        signature, labels = Signature.from_plain(meta["signature"]), tuple(meta["new_labels"])
-        try:
-            self.learner.try_model(signature, arrays["x"], arrays["y"], labels, self._report)
-        except (ModelRefused, ConfigError) as error:
-            private = isinstance(error, ModelRefused) and error.private
-            self.log.error("the model is refused", reason=_loggable(error) if private else str(error))
-            return str(error)
-        return None

@@ -1,12 +1,12 @@
 """What the daemon shows of itself: status and tasks, from the session, the tasks' standing and the trainer's last words.
 
-Read by operators, by producers that wait and by HTTP threads; every answer is built afresh, nothing here decides anything.
+Read by operators, by producers that wait and by HTTP threads, while the loop goes on: each figure is whole, two of one
+answer may be of different moments. Every answer is built afresh; nothing here decides anything.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from streamcl import __version__
@@ -18,6 +18,7 @@ from streamcl.daemon.tasks import Tasks
 from streamcl.daemon.words import Progress
 from streamcl.entries import Confirmed, Consolidated, Entry, Held
 from streamcl.protocol.session import KEPT_REMEDY, StreamSession
+from streamcl.storage.quarantine import Failure
 
 SILENCE_SECONDS = 30.0
 PAUSED = "training is paused (`streamcl resume` lets it go on)"
@@ -201,7 +202,7 @@ class View:
         consolidated = [self._task(entry, ranks.get(entry.task), entries) for entry in entries]
         return [
             *consolidated,
-            *(self._held(entry) for task, entry in self.known.standing.held.items() if task not in self.entries),
+            *(self._held(entry) for task, entry in list(self.known.standing.held.items()) if task not in self.entries),
         ]
 
     def _held(self, entry: Held) -> dict[str, Any]:
@@ -223,17 +224,17 @@ class View:
                 "reason": self.known.reason(task),
                 "time": entry.closed_at,
             }
-            for task, entry in self.known.standing.held.items()
+            for task, entry in list(self.known.standing.held.items())
         ]
-        failures = {failure["lsn"]: failure for failure in self.known.failures}
-        batches = [(task, lsn, rows) for task, entry in self.entries.items() for lsn, rows in entry.aside]
+        failures = {failure.lsn: failure for failure in self.known.failures}
+        batches = [(task, lsn, rows) for task, entry in list(self.entries.items()) for lsn, rows in entry.aside]
         open_task = self.session.open_task
         doubtful = [
-            {**_aside(failure["task"], failure.get("rows", 0), failure), "state": "doubtful"}
+            {**_aside(failure.task, failure.rows, failure), "state": "doubtful"}
             for failure in self.known.failures
-            if failure["task"] == open_task and failure["stage"].startswith("batch")
+            if failure.task == open_task and failure.stage.startswith("batch")
         ]
-        return [*held, *(_aside(task, rows, failures.get(lsn, {})) for task, lsn, rows in batches), *doubtful]
+        return [*held, *(_aside(task, rows, failures.get(lsn)) for task, lsn, rows in batches), *doubtful]
 
     def _ranks(self) -> dict[str, int]:
         """Tasks whose penalty has risen since they were learned, the highest rise first."""
@@ -255,9 +256,9 @@ class View:
         return {**shown, "revisit_rank": rank, "revisit_reason": reason if rise is not None else None}
 
 
-def _aside(task: str, rows: int, failure: Mapping[str, Any]) -> dict[str, Any]:
+def _aside(task: str, rows: int, failure: Failure | None) -> dict[str, Any]:
     """A batch that was set aside."""
-    known = {name: failure.get(name) for name in ("producer", "seq", "reason", "time")}
+    known = {name: getattr(failure, name, None) for name in ("producer", "seq", "reason", "time")}
     return {"task": task, "state": "set-aside", "rows": rows, **known}
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from streamcl.entries import Entry
 from streamcl.errors import StreamclError
+from streamcl.storage.quarantine import Failure
 
 
 class Word(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower):
@@ -200,7 +201,7 @@ class Done(Word, frozen=True):
 class SetAside(Word, frozen=True):
     """A record could not be learned: what the quarantine has of it."""
 
-    failure: dict[str, Any]
+    failure: Failure
 
 
 class Forgiven(Word, frozen=True):

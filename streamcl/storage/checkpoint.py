@@ -1,7 +1,7 @@
 """The checkpoint: one file that holds all that was learned, replaced in one atomic rename.
 
-Written as described in `verified`. Its size does not grow with the number of tasks. What training does not change, it refers
-to (`frozen`).
+Written as described in `verified`. Its size does not grow with the number of tasks. It refers to what training does not
+change (`frozen`).
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ def _quarantine(state: StateDirectory) -> Iterator[Finding]:
         yield Finding(quarantine.NAME, "damaged", str(error))
     else:
         if failures:
-            yield Finding(quarantine.NAME, "note", f"{len(failures)} failures; the last: {failures[-1]['reason']}")
+            yield Finding(quarantine.NAME, "note", f"{len(failures)} failures; the last: {failures[-1].reason}")
 
 
 def _history(state: StateDirectory) -> Iterator[Finding]:

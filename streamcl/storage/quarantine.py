@@ -5,31 +5,58 @@ One verified file; it grows by one entry for each failure, of which there are fe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from streamcl.errors import Damaged
 from streamcl.storage import verified
 from streamcl.storage.disk import Disk
 
 NAME = "quarantine"
 
 
-def load(directory: Path) -> list[dict[str, Any]]:
+class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One time that a record could not be learned. stage: where, as `learning.learner.Unlearnable` has it. time: Unix
+    seconds. rows: of a batch."""
+
+    lsn: int
+    stage: str
+    task: str
+    producer: str | None
+    seq: int
+    reason: str
+    time: float
+    rows: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        """As it is stored, and shown."""
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        return fields
+
+
+def load(directory: Path) -> list[Failure]:
     """Every failure so far; raises Damaged, UnknownFormat."""
     path = directory / NAME
-    return list(verified.load(path).meta["failures"]) if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        return msgspec.convert(verified.load(path).meta["failures"], list[Failure])
+    except (KeyError, msgspec.ValidationError) as error:
+        raise Damaged(f"{path}: expected a list of failures: {error}; restore it from a backup") from None
 
 
-def save(directory: Path, failures: Sequence[Mapping[str, Any]], disk: Disk) -> None:
+def save(directory: Path, failures: Sequence[Failure], disk: Disk) -> None:
     """Replace the list, durable on return; raises OSError, SyncFailed."""
-    verified.save(directory / NAME, {"failures": [dict(failure) for failure in failures]}, {}, disk)
+    verified.save(directory / NAME, {"failures": [failure.plain() for failure in failures]}, {}, disk)
 
 
-def failures(entries: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, int]]:
+def failures(known: Iterable[Failure]) -> dict[int, dict[str, int]]:
     """How often each record, by LSN, has failed at each stage."""
     counts: dict[int, dict[str, int]] = {}
-    for entry in entries:
-        stages = counts.setdefault(entry["lsn"], {})
-        stages[entry["stage"]] = stages.get(entry["stage"], 0) + 1
+    for failure in known:
+        stages = counts.setdefault(failure.lsn, {})
+        stages[failure.stage] = stages.get(failure.stage, 0) + 1
     return counts

@@ -250,7 +250,7 @@ class World:
         learner = Learner(settings, *past)
         if learner.drift is not None:
             late = LateDrift(settings.model.likelihood, settings.stream.drift_delta, settings.stream.drift_rows)
-            late.caught_up = lambda: self.trainer is None or self.trainer.durable <= learner.next_lsn + 1
+            late.caught_up = lambda: self.trainer is None or self.trainer.orders.durable <= learner.next_lsn + 1
             learner.drift = late
         return learner
 

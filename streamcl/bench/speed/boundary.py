@@ -64,7 +64,7 @@ class Boundaries:
         batch = Batch(seq=seq - 1, samples=len(self._x), arrays=specs, new_labels=new, **shared)
         self.writer.append(batch, [self._x.data.cast("B"), self._y.data.cast("B")])
         self.writer.append(Boundary(seq=seq, **shared))
-        self.trainer.durable = self.writer.sync()
+        self.trainer.orders.durable = self.writer.sync()
         self.trainer.turn()
         self.trainer.turn()
         end, watch = time.perf_counter(), self.watch
