@@ -1,4 +1,4 @@
-"""What of the configuration a state directory is bound to, and why: said in the same words before a start and at it."""
+"""Which keys of the configuration a state directory is bound to, and why; in the same words before a start and at it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from streamcl.errors import ConfigError
 
 KEPT = ("model", "posterior.mode", "posterior.curvature", "train.dtype")  # in every checkpoint
 REASONS = {
-    "model.factory": "the checkpoint holds the parameters of that network, which fit no other",
-    "model.args": "the checkpoint holds the parameters of that network, which fit no other",
+    "model.factory": "the checkpoint holds the parameters of that network, which do not fit another",
+    "model.args": "the checkpoint holds the parameters of that network, which do not fit another",
     "model.likelihood": "the penalty was measured under that likelihood",
     "model.classes": "each class has its own output in the parameters and the penalty",
-    "model.noise_variance": "the penalty was measured with that noise, and would weigh wrongly beside another",
-    "posterior.mode": "the modes keep different things of a task, and its data is gone",
+    "model.noise_variance": "the penalty was measured with that noise, and would be weighed wrongly with another",
+    "posterior.mode": "the modes keep different things for each task, and the tasks' data are gone",
     "posterior.curvature": "the penalty of every task learned so far has that form",
     "train.dtype": "parameters and optimiser are kept in it, and steps repeated after a crash must give the same bits",
 }
 REMEDY = (
-    "What was learned cannot be converted, and the data it was learned from is deleted. Either put the former value back, "
-    "or start on a new state directory (`--state-dir`) and send the tasks again; `streamcl export DIR`, with the former "
-    "value, saves what the old one has learned"
+    "What was learned cannot be converted, and the data it was learned from are deleted. Either put the former value "
+    "back, or start on a new state directory (`--state-dir`) and send the tasks again; `streamcl export DIR`, with the "
+    "former value, saves what the old one has learned"
 )
 
 
@@ -47,7 +47,7 @@ class Difference:
 
 
 def fingerprint(config: Config) -> dict[str, Any]:
-    """What a checkpoint keeps of the configuration."""
+    """What a checkpoint records of the configuration."""
     tree = msgspec.to_builtins(config)
     return {key: lookup(tree, key) for key in KEPT}
 
@@ -69,7 +69,7 @@ def _flat(saved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def check_fingerprint(saved: Mapping[str, Any], config: Config) -> None:
-    """Raise ConfigError naming the keys in which the configuration differs, why none may, and what to do."""
+    """Raise ConfigError naming the keys in which the configuration differs, why they must not, and what to do."""
     found = list(differences(saved, config))
     if found:
         raise ConfigError(f"configuration: {'; '.join(map(str, found))}. {REMEDY}")

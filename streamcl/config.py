@@ -1,7 +1,7 @@
 """The configuration: frozen, typed sections; one TOML file, every key optional, every key also a variable and a flag.
 
 Guarantees: a `Config` that exists has been checked in full, and whoever asks learns of every problem at once and where
-each value came from: a flag goes before the environment, that before the file, that before the default. Reads no
+each value came from: a flag takes precedence over the environment, that over the file, and that over the default. Reads no
 environment of its own; knows nothing of torch, sockets or the state directory's contents.
 """
 
@@ -32,7 +32,7 @@ PREFIX = "STREAMCL_"  # of environment variables: STREAMCL_TRAIN__EPOCHS
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What every section shares: immutable, and a stranger's key is an error."""
+    """What every section shares: immutable, and an unknown key is an error."""
 
 
 class Endpoints(_Section, frozen=True):
@@ -70,7 +70,7 @@ class Train(_Section, frozen=True):
 
 
 class Posterior(_Section, frozen=True):
-    """The quadratic penalty: which form it has and how much each task weighs.
+    """The quadratic penalty: its form, and how much each task weighs.
 
     keep: how many of the last boundaries can be rolled back.
     """
@@ -93,7 +93,7 @@ class Posterior(_Section, frozen=True):
 
 
 class Stream(_Section, frozen=True):
-    """What producers meet: when tasks close, how much they may send ahead and store.
+    """The terms for producers: when tasks close, how much they may send ahead and store.
 
     on_failure: whether new tasks wait (hold) or go on (set-aside) while one that could not be learned is kept.
     drift_delta: ADWIN's significance. drift_rows: of a task before drift may close it.
@@ -116,7 +116,7 @@ class Evaluation(_Section, frozen=True):
 
 
 class Security(_Section, frozen=True):
-    """Who is let in. Files; nothing here is needed as long as every endpoint is on loopback.
+    """Who is let in. All are files; none is needed as long as every endpoint is on loopback.
 
     server_key: of `streamcl keygen`; with it all three sockets speak CURVE. policy: what each client's key may do.
     http_token: what HTTP clients must bring. http_certificate, http_key: TLS, PEM.
@@ -130,7 +130,7 @@ class Security(_Section, frozen=True):
 
 
 class Log(_Section, frozen=True):
-    """The daemon's log on standard error: from which level on, and for whose eyes (auto: a human's on a terminal)."""
+    """The daemon's log on standard error: from which level on, and in which format (auto: for people on a terminal)."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "human", "json"] = "auto"
@@ -170,7 +170,7 @@ DEFAULT = Origin("default")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with a key, in words that say what was expected; also: other keys that it may be mended by."""
+    """What is wrong with a key, and what was expected; also: other keys by which it may be corrected."""
 
     key: str
     text: str
@@ -195,7 +195,7 @@ class Gathered:
         return self.origins.get(key, DEFAULT)
 
     def problems(self) -> list[Problem]:
-        """Everything that is wrong, in the file's order; values that are wrong are left out of what looks at several."""
+        """Everything that is wrong, in the file's order; wrong values are left out of checks that look at several."""
         return self._checked()[1]
 
     def config(self) -> Config:
@@ -220,7 +220,7 @@ class Gathered:
         return config, [self._located(problem) for problem in problems]
 
     def _located(self, problem: Problem) -> Problem:
-        """A problem with where its value comes from; of several keys, the first that somebody has set."""
+        """A problem, with the origin of its value; of several keys, the first that was set explicitly."""
         set_by = (self.origin(key) for key in (problem.key, *problem.also))
         origin = next((origin for origin in set_by if origin.kind != "default"), problem.origin)
         return dataclasses.replace(problem, origin=origin)
@@ -313,7 +313,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _take_variable(gathered: Gathered, name: str, text: str) -> None:
-    """A variable that is a key, or would be one but for a slip; others are somebody else's.
+    """A variable that is a key, or would be but for a slip; others belong to other programs.
 
     Kubernetes, for one, sets STREAMCL_PORT and its like for a service called streamcl: so only what has the two
     underscores between section and key is taken for a key.
@@ -380,7 +380,7 @@ def _unknown_keys(tree: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _nearest(key: str, known: list[str], sections: set[str]) -> str:
-    """What may have been meant, in words."""
+    """What may have been meant, as text."""
     if "." not in key and (near := difflib.get_close_matches(key, sections, n=1)):
         return f"did you mean [{near[0]}]?"
     meant = _near(key, known)
@@ -418,19 +418,19 @@ def _expected(error: str, hint: Any, value: Any) -> str:
 
 
 def _whole(config: Config) -> Iterator[Problem]:
-    """What no single key's type can say; also options this version does not have yet."""
+    """What no single key's type can express; also options that this version does not have yet."""
     train, posterior = config.train, config.posterior
     if posterior.curvature == "kronecker":
         yield Problem("posterior.curvature", "'kronecker' is not available in this version of streamcl")
     if train.autocast != "off" and (train.dtype != "float32" or train.optimizer == "lbfgs"):
-        text = f"{train.autocast} goes with train.dtype float32 and optimizers adam and sgd, got {train.dtype} and "
+        text = f"{train.autocast} requires train.dtype float32 and optimizer adam or sgd, got {train.dtype} and "
         yield Problem("train.autocast", text + train.optimizer, also=("train.dtype", "train.optimizer"))
     if config.evaluation.directory and config.model.likelihood == "gaussian":
         text = "an accuracy is a share of right answers; expected model.likelihood categorical or bernoulli, got gaussian"
         yield Problem("evaluation.directory", text, also=("model.likelihood",))
     if config.stream.boundary == "drift" and train.optimizer == "lbfgs":
-        text = "drift shows in the errors of a model that learns while data arrives; expected train.optimizer adam or sgd, "
-        text += "got lbfgs, which learns at boundaries only"
+        text = "drift shows in the errors of a model that learns while data arrive; expected train.optimizer adam or sgd, "
+        text += "got lbfgs, which learns only at boundaries"
         yield Problem("stream.boundary", text, also=("train.optimizer",))
     for key, number in _numbers(config):
         if not math.isfinite(number):
@@ -478,7 +478,7 @@ def _wrong_endpoint(endpoint: str) -> str | None:
 
 
 def _exposure(endpoints: Endpoints, security: Security) -> Iterator[Problem]:
-    """Beyond loopback only with keys; half a configuration is none."""
+    """Beyond loopback only with keys; half a security configuration is an error."""
     keys = ("security.server_key", "security.policy")
     tls = ("security.http_certificate", "security.http_key")
     if bool(security.server_key) != bool(security.policy):

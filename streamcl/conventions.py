@@ -1,4 +1,4 @@
-"""A lambda in another library's convention, converted to ours: ``lambda_t = scale * N_t`` beside ``sum NLL``.
+"""A lambda in another library's convention, converted to ours: ``lambda_t = scale * N_t``, added to ``sum NLL``.
 
 What each minimises, with N samples in the task being learned and F_t the mean over task t's samples of the Fisher's
 diagonal:
@@ -12,7 +12,7 @@ diagonal:
 A mean over the N samples of the new task times N is a sum, so a penalty beside a mean loss weighs N times as much here:
 exact where all tasks have the same number of samples. The Fisher is taken as its authors define it. Avalanche squares the
 gradient of a mini-batch's mean loss instead of each sample's, which is smaller and differs entry by entry; no lambda
-repairs that.
+corrects that.
 """
 
 from __future__ import annotations

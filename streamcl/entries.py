@@ -209,7 +209,7 @@ class Standing:
             case Consolidated():
                 self.tasks[task] = entry
                 self.held.pop(task, None)
-            case Confirmed() if task in self.tasks:  # who asked for a boundary that stands already
+            case Confirmed() if task in self.tasks:  # who asked for a boundary that already stands
                 self._replace(task, producer=entry.producer, seq=entry.seq)
             case Held():
                 self.held[task] = entry
@@ -240,7 +240,7 @@ class Standing:
             self._replace(task, aside=())
 
     def _as_kept(self, tasks: Mapping[str, Consolidated]) -> dict[str, Consolidated]:
-        """A version's tasks as they stand again: of what was set aside then, what is still kept."""
+        """A version's tasks, which stand again; of what was set aside then, only what is still kept."""
         kept = {lsn for entry in self.tasks.values() for lsn, _ in entry.aside}
 
         def still(entry: Consolidated) -> Places:
@@ -281,7 +281,7 @@ def by_drift(entry: Entry) -> bool:
 
 
 def figures(entry: Entry) -> dict[str, Any]:
-    """What whoever asked for a record is told of it; `origin` where it was drift that closed the task before."""
+    """What the sender of a record is told about it; `origin` where it was drift that closed the task before."""
     names = ("task", "kind", "samples", "loss", "seconds", "origin", "undone", "warning")
     known = {name: getattr(entry, name) for name in names if getattr(entry, name, None) is not None}
     return known | ({"kind": "boundary"} if isinstance(entry, Confirmed) else {})

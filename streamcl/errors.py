@@ -42,7 +42,7 @@ class Unreachable(StreamclError):
 class ModelRefused(StreamclError):
     """The model factory or its module cannot be used; the message names the remedy.
 
-    private: whether the message has words of the model's own in it, which may quote the data.
+    private: whether the message contains text from the model itself, which may quote the data.
     """
 
     def __init__(self, message: str, private: bool = False) -> None:
@@ -51,7 +51,7 @@ class ModelRefused(StreamclError):
 
 
 class WrongOutput(ModelRefused):
-    """A model gave something else than its likelihood takes, on rows where it need not have."""
+    """A model returned something that its likelihood cannot take, on rows that it could have handled."""
 
 
 class Damaged(StreamclError):
@@ -59,7 +59,7 @@ class Damaged(StreamclError):
 
 
 class UnknownFormat(StreamclError):
-    """A file was written by a newer streamcl; upgrade instead of touching it."""
+    """A file was written by a newer streamcl; upgrade, and leave it as it is."""
 
 
 class StateInUse(StreamclError):
@@ -71,7 +71,7 @@ class DataError(StreamclError):
 
 
 def in_words(error: BaseException) -> str:
-    """The type and text of an exception, also of one that has no text to give."""
+    """The type and text of an exception, even of one whose text cannot be had."""
     try:
         text = str(error)
     except Exception:

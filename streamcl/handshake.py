@@ -1,4 +1,4 @@
-"""A client's key and its handshakes: who is not let in is told so in words, at once, instead of waiting for ever.
+"""A client's key and its handshakes: a client that is not let in is told why, at once, instead of waiting for ever.
 
 ZeroMQ itself says nothing to a client that is turned away; it goes on trying. Only the socket's monitor knows.
 """
@@ -22,7 +22,7 @@ from streamcl.keys import Keys
 KeysGiven = Keys | str | os.PathLike[str] | None
 ServerGiven = str | os.PathLike[str] | None
 MISMATCH = 0x11000002  # ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
-FAILURES = 3  # handshakes without a reason given, one after another: a daemon that is just stopping makes one
+FAILURES = 3  # handshakes without a reason given, one after another: a daemon that is stopping causes one
 EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -35,12 +35,14 @@ _numbers = itertools.count()
 def client_keys(given: KeysGiven, server: ServerGiven = None) -> Keys | None:
     """The keys a client was given: a `Keys`, or a secret file's path; and the daemon's public key or its file.
 
-    Raises ConfigError where one is there without the other.
+    Raises ConfigError if one is given without the other.
     """
     pair = given if given is None or isinstance(given, Keys) else keys.load(Path(given))
     if pair is None:
         if server is not None:
-            raise ConfigError("the daemon's public key was given, but no key of this client's own; make one with `keygen`")
+            raise ConfigError(
+                "the daemon's public key was given, but this client has no key of its own; make one with `streamcl keygen`"
+            )
         return None
     if server is not None:
         pair = replace(pair, server=keys.public_key(server))
@@ -69,7 +71,7 @@ class Handshake:
         self._failures = 0
 
     def wait(self, timeout_ms: int) -> bool:
-        """Whether a message has come within the time; raises Refused ``not_allowed`` once the client is turned away."""
+        """Whether a message arrives within the time; raises Refused ``not_allowed`` once the client is turned away."""
         deadline = time.monotonic() + timeout_ms / 1000
         while True:
             ready = dict(self._poller.poll(max(0, int(1000 * (deadline - time.monotonic())))))
@@ -89,11 +91,12 @@ class Handshake:
             case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 public = self._keys.public if self._keys else "none"
                 raise self._refused(
-                    f"the daemon does not know this client's key, {public}; have it granted a role in the daemon's policy"
+                    f"the daemon does not know this client's key, {public}; have a role granted to it in the daemon's "
+                    f"policy"
                 )
             case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL if int(event["value"]) == MISMATCH and self._keys is None:
                 raise self._refused(
-                    "the daemon lets in clients with a key only; give one (keys=, or --key on the command line)"
+                    "the daemon only lets in clients with a key; give one (keys=, or --key on the command line)"
                 )
             case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL if int(event["value"]) == MISMATCH:
                 raise self._refused(
@@ -104,7 +107,7 @@ class Handshake:
                 self._failures += 1
                 if self._failures >= FAILURES:
                     raise self._refused(
-                        f"the handshake failed {FAILURES} times: the daemon has another public key than {self._keys.server}"
+                        f"the handshake failed {FAILURES} times: the daemon's public key is not {self._keys.server}"
                     )
 
     def _refused(self, text: str) -> Refused:

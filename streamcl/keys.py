@@ -1,9 +1,9 @@
-"""Key files: small TOML texts, the secret one for its owner's eyes alone, the public one for everybody's.
+"""Key files: small TOML texts, the secret one readable by its owner alone, the public one by everybody.
 
 Guarantees: a secret file is created 0600 and never overwritten; one that others can read is refused, with the remedy.
 Keys are CURVE keys in Z85, 40 characters. Knows nothing of sockets or of what a key may do.
 
-    NAME.key    name, public, secret, and the daemon's public key where it is known (server)
+    NAME.key    name, public, secret, and the daemon's public key if it is known (server)
     NAME.pub    name, public
 """
 
@@ -24,7 +24,7 @@ MOST_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """A key pair in Z85, its name, and the public key of the daemon that it is used with, if known."""
+    """A key pair in Z85, its name, and the public key of the daemon that it is for, if known."""
 
     public: str
     secret: str = field(repr=False)
@@ -33,13 +33,13 @@ class Keys:
 
 
 def write(directory: Path, keys: Keys) -> tuple[Path, Path]:
-    """Write NAME.key (0600) and NAME.pub (0644); raises ConfigError where either is there already."""
+    """Write NAME.key (0600) and NAME.pub (0644); raises ConfigError if either exists already."""
     if not NAME.fullmatch(keys.name):
         raise ConfigError(f"key name {keys.name!r}: expected 1 to 128 of A-Z a-z 0-9 . _ -, not beginning with a dot")
     secret, public = directory / f"{keys.name}.key", directory / f"{keys.name}.pub"
     for path in (secret, public):
         if path.exists():
-            raise ConfigError(f"{path}: is there already and is not overwritten; move it away, or choose another name")
+            raise ConfigError(f"{path}: exists already and is not overwritten; move it away, or choose another name")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     server = "" if keys.server is None else f'server = "{keys.server}"\n'
     shown = f'name = "{keys.name}"\npublic = "{keys.public}"\n'
@@ -56,7 +56,7 @@ def _create(path: Path, mode: int, text: str) -> None:
 
 
 def load(path: Path) -> Keys:
-    """The key pair of a secret file; raises ConfigError, also where others can read the file."""
+    """The key pair of a secret file; raises ConfigError, also if others can read the file."""
     fields = _fields(path, read_private(path))
     for name in ("public", "secret"):
         if not _is_key(fields.get(name)):
@@ -83,7 +83,7 @@ def public_key(given: str | os.PathLike[str]) -> str:
 
 
 def read_private(path: Path) -> str:
-    """The text of a file that only its owner may read; raises ConfigError where that is not so."""
+    """The text of a file that only its owner may read; raises ConfigError if others can."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:

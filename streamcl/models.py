@@ -41,7 +41,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Cast(nn.Module):
-    """Inputs in the dtype of the layers behind, and flat if asked for; integers come in as int64."""
+    """Casts inputs to the dtype of the layers after it, and flattens them if asked; integers come in as int64."""
 
     def __init__(self, like: nn.Module, flatten: bool) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def build(
     """Call a factory, seeded; the global generators (PyTorch's, NumPy's, Python's) are left as they were.
 
     Lazy layers get their sizes from rows of zeros, or of ones, of `input_shape` (int64 for `integers`). Raises ConfigError
-    where there is no such callable, ModelRefused where it fails or returns something else.
+    if there is no such callable, ModelRefused if it fails or returns something else.
     """
     function, name = load_factory(factory), factory if isinstance(factory, str) else "(a callable)"
     with seeded(seed):
@@ -123,13 +123,13 @@ def build(
 def arguments(
     function: Callable[..., Any], args: Mapping[str, Any], input_shape: Sequence[int], outputs: int
 ) -> dict[str, Any]:
-    """What a factory is called with: the sizes that it has parameters for, and `args`."""
+    """What a factory is called with: the sizes for which it has parameters, and `args`."""
     return {**_accepted(function, {"input_shape": tuple(input_shape), "outputs": outputs}), **args}
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Every global generator that a factory or a model may draw from, seeded; afterwards as before."""
+    """Seeds every global generator that a factory or a model may draw from; restores them afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -143,7 +143,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def _materialise(module: nn.Module, input_shape: Sequence[int], integers: bool) -> None:
-    """Give lazy layers their sizes: the same for the same shape of rows, whatever is in them."""
+    """Give lazy layers their sizes, which depend on the shape of the rows and not on their values."""
     flags = [(part, part.training) for part in module.modules()]
     reason = ""
     for value, training in itertools.product((0, 1), (False, True)):
@@ -161,7 +161,7 @@ def _materialise(module: nn.Module, input_shape: Sequence[int], integers: bool) 
         part.training = flag
     if _lazy(module):
         raise ModelRefused(
-            f"the lazy layers {', '.join(_lazy(module))} do not get their sizes from rows of zeros or ones of shape "
+            f"the lazy layers {', '.join(_lazy(module))} cannot get their sizes from rows of zeros or ones of shape "
             f"{list(input_shape)}{reason}; give them their sizes in the factory, which may take input_shape"
         )
 
@@ -184,7 +184,7 @@ def load_factory(factory: Factory) -> Callable[..., Any]:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"model.factory {factory!r}: {error}; expected 'package.module:callable'") from None
     except (Exception, SystemExit) as error:  # whatever the module does when it is imported
-        raise ConfigError(f"model.factory {factory!r}: importing it fails: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"model.factory {factory!r}: importing it failed: {type(error).__name__}: {error}") from error
     if not callable(function):
         raise ConfigError(f"model.factory {factory!r}: expected a callable, got {type(function).__name__}")
     return function  # type: ignore[no-any-return]

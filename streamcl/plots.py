@@ -1,7 +1,7 @@
 """Figures of what a daemon's history holds: accuracy, forgetting and penalty of each task, order bias, loss.
 
-Guarantees: reads the history and nothing else, whether or not the daemon runs; where there is nothing to draw it says what
-would have to happen first, and draws nothing.
+Guarantees: reads the history and nothing else, whether or not the daemon runs; if there is nothing to draw, it says what
+would have to happen first.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ class Past:
         return sorted((task for task in first if task in known), key=first.__getitem__)
 
     def revisits(self) -> set[tuple[int, str]]:
-        """The mark behind each revisit, and its task."""
+        """The mark after each revisit, and its task."""
         return {(e["lsn"] + 1, e["task"]) for e in self.events if e["kind"] == "revisit" and e["lsn"] is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A figure, and what it says in numbers."""
+    """A figure, and its summary in numbers."""
 
     figure: Figure
     numbers: dict[str, Any] = field(default_factory=dict)
@@ -108,8 +108,8 @@ def accuracy(past: Past) -> Drawn:
 
 
 def forgetting(past: Past) -> Drawn:
-    """Each task's estimated rise of its loss since it was learned, found without data; a star at each revisit."""
-    figure, axes = _followed(past, "rise", "Forgetting, estimated without data", "rise of the loss, nats a sample")
+    """The estimated rise of each task's loss since it was learned, found without its data; a star at each revisit."""
+    figure, axes = _followed(past, "rise", "Forgetting, estimated without data", "rise of the loss, nats per sample")
     axes.axhline(0.0, color="0.5", linewidth=0.8)
     latest = _latest(past.penalties, "rise")
     return Drawn(
@@ -164,7 +164,7 @@ def _lines(axes: Axes, past: Past, rows: Sequence[Row], name: str) -> None:
 
 
 def _styles(past: Past, boundaries: int) -> dict[str, dict[str, Any]]:
-    """A colour for each task: one of its own where they are few, else by its position."""
+    """A colour for each task: its own if they are few, else by its position."""
     from matplotlib import colormaps
 
     order = past.order()
@@ -225,7 +225,7 @@ def _legend(axes: Axes, past: Past) -> None:
 def order_bias(past: Past) -> Drawn:
     """How each task stands now, against its position in the order of learning, with a line fitted to it.
 
-    A penalty that counts some tasks harder than others shows as a slope; without bias there is none.
+    A penalty that weighs some tasks more than others shows as a slope; without bias there is none.
     """
     rises, accuracies = _latest(past.penalties, "rise"), _latest(past.accuracies, "accuracy")
     panels = [(name, values) for name, values in (("rise", rises), ("accuracy", accuracies)) if len(values) > 1]
@@ -237,7 +237,7 @@ def order_bias(past: Past) -> Drawn:
     from streamcl.bench.figure import Figure
 
     figure = Figure(figsize=(6.5 * len(panels), 4.6), layout="constrained")
-    labels = {"rise": "estimated rise since it was learned, nats a sample", "accuracy": "accuracy now"}
+    labels = {"rise": "estimated rise since it was learned, nats per sample", "accuracy": "accuracy now"}
     numbers: dict[str, Any] = {}
     for axes, (name, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         tasks = [task for task in past.order() if task in values]
@@ -289,10 +289,10 @@ def _ranks(values: Any) -> Any:
 
 
 def loss(past: Past) -> Drawn:
-    """Training loss and prequential accuracy over time, with boundaries, revisits and what went wrong."""
+    """Training loss and prequential accuracy over time, with boundaries, revisits and failures."""
     known = [row for row in past.samples if row["loss"] is not None or row["accuracy"] is not None]
     if not known:
-        raise NothingToDraw("no loss is in the history: it is kept every other second from the first batch on")
+        raise NothingToDraw("no loss is in the history: it is recorded every other second from the first batch on")
     from streamcl.bench.figure import Figure
 
     figure = Figure(figsize=(10, 6), layout="constrained")
@@ -385,7 +385,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _shown(task: str, characters: int = NAME_CHARACTERS) -> str:
-    """A name as matplotlib shows it as it is: short, no mathematics, and never hidden from a legend."""
+    """A name that matplotlib shows unchanged: short, without mathematics, and never hidden from a legend."""
     short = task if len(task) <= characters else task[: characters - 1] + "…"
     plain = short.replace("$", r"\$")
     return "\u200b" + plain if plain.startswith("_") else plain

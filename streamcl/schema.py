@@ -18,8 +18,8 @@ from streamcl.errors import Refused
 
 Array = npt.NDArray[Any]
 
-TRIED_ROWS = 32  # more show nothing new and make the first acknowledgement slow
-TRIED_BYTES = 16 << 20  # at most of x, but a row at least
+TRIED_ROWS = 32  # more would show nothing new and make the first acknowledgement slow
+TRIED_BYTES = 16 << 20  # of x, at most, but at least one row
 GAUSSIAN = "model.likelihood = 'gaussian' (in a new state directory)"
 
 
@@ -199,7 +199,7 @@ class LabelMap:
 
 
 def _no_integers(y: Array) -> str:
-    """What is wrong with targets that are no labels, and what they may have been meant for."""
+    """What is wrong with targets that are not labels, and what they may have been meant as."""
     got = f"batch.y: expected integer labels (<i8, <i4 or |u1) for model.likelihood = 'categorical', got {y.dtype.str}"
     if y.size and bool((np.trunc(y) == y).all()):
         return f"{got}; if these whole numbers are labels, send them as integers; if they are measurements, set " + GAUSSIAN

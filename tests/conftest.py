@@ -1,4 +1,4 @@
-"""Shared pieces: one torch thread, a daemon of one's own, a client that knows nothing but the contract."""
+"""Shared pieces: one torch thread, a daemon for each test, a client that knows only the contract."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class PlainClient:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What commands note for later runs stays among the tests."""
+    """What commands cache for later runs stays in the tests' directory."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 

@@ -2,7 +2,7 @@
 
     python tests/console.py streamcl/docs/tutorial.md       writes into the page what its commands print now
 
-Figures differ from machine to machine, so a comparison is of the words: every number counts as any other.
+Figures differ from machine to machine, so only the words are compared: all numbers count as equal.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Step:
 
 
 def steps(block: str) -> list[Step]:
-    """The commands of a block, lines after ``$`` that a backslash or a here-document goes on, each with its output."""
+    """The commands of a block, lines after ``$`` continued by a backslash or a here-document, each with its output."""
     found: list[Step] = []
     open_end = ""
     for line in block.splitlines():
@@ -76,7 +76,7 @@ class Shell:
         for name, port in self.ports.items():
             command = re.sub(rf"\b{ENDPOINTS[name]}\b", str(port), command)
         command = command.replace("0.0.0.0", "127.0.0.1")  # a test binds to nothing else
-        if command.startswith("streamcl config"):  # which would tell of our variables
+        if command.startswith("streamcl config"):  # which would report our variables
             command = f"env {' '.join(f'-u {variable(name)}' for name in ENDPOINTS)} {command}"
         self.process.stdin.write(f"{command}\nended=$?; echo; echo {MARK} $ended\n")
         self.process.stdin.flush()

@@ -65,7 +65,7 @@ class Packed(nn.Module):
 
 
 class Sorting(nn.Module):
-    """Rows go through the first layer in an order of their own, but for three of them, the first that are looked at."""
+    """Rows go through the first layer in an order of their own, except three, which are the first to be looked at."""
 
     def __init__(self) -> None:
         super().__init__()

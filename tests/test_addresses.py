@@ -1,4 +1,4 @@
-"""Where the daemon listens: IPv6 as well as IPv4, what is wrong with an address in words, and every method of HTTP."""
+"""Where the daemon listens: IPv6 as well as IPv4, the messages for wrong addresses, and every HTTP method."""
 
 from __future__ import annotations
 

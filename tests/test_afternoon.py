@@ -68,7 +68,7 @@ class Desk:
         return answer
 
     def begin(self, *words: Any) -> subprocess.Popen[str]:
-        """A command that goes on in the background."""
+        """A command that keeps running in the background."""
         made = subprocess.Popen(self._command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.running.append(made)
         return made
@@ -235,7 +235,11 @@ def test_a_state_directory_of_an_earlier_version_is_gone_on_with(tmp_path: Path)
         with urllib.request.urlopen(daemon.url("/history?seconds=0"), timeout=PATIENCE) as answer:
             kinds = [event["kind"] for event in json.loads(answer.read())["events"]]
         found = admin.parameters()
-    assert kinds == ["boundary", "boundary", "started"]  # the last of the former life is told again, since it is not noted
+    assert kinds == [
+        "boundary",
+        "boundary",
+        "started",
+    ]  # the last entry before the upgrade is reported again, since it is not recorded
     expected = np.load(tmp_path / "state" / "expected.npz", allow_pickle=False)  # of that version, after the same boundary
     for name in ("theta", "precision", "shift"):
         np.testing.assert_array_equal(getattr(found, name), expected[name])

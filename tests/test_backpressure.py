@@ -1,4 +1,4 @@
-"""Producers faster than the trainer: credit bounds memory, what a task may hold bounds the disk."""
+"""Producers faster than the trainer: credit bounds the memory, a task's budget bounds the disk."""
 
 from __future__ import annotations
 

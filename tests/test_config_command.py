@@ -1,4 +1,4 @@
-"""`config check`, `config show`, the environment, and what is said where a key needs a new state directory."""
+"""`config check`, `config show`, the environment, and what is reported if a key needs a new state directory."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_the_same_stream_gives_the_same_bits(start: Callable[..., LocalDaemon], 
 def test_killed_and_started_again_it_ends_with_the_same_bits(
     start: Callable[..., LocalDaemon], undisturbed: list[np.ndarray], moments: tuple[int, ...]
 ) -> None:
-    """kill -9 of the whole daemon behind given messages; the producer goes on by itself."""
+    """kill -9 of the whole daemon after given messages; the producer continues by itself."""
     daemon = start(TREE)
 
     def between(number: int) -> None:
@@ -308,7 +308,7 @@ def test_a_second_daemon_on_the_directory_is_refused(start: Callable[..., LocalD
 def test_sent_three_times_over_reordered_and_with_gaps_it_is_trained_once(
     start: Callable[..., LocalDaemon], connect: Callable[..., Any]
 ) -> None:
-    """By two processes of one name at that, the older of which is fenced."""
+    """And by two processes of one name, the older of which is fenced off."""
     daemon, orderly = start(TREE), start(TREE, name="orderly")
     batches = [rows(seed) for seed in range(10)]
     with orderly.producer("p") as producer:

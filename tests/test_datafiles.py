@@ -210,7 +210,7 @@ def test_a_file_that_is_written_to_meanwhile_is_noticed(tmp_path: Path) -> None:
     data = open_data(path)
     data.check()
     write(path, "a,y\n1,0\n2,0\n")
-    with pytest.raises(DataError, match="changed while it was read"):
+    with pytest.raises(DataError, match="changed while it was being read"):
         list(data.blocks())
 
 

@@ -1,4 +1,4 @@
-"""A process that dies again and again is a problem, whatever it dies of; one that starts slowly is none."""
+"""A process that dies again and again is a problem, whatever it dies of; one that starts slowly is not."""
 
 from __future__ import annotations
 
@@ -197,6 +197,6 @@ def test_once_ready_processor_time_is_no_progress(child: Callable[[str], Child],
 
 
 def test_what_a_process_died_of_is_said_in_words() -> None:
-    assert death(-9) == "by signal 9, SIGKILL (kill -9, or the kernel for want of memory)"
+    assert death(-9) == "by signal 9, SIGKILL (kill -9, or the kernel for lack of memory)"
     assert death(-200) == "by signal 200, unknown"
     assert death(1) == "with exit status 1"

@@ -1,4 +1,4 @@
-"""What is under deploy/: checked by the programs that will read it, and against what the daemon really has.
+"""The files under deploy/, checked by the programs that will read them, and against the real daemon.
 
 Checkers that are missing skip their test, or fail it where they must be there (`deploy/ci-tools` installs them).
 """

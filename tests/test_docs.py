@@ -11,14 +11,18 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from console import BLOCK, Shell, cut, replay, steps, words
 from wire import PAGE, PLACE, conversation, page_text
 
+from streamcl import client
 from streamcl.bench.local import LocalDaemon
 from streamcl.cli import build_parser
 from streamcl.docs.reference import explanations, reference
@@ -89,11 +93,56 @@ def test_commands_that_are_not_run_are_at_least_understood(page: Path) -> None:
             assert line.startswith(tuple(NOT_RUN)), f"{line}: neither run nor understood"
 
 
-def test_every_command_is_in_the_readmes_table() -> None:
-    (table,) = re.findall(r"\| command \| does \|.*?\n\n", (TOP / "README.md").read_text(), re.S)
+def test_every_command_is_in_the_table() -> None:
+    (table,) = re.findall(r"\| command \| does \|.*?\n\n", (DOCS / "commands.md").read_text(), re.S)
     named = set(re.findall(r"`(\w+)", table)) | {"config"}
     actions = next(action for action in build_parser()._actions if action.choices and action.dest != "help")
     assert set(actions.choices or ()) <= named
+
+
+def python_blocks(mark: str) -> list[Any]:
+    """The blocks of Python that a comment says how to run, of every page."""
+    pattern = rf"<!-- {mark} -->\n```python\n(.*?)^```$"
+    found = [(page.name, re.findall(pattern, page.read_text(), re.M | re.S)) for page in PAGES]
+    return [pytest.param(code, id=f"{name} {n}") for name, codes in found for n, code in enumerate(codes, start=1)]
+
+
+def surroundings() -> dict[str, Any]:
+    """What the pages say is there when their Python begins."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 96)
+    x = (np.eye(3, 8)[y] + rng.normal(size=(96, 8)) / 9).astype("float32")
+    torch.manual_seed(0)
+    return {
+        "x": x,
+        "batches": [(x[:48], y[:48]), (x[48:], y[48:])],
+        "tasks": {"monday": (x[:48], y[:48]), "tuesday": (x[48:], y[48:])},
+        "stream": [(dict(zip("abcdefgh", row.tolist(), strict=True)), int(label)) for row, label in zip(x, y, strict=True)],
+        "model": torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)),
+    }
+
+
+@pytest.mark.parametrize("code", python_blocks("with a daemon"))
+def test_python_that_speaks_to_a_daemon_works(
+    code: str, start: Callable[..., LocalDaemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoints = start({"model": {"classes": 3}}).endpoints
+    for name, endpoint in (("Producer", "stream"), ("Reader", "predict"), ("Admin", "admin")):
+        monkeypatch.setattr(client, name, partial(getattr(client, name), endpoints[endpoint]))
+    namespace = surroundings()
+    exec(code, namespace)
+    assert "boundary(" in code
+    probabilities = namespace["prediction"].probs if "prediction" in namespace else namespace["probabilities"]
+    assert probabilities.shape == (len(namespace["x"]), 3)
+
+
+@pytest.mark.parametrize("code", python_blocks("in process"))
+def test_python_in_process_works(code: str) -> None:
+    namespace = surroundings()
+    exec(code, namespace)
+    assert "boundary(" in code or "end_task(" in code
+    if "probabilities" in namespace:
+        assert len(namespace["probabilities"]) == len(namespace["x"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -108,7 +108,7 @@ def test_a_flipped_bit_is_found_and_named(
 
 
 def test_factors_that_do_not_add_up_are_found(stopped: LocalDaemon, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each file sound by itself, but one of another life."""
+    """Each file is sound by itself, but one is from another history."""
     from streamcl.storage import verified
     from streamcl.storage.disk import Disk
 
@@ -123,7 +123,7 @@ def test_factors_that_do_not_add_up_are_found(stopped: LocalDaemon, capsys: pyte
 def test_a_damaged_record_stops_the_start_and_a_repair_loses_no_more_than_it(
     stopped: LocalDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Record 5 was applied: the model has taken its steps, only the boundary has to do without."""
+    """Record 5 was applied: the model has taken its steps; only the boundary must do without it."""
     offset = damage(stopped, 5)
     with pytest.raises(StreamclError, match=f"offset {offset}: record 5 is damaged.*streamcl repair"):
         stopped.start()
@@ -135,7 +135,7 @@ def test_a_damaged_record_stops_the_start_and_a_repair_loses_no_more_than_it(
     status, text = run(capsys, "repair", stopped.state_dir, "--yes")
     assert (status, "set-aside-1" in text) == (0, True)
     status, text = run(capsys, "doctor", stopped.state_dir)
-    assert (status, "delete it once you need it no more" in text) == (0, True)
+    assert (status, "delete it once you no longer need it" in text) == (0, True)
     stopped.start()
     with stopped.producer() as producer:
         assert producer.durable == 11
@@ -148,7 +148,7 @@ def test_what_lies_behind_a_record_that_was_only_durable_is_given_up(
     damage(stopped, 8)
     status, text = run(capsys, "repair", stopped.state_dir)
     assert status == 1
-    assert "record 8, unreadable, and everything behind it" in text
+    assert "record 8, unreadable, and everything after it" in text
     assert "producer producer, messages 10-11" in text
     assert run(capsys, "repair", stopped.state_dir, "--yes")[0] == 0
     stopped.start()

@@ -28,7 +28,7 @@ LEAST = 100
 
 
 def errors_at(rates: list[tuple[float, int]], seed: int = 0) -> list[float]:
-    """0 or 1 for each row, wrong at a rate for so many rows, then at the next."""
+    """0 or 1 for each row, wrong at one rate for a number of rows, then at the next."""
     rng = np.random.default_rng(seed)
     return [float(v) for rate, n in rates for v in rng.random(n) < rate]
 
@@ -168,7 +168,7 @@ def test_a_stream_that_changes_becomes_the_next_task_and_the_producer_need_not_k
     with daemon.admin() as admin:
         assert admin.status()["task"] == "a.2"
         assert admin.metrics()["streamcl_drift_detected_total"] == 1
-        assert admin.boundary("a")["task"] == "a.2"  # its own tag closes it, as ever
+        assert admin.boundary("a")["task"] == "a.2"  # its own tag closes it, as always
         assert tasks(daemon) == ["a", "a.2"]
         assert sum(task["samples"] for task in admin.tasks()) == 20 * 60
     with urllib.request.urlopen(daemon.url("/history?seconds=0"), timeout=PATIENCE) as answer:

@@ -1,4 +1,4 @@
-"""Evaluation sets: scored after each boundary with the parameters from then, shown, kept, and never in the way."""
+"""Evaluation sets: scored after each boundary with its parameters, shown, kept, and never in the way."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_model_that_cannot_be_had_twice_learns_on_without_being_scored(
     save(tmp_path / "sets" / "a.npz", *rows(9))
     daemon = start({**tree(tmp_path / "sets"), "model": {"factory": "greedy:model", "classes": 4}})
     learn(daemon, "a", "b")
-    until(lambda: "no network beside" in json.dumps(fetch(daemon, "/history?seconds=0")["events"]))
+    until(lambda: "no second network" in json.dumps(fetch(daemon, "/history?seconds=0")["events"]))
     assert metrics(daemon) == {}
     learn(daemon, "c")
 

@@ -1,4 +1,4 @@
-"""An export is loaded into plain PyTorch by the three lines of the README, and predicts what the daemon does."""
+"""An export is loaded into plain PyTorch by the three lines of the how-to guides, and predicts what the daemon does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 from streamcl.bench.local import LocalDaemon
 from streamcl.cli import main
 
-README = Path(__file__).parents[1] / "README.md"
+TOP = Path(__file__).parents[1]
+HOWTO = TOP / "streamcl" / "docs" / "howto.md"
 MODELS = """
 import math
 import torch
@@ -102,7 +103,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]] = {
 
 
 def three_lines() -> str:
-    (block,) = re.findall(r"<!-- three lines -->\n```python\n(.*?)^```$", README.read_text(), re.M | re.S)
+    (block,) = re.findall(r"<!-- three lines -->\n```python\n(.*?)^```$", HOWTO.read_text(), re.M | re.S)
     imports, code = block.split("\n\n")
     assert imports.startswith("import ")
     assert len(imports.splitlines()) == 1
@@ -127,7 +128,7 @@ def test_three_lines_load_it_and_it_predicts_the_same(
     np.save("x.npy", data["x"])
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{tmp_path}:{README.parent if case.startswith(('the default', 'real')) else ''}",
+        "PYTHONPATH": f"{tmp_path}:{TOP if case.startswith(('the default', 'real')) else ''}",
     }
     done = subprocess.run(
         [sys.executable, "-c", SEED * ("mine:strange" in str(tree)) + three_lines() + AFTER],

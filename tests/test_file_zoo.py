@@ -30,7 +30,7 @@ Content = bytes | str | Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Case:
-    """A file and what comes of it. x, y: values; says: words of the reading; refused: words of the refusal."""
+    """A file and the outcome. x, y: values; says: words of the report; refused: words of the refusal."""
 
     id: str
     file: str
@@ -187,11 +187,9 @@ TEXT = [
     ),
     good("aligned-by-blanks", "a.dat", "  a    b   y\n 1.5   2   0\n  3  4.25  1  \n", TWO, [0, 1], "delimiter: blanks"),
     good("excel-told-the-delimiter", "a.csv", "sep=;\na;b;y\n1.5;2;0\n3;4.25;1\n", TWO, [0, 1]),
-    good(
-        "delimiter-at-each-end", "a.csv", "a,b,y,\n1.5,2,0,\n3,4.25,1,\n", TWO, [0, 1], "nothing is behind it", "label: y"
-    ),
-    good("delimiter-at-each-end-but-the-header", "a.csv", "a,b,y\n1.5,2,0,\n3,4.25,1,\n", TWO, [0, 1], "nothing is behind"),
-    good("delimiter-at-each-end-without-names", "a.csv", "1.5,2,0,\n3,4.25,1,\n", TWO, [0, 1], "nothing is behind it"),
+    good("delimiter-at-each-end", "a.csv", "a,b,y,\n1.5,2,0,\n3,4.25,1,\n", TWO, [0, 1], "nothing follows it", "label: y"),
+    good("delimiter-at-each-end-but-the-header", "a.csv", "a,b,y\n1.5,2,0,\n3,4.25,1,\n", TWO, [0, 1], "nothing follows"),
+    good("delimiter-at-each-end-without-names", "a.csv", "1.5,2,0,\n3,4.25,1,\n", TWO, [0, 1], "nothing follows it"),
     good("comments-at-the-top", "a.csv", f"# logger 7\n# 2024-05-01\n{LINES}", TWO, [0, 1], "2 comment lines at the top"),
     good(
         "numpy-savetxt-with-a-header",
@@ -384,7 +382,7 @@ TEXT = [
         "a.csv",
         'a,y\n"1,234.5",0\n',
         "line 2, column 'a'",
-        "between thousands",
+        "thousands separator",
         "write it as 1234.5",
     ),
     bad("thousands-in-europe", "a.csv", "a;y\n1.234,5;0\n", "line 2, column 'a'", "write it as 1234.5"),
@@ -393,7 +391,7 @@ TEXT = [
         "a.csv",
         'a,y\n"1,234",0\n"2,345",1\n',
         "line 2, column 'a'",
-        "decimal one, or does it stand between",
+        "a decimal one, or a thousands separator",
     ),
     bad("both-decimal-marks", "a.csv", "a;b;y\n1.5;2;0\n3;4,25;1\n", "line 3, column 'b'", "one decimal mark"),
     bad(
@@ -450,7 +448,7 @@ TEXT = [
     bad("no-such-feature", "a.csv", LINES, "no column 'c' (--features)", said=Columns(features=("a,c",))),
     bad("no-such-number", "a.csv", LINES, "no column '3' (--drop)", said=Columns(drop=("3",))),
     bad("label-dropped", "a.csv", LINES, "--label and --drop both name 'y'", said=Columns(label="y", drop=("y",))),
-    bad("label-as-feature", "a.csv", LINES, "a target is no feature", said=Columns(label="y", features=("a,y",))),
+    bad("label-as-feature", "a.csv", LINES, "a target cannot be a feature", said=Columns(label="y", features=("a,y",))),
     bad(
         "feature-dropped", "a.csv", LINES, "--features and --drop both name 'a'", said=Columns(features=("a",), drop=("a",))
     ),
@@ -498,7 +496,7 @@ PARQUET = [
         parquet({"t": STAMPS, "y": [0, 1] * 15}),
         STAMPS[:, None],
         [0, 1] * 15,
-        "in float32",
+        "float32, in which models compute",
     ),
     good(
         "integers-stay",

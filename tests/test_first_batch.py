@@ -1,4 +1,4 @@
-"""What a model is asked on the first batch, through real daemons: learned right, or refused in words."""
+"""What a model is asked on the first batch, through real daemons: learned correctly, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def flat(n: int = 30) -> dict[str, Any]:
 
 
 def words(n: int = 30, width: int = 5) -> np.ndarray:
-    """No row is empty; zeros only behind a row's end."""
+    """No row is empty; zeros only after a row's end."""
     lengths = RNG.integers(1, width + 1, (n, 1))
     return RNG.integers(1, peculiar.WORDS, (n, width)) * (np.arange(width) < lengths)
 

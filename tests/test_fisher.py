@@ -122,7 +122,7 @@ class SelfAttention(nn.Module):
 
 
 class Branching(nn.Module):
-    """What a sample is decides what is done with it, which vmap cannot follow."""
+    """A sample's values decide what is done with it, which vmap cannot follow."""
 
     def __init__(self) -> None:
         super().__init__()

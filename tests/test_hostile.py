@@ -1,4 +1,4 @@
-"""Peers that spend the daemon's memory, descriptors and time: each is bounded, and an honest client is served meanwhile."""
+"""Peers that use up the daemon's memory, descriptors and time: each is bounded, and an honest client is still served."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
 
 
 def note(what: str, kib: int) -> None:
-    """The figure, for who runs this with -s."""
+    """The figure, for whoever runs this with -s."""
     print(f"{what}: {kib / MIB:.1f} MiB")
 
 
@@ -354,7 +354,7 @@ def test_requests_that_wait_are_bounded() -> None:
 
 
 def test_unfinished_messages_of_all_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None has too much alone; the worst is ended, and only once the loop has taken all that was there."""
+    """None has too much alone; the worst is ended, and only once the loop has taken everything that had arrived."""
     ended: list[int] = []
     received = {1: 300, 2: 400, 3: 100}
     monkeypatch.setattr(gates, "ALL_UNFINISHED_BYTES", 700)

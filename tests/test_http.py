@@ -1,4 +1,4 @@
-"""The HTTP port with token and TLS: nothing is shown without the token, nothing is said in the clear."""
+"""The HTTP port with token and TLS: nothing is shown without the token, nothing is sent in the clear."""
 
 from __future__ import annotations
 

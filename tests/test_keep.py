@@ -59,7 +59,7 @@ def test_one_command_leaves_a_dashboard_with_live_data_and_the_next_goes_on_from
         process.send_signal(signal.SIGINT)
         _, words = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
-        assert "goes on from there" in words
+        assert "continues from there" in words
     with kept(tmp_path / "demo") as (_, where):
         samples = fetch(where, "status")["samples_seen"]
         until(lambda: fetch(where, "status")["samples_seen"] > samples)

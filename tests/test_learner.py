@@ -107,7 +107,7 @@ def test_an_unstable_learning_rate_is_warned_of_with_one_that_would_do(optimizer
 
 
 def test_a_lambda_of_another_library_means_the_same_here() -> None:
-    """Each convention's objective written out for one task of N samples behind another of N, against ours."""
+    """Each convention's objective written out for one task of N samples after another of N, against ours."""
     n, fisher, distance, nll_sum = 40, 0.7, 0.3, 12.0
     theirs = {
         "van-de-ven": lambda lam: nll_sum / n + 0.5 * lam * fisher * distance**2,

@@ -1,4 +1,4 @@
-"""What the service manager hears: sd_notify's datagrams over a real socket, from the real daemon."""
+"""What the service manager is told: sd_notify's datagrams over a real socket, from the real daemon."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ServiceManager:
         return True
 
     def listen(self, seconds: float) -> list[str]:
-        """What has come and comes within so long, line by line."""
+        """What has arrived, and what arrives within the time, line by line."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._receive(deadline):
             pass
@@ -47,7 +47,7 @@ class ServiceManager:
         return came
 
     def wait_for(self, line: str) -> list[str]:
-        """Everything up to and with the first line that begins so; what came behind it is left for later."""
+        """Everything up to and including the first line that begins so; what came after it is left for later."""
         deadline, came = time.monotonic() + PATIENCE, []
         while not came or not came[-1].startswith(line):
             if self._waiting:
@@ -165,7 +165,7 @@ def test_a_reload_with_nothing_to_read_leaves_the_daemon_running(
 
 
 def test_without_a_service_manager_a_hang_up_ends_the_daemon(start: Callable[..., LocalDaemon]) -> None:
-    """A terminal that is closed takes the daemon in it along."""
+    """A terminal that is closed ends the daemon in it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what the daemon inherits; under nohup it would be ignored
     try:
         daemon = start(SMALL)

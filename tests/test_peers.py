@@ -1,4 +1,4 @@
-"""The comparison with other libraries runs where none of them is installed, and reports what is installed."""
+"""The comparison with other libraries runs even if none of them is installed, and reports what is installed."""
 
 from __future__ import annotations
 

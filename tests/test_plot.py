@@ -1,4 +1,4 @@
-"""`streamcl plot`: figures of the stored history, and what is said where there is none."""
+"""`streamcl plot`: figures of the stored history, and what is reported if there is none."""
 
 from __future__ import annotations
 

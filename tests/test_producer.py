@@ -1,4 +1,4 @@
-"""The Python producer: small blocks travel together, and mean the same as if they had not."""
+"""The Python producer: small blocks are sent together, with the same effect as if sent singly."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_an_interrupted_wait_says_that_the_daemon_goes_on(daemon: LocalDaemon, t
         terminal.wait_for("epoch ")
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.end() == 130
-    assert "the daemon goes on with the consolidation of interrupted" in terminal.text
+    assert "the daemon continues with the consolidation of interrupted" in terminal.text
 
 
 def test_a_send_that_may_not_ask_for_the_status_still_waits(daemon: LocalDaemon, tmp_path: Path) -> None:

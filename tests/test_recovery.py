@@ -1,4 +1,4 @@
-"""What ingest knows at its start, also while the trainer goes on beside it."""
+"""What ingest knows when it starts, even while the trainer is running."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ def class_rows(seed: int, n: int = 96) -> tuple[np.ndarray, np.ndarray]:
 
 
 def revisiting(daemon: LocalDaemon, between: Callable[[int], None] = lambda number: None) -> None:
-    """Three tasks, a revisit of the first, an abandoned one of the second, the last withdrawn; `between` behind each."""
+    """Three tasks, a revisit of the first, an abandoned one of the second, the last withdrawn; `between` after each."""
 
     def feed(task: int, seed: int, producer: Producer) -> None:
         for part in range(2):
@@ -315,7 +315,7 @@ def test_killed_in_revisits_it_ends_with_the_same_bits(
 
 
 def test_predictions_do_not_change_before_a_revisit_is_done(start: Callable[..., LocalDaemon]) -> None:
-    """Served parameters never mix: during the revisit, and after a restart in it, they are those from before."""
+    """Served parameters never mix: during the revisit, and after a restart in it, they are the earlier ones."""
     daemon = start(CLASSES)
     x = class_rows(99)[0]
     with daemon.producer() as producer, daemon.reader() as reader, daemon.admin() as admin:

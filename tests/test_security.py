@@ -454,7 +454,7 @@ def test_a_wrong_policy_leaves_the_old_one_and_says_so(house: House) -> None:
         (f'[[grant]]\nkey = "{NOBODY.public}"\nroles = []\n', "roles"),
         (f'[[grant]]\nkey = "{NOBODY.public}"\nroles = ["read"]\nrole = "admin"\n', "role"),
         (f'[[grant]]\nkey = "{NOBODY.public}"\nroles = ["produce"]\n', "producers"),
-        (f'[[grant]]\nkey = "{NOBODY.public}"\nroles = ["read"]\n' * 2, "two of one key"),
+        (f'[[grant]]\nkey = "{NOBODY.public}"\nroles = ["read"]\n' * 2, "two for one key"),
     ],
 )
 def test_a_policy_that_says_nothing_clear_is_refused(text: str, said: str) -> None:
@@ -501,8 +501,8 @@ def test_a_client_that_is_not_let_in_is_told_why_at_once(house: House, start: Ca
     reasons = {
         "does not know this client's key": lambda: house.admin(stranger).status(),
         NOBODY.public: lambda: house.stream(stranger, "p"),
-        "clients with a key only": lambda: house.reader(None).predict(ROWS["x"]),
-        "has another public key": lambda: house.admin(misled).status(),
+        "only lets in clients with a key": lambda: house.reader(None).predict(ROWS["x"]),
+        "the daemon's public key is not": lambda: house.admin(misled).status(),
         "the daemon has no key": lambda: Admin(plain.endpoints["admin"], keys=stranger).status(),
     }
     for said, ask in reasons.items():

@@ -1,4 +1,4 @@
-"""Data files through the real command line: what is taken for what, what arrives, and what becomes of a mended file."""
+"""Data files through the real command line: how they are read, what arrives, and what happens to a corrected file."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_label_goes_before_y(run: Run, tmp_path: Path) -> None:
     [
         (("--label", "c"), "no column 'c' (--label); it has a, b, y"),
         (("--label", "y", "--drop", "y"), "--label and --drop both name 'y'"),
-        (("--features", "a,y", "--label", "y"), "a target is no feature"),
+        (("--features", "a,y", "--label", "y"), "a target cannot be a feature"),
         (("--features", "a", "--drop", "b", "--drop", "a"), "--features and --drop both name 'a'"),
         (("--x", "a"), "--x names an NPZ file's array"),
         (("--numbers", "integer"), "line 2, column 'a': a fraction"),
@@ -331,7 +331,7 @@ def refused_half_way(run: Run, path: Path, task: str) -> list[str]:
     assert sent.status == 1
     assert "bad_label" in sent.err
     assert f"in {path}, line 10 to line 13" in sent.err
-    assert "the 8 rows before are stored: mend the file and send it again" in sent.err
+    assert "the 8 rows before are stored: correct the file and send it again" in sent.err
     return lines
 
 
@@ -341,7 +341,7 @@ def test_a_mended_file_goes_on_where_the_other_stopped(run: Run, tmp_path: Path)
     write(path, "\n".join(lines[:16]) + "\n")  # without its end, as if it were still being written
     sent = run("send", path, "--task", "mended", "--rows", 4)
     assert "an earlier version of this file, or one that begins alike, has stored its first 8 rows" in sent.out
-    assert "sent 7 rows in 2 batches to task 'mended' (2 batches were there already)" in sent.out
+    assert "sent 7 rows in 2 batches to task 'mended' (2 batches were already stored)" in sent.out
     renamed = write(tmp_path / "renamed.csv", "\n".join(lines[:16]) + "\n")
     assert run("send", renamed, "--task", "mended", "--rows", 4, "--json").json["batches_already_there"] == 4
     write(path, "\n".join(lines) + "\n")  # the rest of it, from within what was the last batch
@@ -375,7 +375,7 @@ def test_without_what_was_noted_it_is_said_how_to_go_on(run: Run, tmp_path: Path
     sent = run("send", path, "--task", "forgotten", "--rows", 4)
     assert sent.status == 2
     assert "2 batches (8 rows" in sent.err
-    assert "--skip-rows 8 sends what is behind them" in sent.err
+    assert "--skip-rows 8 sends what comes after them" in sent.err
     assert durable(run) == before
     assert run("send", path, "--task", "forgotten", "--rows", 4, "--skip-rows", 8, "--json").json["rows"] == 12
     assert run("boundary", "forgotten", "--json").json["samples"] == 20
@@ -437,7 +437,7 @@ def test_an_evaluation_set_has_the_streams_kind_of_numbers(
     lines = [f"{','.join(map(str, row))},{label}.0\n" for row, label in zip(tokens, labels, strict=True)]
     write(
         tmp_path / "sets" / "t.csv", "".join(lines)
-    )  # whole numbers as a text has them, labels after a detour over floats
+    )  # whole numbers as a text has them, labels after a detour through floats
     assert run("send", "t.npz", "--task", "t", "--boundary").status == 0
     accuracy = run("predict", "sets/t.csv", "--label", "-1", "--json").json["accuracy"]
     with daemon.admin() as admin:

@@ -1,4 +1,4 @@
-"""The session: sequences, epochs, tasks, credit; decisions change nothing, records alone do."""
+"""The session: sequences, epochs, tasks, credit; decisions change nothing, only records do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks of speed and growth run, and what they are about holds."""
+"""The benchmarks of speed and growth run, and their main claims hold."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_growth_is_the_last_point_over_the_first() -> None:
 
 
 def test_a_boundary_follows_some_tasks_and_quiet_time_the_rest(tmp_path: Path) -> None:
-    """Else a boundary would wait for as many factors as there have been tasks."""
+    """Otherwise a boundary would wait for as many factors as there have been tasks."""
     made = Boundaries(tmp_path / "state", {**TREE, "posterior": {"mode": "factors"}}, features=5, rows=16)
 
     def followed() -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Every wait of a client has an end, and says why; work of the daemon's own is waited for, however long it takes."""
+"""Every wait of a client ends and says why; while the daemon is at work it is waited for, however long that takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The zoo: whatever people write is learned right or refused in words; and it notices what is broken on purpose."""
+"""The zoo: whatever people write is learned correctly or refused with a reason; and breakage on purpose is noticed."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def conversation(endpoint: str) -> list[tuple[str, list[bytes]]]:
 
 
 def page_text(said: list[tuple[str, list[bytes]]]) -> str:
-    """As in the page: a line a field of a header, a line an array."""
+    """As on the page: one line for each field of a header and for each array."""
     return "".join(f"**{who}**\n\n```\n{_dump(frames)}```\n\n" for who, frames in said)
 
 

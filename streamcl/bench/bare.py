@@ -1,7 +1,7 @@
-"""Yardsticks: the least that the socket, the disk and PyTorch can be asked for, as processes of their own.
+"""Yardsticks: the plainest loops that use the socket, the disk or PyTorch, as processes of their own.
 
 ``python -m streamcl.bench.bare echo|log|train ...``. Each prints its port or ``ready``, then works until it is
-killed or its standard input ends. Nothing of streamcl's own paths is used here.
+killed or its standard input ends. None of streamcl's own code paths is used here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Bare:
         return self.process.stdout.readline().strip()
 
     def ask(self) -> float:
-        """Have it do its work once; returns the seconds it took."""
+        """Let it do its work once; returns the seconds that it took."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()

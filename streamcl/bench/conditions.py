@@ -1,4 +1,4 @@
-"""The state of the process that figures are taken in, put back afterwards."""
+"""The process state in which figures are taken, restored afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def as_in_the_trainer() -> Iterator[None]:
-    """Denormal numbers flushed, as the trainer process has them, and no log but errors."""
+    """Denormal numbers flushed, as in the trainer process, and only errors logged."""
     before = structlog.get_config()
     torch.set_flush_denormal(True)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))

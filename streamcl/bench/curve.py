@@ -23,7 +23,7 @@ SIZES = {"803 KB (256 x 784)": ((256, 784), 40), "80 bytes (1 x 20)": ((1, 20), 
 
 
 def run(rounds: int, out: Path | None) -> int:
-    """Measure, print and write; training stands still meanwhile, the disk syncs as ever."""
+    """Measure, print and write; training is paused meanwhile, the disk syncs as usual."""
     figures: dict[str, Any] = {"benchmark": "curve", "versions": versions(), "rounds": rounds}
     for name, (shape, batches) in SIZES.items():
         figures[name] = _compare(shape, batches, rounds)

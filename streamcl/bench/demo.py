@@ -1,7 +1,7 @@
-"""``streamcl demo``: forgetting, seen to happen and not to happen, on real data through real daemons.
+"""``streamcl demo``: forgetting, with and without the penalty, on real data through real daemons.
 
 Scikit-learn's handwritten digits, each task with its own fixed permutation of the pixels. Two daemons get the same
-stream: one consolidates, the other has ``posterior.scale = 0``, which makes every step the same but keeps nothing of a
+stream: one consolidates, the other has ``posterior.scale = 0``, which leaves every step the same but keeps nothing of a
 task: plain fine-tuning.
 """
 
@@ -32,9 +32,9 @@ METHODS = (("streamcl", SCALE), ("fine-tuning", 0.0))
 
 
 def run(out: Path, tasks: int = 5, epochs: int = 20, seed: int = 0) -> dict[str, Array]:
-    """Run the demo; writes ``demo.png`` and ``demo.json`` into `out`, which must be a directory or not be there yet.
+    """Run the demo; writes ``demo.png`` and ``demo.json`` into `out`, which must be a directory or not exist yet.
 
-    Returns for each method the accuracies [after task i, on task j]. Raises StreamclError where the extra `demo` is not
+    Returns for each method the accuracies [after task i, on task j]. Raises StreamclError if the extra `demo` is not
     installed.
     """
     images = digits()
@@ -78,7 +78,7 @@ def _run_method(name: str, scale: float, images: Images, permutations: list[Arra
 
 
 def _scrape(daemon: LocalDaemon) -> dict[str, float]:
-    """What a monitor would see: a few of the values at /metrics."""
+    """What a monitor would see: the values at /metrics."""
     with urllib.request.urlopen(daemon.url("/metrics"), timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))

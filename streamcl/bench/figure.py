@@ -1,4 +1,4 @@
-"""Figures without a display; matplotlib is an extra, and its absence is said in words."""
+"""Figures without a display; matplotlib is an extra, and an error says so if it is absent."""
 
 from __future__ import annotations
 

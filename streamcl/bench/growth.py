@@ -1,7 +1,7 @@
 """``streamcl bench growth``: how the cost of a step and of a boundary grows with tasks, parameters and samples.
 
-In the number of tasks both must stay as they are; in parameters and samples they grow linearly. Taken from a real trainer
-on a real log and disk, without sockets.
+With the number of tasks both must stay constant; with parameters and samples they grow linearly. Measured on a real
+trainer with a real log and disk, without sockets.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Point:
 
 
 def by_tasks(tasks: int, mode: str) -> Iterator[Point]:
-    """After every `WINDOW` tasks, the medians over them; boundary: everything behind its epochs and Fisher."""
+    """After every `WINDOW` tasks, the medians over them; boundary: everything after its epochs and Fisher."""
     with _boundaries({"model": _model(64), "posterior": {"mode": mode}}) as made:
         made.learn_a_task()
         taken: list[Taken] = []
@@ -110,7 +110,7 @@ class _boundaries:
 
 
 def growth(points: Sequence[Point], curve: str) -> dict[str, float]:
-    """For a curve, what its last point costs over its first, and the share that linear growth would come to."""
+    """For a curve, the cost of its last point over that of its first, and what linear growth would give."""
     found = [point for point in points if point.curve == curve]
     first, last = found[0], found[-1]
     ratios = {"boundary": last.boundary / first.boundary, "at": last.at / first.at}

@@ -1,7 +1,7 @@
 """``streamcl demo --keep``: a daemon that is kept running, with tasks and revisits streaming in for the dashboard to show.
 
 Two producers send handwritten digits, each task with its own permutation of the pixels, at a person's pace; then every
-task is revisited, again and again. The state directory stays: another start goes on from where this one ended.
+task is revisited, again and again. The state directory stays: the next start continues where this one ended.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PRODUCERS = ("camera-1", "camera-2")
 def keep(out: Path, tasks: int, epochs: int, announce: Callable[[LocalDaemon], None], seed: int = 0) -> None:
     """Run until Ctrl-C or SIGTERM; everything is kept under `out`.
 
-    announce: called once the daemon is ready. Raises StreamclError where the extra `demo` is not installed or the daemon
+    announce: called once the daemon is ready. Raises StreamclError if the extra `demo` is not installed or the daemon
     does not start.
     """
     images = digits()
@@ -47,7 +47,7 @@ def keep(out: Path, tasks: int, epochs: int, announce: Callable[[LocalDaemon], N
     with _until_told_to_stop(), LocalDaemon(tree, out / "state") as daemon:
         announce(daemon)
         _stream(daemon, images, names)
-    print(f"\nstopped; what was learned is in {out / 'state'}: the same command goes on from there", flush=True)
+    print(f"\nstopped; what was learned is in {out / 'state'}: the same command continues from there", flush=True)
 
 
 def _write_evaluation_sets(directory: Path, images: Images, names: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ def _write_evaluation_sets(directory: Path, images: Images, names: dict[str, Any
 
 
 def _endpoints() -> dict[str, str]:
-    """The usual ones, so that every command finds the daemon; any free ones where something listens there already."""
+    """The default ones, so that every command finds the daemon; any free ones if something already listens there."""
     usual = Config().endpoints
     endpoints = {name: getattr(usual, name) for name in FREE_ENDPOINTS}
     return endpoints if all(map(_is_free, endpoints.values())) else FREE_ENDPOINTS

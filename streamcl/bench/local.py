@@ -1,4 +1,4 @@
-"""A real daemon of one's own for a demo, a benchmark or a test: free loopback ports, ended whatever happens."""
+"""A real daemon for a demo, a benchmark or a test: on free loopback ports, and ended whatever happens."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class LocalDaemon:
         return sum(processor_seconds(pid) for pid in (self.process.pid, *self.children().values()))
 
     def producer(self, name: str = "producer", **options: Any) -> Producer:
-        """A producer connected to it; unless told otherwise, every call is a message, so that figures repeat."""
+        """A producer connected to it; by default every call is one message, so that figures are reproducible."""
         return Producer(self.endpoints["stream"], name, **{"gather_bytes": 0, **options})
 
     def reader(self) -> Reader:
@@ -132,7 +132,7 @@ class LocalDaemon:
         pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         roles = {}
         for pid in pids:
-            with contextlib.suppress(OSError, IndexError):  # just ended, or not yet what it will be
+            with contextlib.suppress(OSError, IndexError):  # just ended, or not yet started fully
                 roles[Path(f"/proc/{pid}/cmdline").read_text().split("\0")[3]] = int(pid)
         return roles
 
@@ -174,7 +174,7 @@ class LocalDaemon:
 
 
 def _environment(code: Path | None) -> dict[str, str]:
-    """This process's, without what would configure somebody else's daemon."""
+    """This process's, without the variables that would configure the daemon."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     return kept if code is None else {**kept, "PYTHONPATH": str(code)}
 

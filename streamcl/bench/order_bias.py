@@ -39,7 +39,7 @@ def run(
     out: Path | None,
     plot_to: Path | None,
 ) -> dict[str, dict[str, Array]]:
-    """Both cases (MNIST where there is `data`), printed as tables, written and drawn where asked."""
+    """Both cases (MNIST if `data` is given), printed as tables, and written and drawn if asked."""
     results = {"linear-Gaussian": linear_gaussian(tasks, repeats)}
     _print("linear-Gaussian, exact: loss above that of the joint posterior mean, 1e-3 nats a sample", results, 1e3)
     if data is not None:
@@ -71,7 +71,7 @@ def linear_gaussian(tasks: int, repeats: int) -> dict[str, Array]:
 
 
 def _draw(rng: np.random.Generator, tasks: int) -> list[tuple[Array, Array]]:
-    """Tasks of one truth, whose inputs are correlated each in its own way, so that the diagonal is an approximation."""
+    """Tasks with one true parameter vector, each with its own input correlations, so that a diagonal is approximate."""
     truth = rng.normal(size=FEATURES)
     drawn = []
     for _ in range(tasks):

@@ -1,7 +1,7 @@
-"""``streamcl bench peers``: the Fisher and the penalty beside public libraries, those of them that are installed.
+"""``streamcl bench peers``: the Fisher and the penalty beside public libraries, as far as they are installed.
 
-Everything is computed on one trained network and the same rows. A peer's result is compared first: faster counts only
-where it is the same quantity. Times are medians of turns that alternate, so that noise that comes in waves meets all.
+Everything is computed on one trained network and the same rows. A peer's result is compared first: times count only
+for the same quantity. Times are medians of turns that alternate, so that noise that comes in waves meets all.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What came of it."""
+        """The verdict in words."""
         if self.ratio is None or self.difference is None:
             return self.note
         if self.difference > SAME:
@@ -80,7 +80,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A trained network as plain layers, which is all that some peers take, and the rows that it was trained on."""
+    """A trained network of plain layers, which is all that some peers accept, and the rows that it was trained on."""
 
     name: str
     module: nn.Sequential

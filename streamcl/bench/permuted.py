@@ -34,7 +34,7 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """accuracy: the share of rows predicted right. loss: their mean negative log likelihood, nats a row."""
+    """accuracy: the share of rows predicted correctly. loss: their mean negative log likelihood, nats a row."""
 
     accuracy: float
     loss: float
@@ -51,7 +51,7 @@ def task_rows(images: Images, permutation: Array) -> tuple[Array, Array]:
 
 
 def score(reader: Reader, x: Array, y: Array) -> Scores:
-    """How the daemon predicts rows whose labels are output indices."""
+    """Scores the daemon's predictions for rows whose labels are output indices."""
     probs = np.concatenate([reader.predict(x[start : start + 4096]).probs for start in range(0, len(x), 4096)])
     likelihood = probs[np.arange(len(y)), y]
     loss = -np.log(np.maximum(likelihood, np.finfo(probs.dtype).tiny)).mean()
@@ -76,9 +76,9 @@ def run_tasks(
     permutations: list[Array],
     after: Callable[[int, list[float], dict[str, Any]], None],
 ) -> Array:
-    """Learn every task in turn; returns accuracy [after task i, on task j], NaN where j is yet to come.
+    """Learn every task in turn; returns accuracy [after task i, on task j], NaN for tasks j still to come.
 
-    after: called behind each boundary with the task's number, the accuracies so far and the `done`.
+    after: called after each boundary with the task's number, the accuracies so far and the `done`.
     """
     accuracies = np.full((len(permutations), len(permutations)), np.nan)
     with daemon.producer() as producer, daemon.reader() as reader:

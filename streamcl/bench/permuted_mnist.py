@@ -95,7 +95,7 @@ def _run_scale(scale: float, images: Images, permutations: list[Any], seed: int,
 
 
 def document(benchmark: str, settings: Settings, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures with what they were taken with."""
+    """Figures, and what they were taken with."""
     return {
         "benchmark": benchmark,
         "settings": asdict(settings),

@@ -1,6 +1,6 @@
-"""``streamcl bench revisit``: what revisits buy on permuted MNIST, through the real daemon, beside everything else.
+"""``streamcl bench revisit``: what revisits gain on permuted MNIST, through the real daemon, compared with other methods.
 
-Every method sees the same tasks in the same order and holds one task's data at a time, but for joint training, the
+Every method sees the same tasks in the same order and holds one task's data at a time, except joint training, the
 ceiling, which gets all of them as one task. A sweep feeds every task once more.
 """
 
@@ -228,7 +228,7 @@ def plot(results: dict[str, list[Result]], path: Path) -> None:
             style = {"color": "black", "linestyle": "-"} if name == "joint training" else {"linestyle": ":"}
             axes[0].plot([0, most - 1], [means[0]] * 2, label=name, linewidth=1.4, **style)
     axes[0].set_xticks(range(most), ["one pass", *(f"sweep {n}" for n in range(1, most))])
-    axes[0].set(ylabel="mean test accuracy over all tasks", title="Permuted MNIST: what revisits buy")
+    axes[0].set(ylabel="mean test accuracy over all tasks", title="Permuted MNIST: what revisits gain")
     axes[0].grid(alpha=0.3)
     axes[0].legend(loc="lower right", fontsize=8)
     if followed:

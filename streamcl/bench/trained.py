@@ -1,4 +1,4 @@
-"""Networks trained on real digits: a Fisher is only ever taken at an optimum, or near it."""
+"""Networks trained on real digits, since a Fisher is only ever taken at or near an optimum."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from streamcl import __version__
 
 
 def versions() -> dict[str, str]:
-    """Of everything that figures may depend on."""
+    """The versions of everything that figures may depend on."""
     import torch
 
     return {"streamcl": __version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    except OSError as error:  # of a file named on the command line; a daemon's own it reports by itself
+    except OSError as error:  # of a file named on the command line; the daemon reports its own itself
         return _fail(error if error.filename is None else f"{error.filename}: {error.strerror}", 2)
     except KeyboardInterrupt:
         return 130

@@ -1,6 +1,6 @@
 """Lines of progress at the bottom of a terminal: rows sent with their rate, a consolidation with its phase, the time left.
 
-Decides nothing: what cannot be found out is not shown.
+Decides nothing; what is not known is not shown.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Left(ProgressColumn):
 
 
 class _Speed:
-    """How fast a daemon learns what comes before a boundary, in words; nothing until it is known."""
+    """How fast the daemon learns what comes before the boundary, as text; empty until it is known."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
@@ -81,13 +81,13 @@ class Bars:
 
     @contextmanager
     def counting(self, text: str, total: int | None, unit: str = "rows") -> Iterator[Callable[[int], None]]:
-        """A line that counts up to a total, if there is one; yields what takes the counts."""
+        """A line that counts up, to a total if there is one; yields the function to call with each count."""
         with self._line(text, total, unit=unit) as line:
             yield lambda count: self._bars.advance(line, count)
 
     @contextmanager
     def waiting(self, task: str, connect: Callable[[], Admin] | None) -> Iterator[None]:
-        """A line that follows a task's consolidation, asking the daemon over a connection of its own, if there is one."""
+        """A line that follows a task's consolidation by asking the daemon over a connection of its own, if given."""
         ended = threading.Event()
         with self._line(task, None, words="consolidating", left=None) as line:
             asking = threading.Thread(target=self._follow, args=(line, task, connect, ended), daemon=True)
@@ -99,7 +99,7 @@ class Bars:
                 asking.join(1.0)
 
     def note(self, text: str) -> None:
-        """A line above the others, which stays."""
+        """A line above the others that stays."""
         self._bars.console.print(text, markup=False, highlight=False)
 
     @contextmanager
@@ -111,7 +111,7 @@ class Bars:
             self._bars.remove_task(line)
 
     def _follow(self, line: TaskID, task: str, connect: Callable[[], Admin] | None, ended: threading.Event) -> None:
-        """In a thread of its own: ask and show, until the wait has ended or there is nobody who may be asked."""
+        """In a thread of its own: ask and show, until the wait has ended or nobody answers."""
         if connect is None:
             return
         speed = _Speed()
@@ -119,7 +119,7 @@ class Bars:
             with connect() as daemon:
                 while not ended.wait(LOOK_SECONDS):
                     self._show(line, task, daemon.status(), speed)
-        except (StreamclError, KeyError):  # no such daemon, no right to ask; or the line has gone
+        except (StreamclError, KeyError):  # no such daemon, no right to ask, or the connection is gone
             return
 
     def _show(self, line: TaskID, task: str, status: dict[str, Any], speed: _Speed) -> None:

@@ -23,7 +23,7 @@ def add_commands(commands: Any) -> None:
         commands,
         "demo",
         demo,
-        "Watch forgetting happen and not happen: five tasks of real digits through a real daemon, beside fine-tuning.",
+        "Watch forgetting, with and without the penalty: five tasks of handwritten digits through real daemons.",
         "streamcl demo --out ./streamcl-demo",
     )
     parser.add_argument("--out", type=Path, default=Path("streamcl-demo"), help="where the plot and the figures go")
@@ -32,7 +32,8 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="instead, leave one daemon running with tasks and revisits streaming in, for its dashboard; until Ctrl-C",
+        help="leave one daemon running instead, with tasks and revisits streaming in, to look at its dashboard; until "
+        "Ctrl-C",
     )
     add_json(parser)
     bench = commands.add_parser("bench", help="Reproducible comparisons.", description="Reproducible comparisons.")
@@ -102,8 +103,9 @@ def _add_speed(benches: Any) -> None:
         benches,
         "speed",
         speed,
-        "What streamcl costs over what it does: ingest, training, the penalty in a step, the Fisher, a boundary, a "
-        "prediction, memory, a start; as ratios, each with its goal. Ends with 1 if a goal is missed.",
+        "What streamcl costs, beside the plainest loop that does the same: ingest, training, the penalty in a step, "
+        "the Fisher, a boundary, a "
+        "prediction, memory, a start; as ratios, each with its goal. Exits with 1 if a goal is missed.",
         "streamcl bench speed --json speed.json",
     )
     parser.add_argument("--rounds", type=int, default=9, help="of every comparison (default 9)")
@@ -161,7 +163,7 @@ def _add_faults(benches: Any) -> None:
         "faults",
         faults,
         "Break the daemon in every way it must survive: a fault at every disk operation and acknowledgement, power cuts, "
-        "kill -9; and break its code, to see that the campaigns notice. Ends with 1 if any promise was broken.",
+        "kill -9; and break its code, to check that the campaigns notice. Exits with 1 if any promise was broken.",
         "streamcl bench faults --crashes 2000 --log-cuts 20000 --kills 2000 --json faults.json",
     )
     parser.add_argument("--crashes", type=int, default=100, help="random kills, and power cuts, each (default 100)")
@@ -176,7 +178,7 @@ def _add_soak(benches: Any) -> None:
         benches,
         "soak",
         soak,
-        "Learn, revisit and predict without end, and count memory, file handles and segments (Linux). Ends with 1 if any "
+        "Learn, revisit and predict without end, and count memory, file handles and segments (Linux). Exits with 1 if any "
         "of them grew.",
         "streamcl bench soak --minutes 30 --json soak.json",
     )
@@ -190,7 +192,7 @@ def _add_fuzz(benches: Any) -> None:
         "fuzz",
         fuzz,
         "Hostile messages around a clean stream: against all that judges messages, without sockets, and through real "
-        "ones with real keys. Ends with 1 if anything crashed, hung, grew, left the contract or changed what was learned.",
+        "ones with real keys. Exits with 1 if anything crashed, hung, grew, left the contract or changed what was learned.",
         "streamcl bench fuzz --messages 1000000 --socket-messages 100000 --json fuzz.json",
     )
     parser.add_argument("--messages", type=int, default=100_000, help="without sockets (default 100000)")
@@ -218,7 +220,8 @@ def _add_zoo(benches: Any) -> None:
         "zoo",
         zoo,
         "Small architectures as people write them, in both precisions, with all three kinds of Fisher: each is learned "
-        "with the Fisher of a loop over samples, or refused on its first batch with a remedy. Ends with 1 if one is not.",
+        "with the Fisher of a loop over samples, or refused on its first batch with a remedy. Exits with 1 if one is "
+        "neither.",
         "streamcl bench zoo --json zoo.json",
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="only architectures whose name contains this")

@@ -35,7 +35,7 @@ def command(
 
 
 def first_sentence(text: str) -> str:
-    """What fits into a list of commands."""
+    """The first part of the help, short enough for a list of commands."""
     return text.partition(". ")[0].removesuffix(".") + "."
 
 
@@ -61,7 +61,7 @@ def add_connection(parser: argparse.ArgumentParser, *sockets: str) -> None:
     for name in sockets:
         parser.add_argument(f"--{name}", metavar="ENDPOINT", help=f"the daemon's {name} endpoint, instead")
     parser.add_argument(
-        "--key", metavar="FILE", help="this client's secret key, where the daemon asks for one (see keygen)"
+        "--key", metavar="FILE", help="this client's secret key file, if the daemon requires one (see keygen)"
     )
     parser.add_argument(
         "--server-key", metavar="KEY", help="the daemon's public key or its file (default: of --key, else of --state-dir)"
@@ -95,7 +95,7 @@ def endpoint(options: argparse.Namespace, name: str) -> str:
 
 
 def keys(options: argparse.Namespace) -> Keys | None:
-    """The key given, with the daemon's: the one given, that of the key's file, or that of the state directory's daemon."""
+    """The client's key, with the daemon's: as given, else as in the key's file, else of the state directory's daemon."""
     from streamcl.handshake import client_keys
     from streamcl.keys import load
 
@@ -130,17 +130,17 @@ def producer(options: argparse.Namespace, name: str) -> Producer:
 
 
 def say_waiting(reason: str) -> None:
-    """Why a command does not get on."""
+    """Say why a command is waiting."""
     print(f"streamcl: waiting: {reason}", file=sys.stderr, flush=True)
 
 
 def print_json(data: Any) -> None:
-    """Data as indented JSON; numbers that JSON has no word for become null."""
+    """Data as indented JSON; numbers that JSON cannot express become null."""
     print(json.dumps(clean(data), indent=2))
 
 
 def clean(data: Any) -> Any:
-    """Data in which numbers that JSON has no word for are null."""
+    """Data in which numbers that JSON cannot express are null."""
     if isinstance(data, Mapping):
         return {key: clean(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
@@ -171,7 +171,7 @@ def _text(value: Any) -> str:
 
 
 def show_fields(options: argparse.Namespace, data: dict[str, Any]) -> None:
-    """What a command has to tell, as JSON where that is asked for."""
+    """Print a command's result, as JSON if that is asked for."""
     if options.json:
         print_json(data)
     else:
@@ -181,7 +181,7 @@ def show_fields(options: argparse.Namespace, data: dict[str, Any]) -> None:
 def said_of_rows_aside(done: Mapping[str, Any]) -> int:
     """The exit status of a boundary: 1, and why on standard error, where rows of it could not be learned.
 
-    What the daemon warns of is said there too.
+    Warnings of the daemon are printed there too.
     """
     if done.get("warning"):
         print(f"streamcl: warning: {done['warning']}", file=sys.stderr)
@@ -219,5 +219,5 @@ def print_table(rows: list[dict[str, Any]], columns: list[str], empty: str) -> N
         table.add_row(*(_text(row[column]) for column in columns))
     console = Console()
     if not console.is_terminal:
-        console = Console(width=PIPE_COLUMNS)  # nobody's screen is too narrow for a file
+        console = Console(width=PIPE_COLUMNS)  # a file has no width
     console.print(table)

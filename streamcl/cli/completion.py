@@ -19,7 +19,7 @@ STEPS = "\n".join(
     ["to have it in every new shell:", *(f"  streamcl completion {s} > {path}" for s, path in SHELLS.items())]
 )
 DIRECTORIES = ("DIR", "STATE_DIR")
-NAMES = "streamcl tasks --names 2>/dev/null"  # of the daemon of the environment's or the usual state directory
+NAMES = "streamcl tasks --names 2>/dev/null"  # of the daemon of the state directory in the environment, or the default one
 TASKS = {"bash": "_streamcl_tasks", "zsh": "_streamcl_tasks", "fish": f"({NAMES})"}
 PREAMBLE = {
     "bash": f"""_streamcl_tasks() {{ local IFS=$'\\n'; compgen -W "$({NAMES})" -- "$1"; }}""",
@@ -66,7 +66,7 @@ def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
 
 
 def _describe(action: Any, shtab: Any) -> None:
-    """Say what an option takes: files, directories, tasks, or one of a few words."""
+    """What an option takes: files, directories, tasks, or one of a few words."""
     action.option_strings = [s for s in action.option_strings if s.replace("_", "-") == s] or action.option_strings
     if action.metavar == "TASK" or (action.dest == "task" and action.option_strings):
         action.complete = TASKS
@@ -79,7 +79,7 @@ def _describe(action: Any, shtab: Any) -> None:
 
 
 def _words(key: str) -> list[str] | None:
-    """What a key of the configuration may be, where it is one of a few."""
+    """The values that a key of the configuration can take, if they are few."""
     hint = next(hint for name, hint, _ in config.all_keys() if name == key)
     bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     return list(get_args(bare)) if get_origin(bare) is Literal else None

@@ -25,7 +25,7 @@ from streamcl.entries import standing
 from streamcl.errors import ConfigError, StreamclError
 
 PRECEDENCE = (
-    "A flag goes before the environment, that before the file, that before the default. The variable of a key is "
+    "In order of precedence: flag, environment variable, file, default. The variable of a key is "
     "STREAMCL_SECTION__KEY, with two underscores: STREAMCL_TRAIN__EPOCHS=3, STREAMCL_STATE_DIR=/var/lib/streamcl. Other "
     "variables that begin with STREAMCL_ are left alone, unless they have two underscores or lack only one."
 )
@@ -38,9 +38,9 @@ def add_commands(commands: Any) -> None:
         commands,
         "check",
         check,
-        "Say everything that is wrong with a configuration file, as `serve --config FILE` would take it here: with this "
+        "Report everything that is wrong with a configuration file, as `serve --config FILE` would read it here: with this "
         "environment, and with the state directory as it is. Exits 2 if anything is wrong. What cannot be found from here "
-        "(key files, the model's module) is a warning, and an error with --strict.",
+        "(key files, the model's module) is a warning, or an error with --strict.",
         "streamcl config check streamcl.toml",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="TOML file")
@@ -62,10 +62,10 @@ def add_commands(commands: Any) -> None:
 
 
 def add_keys(parser: argparse.ArgumentParser, *options: str) -> None:
-    """Every key of the configuration as an option; `options`: the command's own, for its line of usage."""
+    """Every key of the configuration as an option; `options`: the command's own, for its usage line."""
     shown = "".join(f" [{option}]" for option in options)
     parser.usage = f"{parser.prog}{shown} [--KEY VALUE ...]"
-    keys = parser.add_argument_group("configuration keys, each overriding the environment's and the file's")
+    keys = parser.add_argument_group("configuration keys; each overrides the environment and the file")
     for key, hint, default in config.all_keys():
         spellings = dict.fromkeys([f"--{key.replace('_', '-')}", f"--{key}"])
         keys.add_argument(*spellings, dest=f"key:{key}", metavar="VALUE", help=f"{_allowed(hint)}default {_shown(default)}")
@@ -129,7 +129,7 @@ def _print_findings(
 
 
 def _differences_on_disk(directory: Path, config: Config) -> list[Difference]:
-    """The keys that the daemon would refuse on this state directory; none where it is new.
+    """The keys that the daemon would refuse on this state directory; none if it is new.
 
     Raises Damaged, UnknownFormat.
     """
@@ -142,7 +142,7 @@ def _differences_on_disk(directory: Path, config: Config) -> list[Difference]:
 
 
 def _state(settings: Config) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The state directory, and what it would refuse."""
+    """The state directory, and what it would refuse about this configuration."""
     directory = Path(settings.state_dir)
     described = {"path": str(directory), "exists": (directory / "checkpoint").exists()}
     try:
@@ -162,7 +162,7 @@ def _state(settings: Config) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _warnings(settings: Config) -> Iterator[str]:
-    """What a start would look for and does not find from here."""
+    """What a start would look for and cannot be found from here."""
     from streamcl.daemon.serve import check_secrets
 
     try:
@@ -171,7 +171,8 @@ def _warnings(settings: Config) -> Iterator[str]:
         yield str(error)
     module = settings.model.factory.partition(":")[0]
     if not _importable(module):
-        yield f"model.factory: no module {module} is found from {Path.cwd()}; start the daemon where it is, or install it"
+        where = f"no module {module} is found from {Path.cwd()}"
+        yield f"model.factory: {where}; start the daemon in the directory where it is, or install it"
 
 
 def _importable(module: str) -> bool:
@@ -214,7 +215,7 @@ def _lines(tree: Mapping[str, Any], keys: list[str]) -> Iterator[tuple[str, str]
 
 
 def _toml(value: Any) -> str:
-    """A value as TOML; a value of a table read from TOML has nothing that TOML does not."""
+    """A value as TOML; whatever was read from TOML can be written as TOML."""
     match value:
         case Mapping():
             return "{" + ", ".join(f"{json.dumps(str(key))} = {_toml(inner)}" for key, inner in value.items()) + "}"
@@ -228,4 +229,4 @@ def _toml(value: Any) -> str:
             return str(value).lower()
         case int() | float():
             return repr(value)
-    raise ConfigError(f"configuration: expected a value that TOML has, got {value!r}")
+    raise ConfigError(f"configuration: expected a value that TOML can express, got {value!r}")

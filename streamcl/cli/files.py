@@ -1,4 +1,4 @@
-"""What the commands that read data files share: their options, what was taken for what, and agreeing with the daemon."""
+"""What the commands that read data files share: options, how a file was read, agreeing on types with the daemon."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from streamcl.datafiles import Array, Columns, DataFile, Form, Reading
 
 T = TypeVar("T")
-KIND_CODES = frozenset({"bad_array", "bad_shape"})  # by which a daemon or its model refuses one kind of x
+KIND_CODES = frozenset({"bad_array", "bad_shape"})  # with which a daemon or its model refuses one kind of x
 WORDS = {"integer": "64-bit integers", "real": "64-bit floats"}
 
 
 def add_columns(parser: argparse.ArgumentParser, label: str) -> None:
-    """Options that say what is what in a data file."""
+    """Options that say how to read a data file."""
     parser.add_argument("--label", "--y", metavar="COLUMN", help=label)
     parser.add_argument(
         "--features",
@@ -36,8 +36,8 @@ def add_columns(parser: argparse.ArgumentParser, label: str) -> None:
     parser.add_argument(
         "--header",
         choices=("yes", "no"),
-        help="whether a text file's first line has the columns' names (default: found out, and said); without names, "
-        "columns are named by their numbers, from 0 on or from -1 backwards",
+        help="whether a text file's first line has the columns' names (default: detected, and reported); without names, "
+        "columns are named by their numbers, from 0, or backwards from -1",
     )
     parser.add_argument("--x", help="the array of inputs in an NPZ file")
     parser.add_argument(
@@ -49,7 +49,7 @@ def add_columns(parser: argparse.ArgumentParser, label: str) -> None:
 
 
 def columns(options: argparse.Namespace, labelled: bool = True) -> Columns:
-    """What was said of a file."""
+    """What the options say about a file."""
     from streamcl.datafiles import Columns
 
     header = None if options.header is None else options.header == "yes"
@@ -57,7 +57,7 @@ def columns(options: argparse.Namespace, labelled: bool = True) -> Columns:
 
 
 def opened(options: argparse.Namespace, path: Path, rows: int, labelled: bool = True) -> DataFile:
-    """A data file, read whole and found good; on a terminal, with progress. Raises DataError."""
+    """A data file that has been read whole and is sound; on a terminal, with progress. Raises DataError."""
     from streamcl.datafiles import open_data
 
     data = open_data(path, columns(options, labelled), rows)
@@ -72,13 +72,13 @@ def opened(options: argparse.Namespace, path: Path, rows: int, labelled: bool = 
 
 
 def say(options: argparse.Namespace, reading: Reading, stream: TextIO | None = None) -> None:
-    """Print what was taken for what, unless it goes into JSON."""
+    """Print how the file was read, unless that goes into JSON."""
     if not options.json:
         print(*reading.lines(), sep="\n", file=stream or sys.stdout, flush=True)
 
 
 def read_as(agreement: Agreement) -> dict[str, Any]:
-    """What was taken for what, and what was changed on the way, for JSON."""
+    """How the file was read, and what was changed on the way, for JSON."""
     plain = agreement.data.reading.plain()
     return {**plain, "notes": [*plain["notes"], *agreement.notes]}
 
@@ -96,7 +96,7 @@ class Agreement:
         self.notes: list[str] = []
 
     def of(self, x: Array, y: Array | None) -> tuple[Array, Array | None]:
-        """A block as it was agreed."""
+        """A block in the form agreed on."""
         assert self.form is not None
         return self.form.of(x, y)
 
@@ -120,7 +120,7 @@ class Agreement:
         raise first
 
     def _other(self, form: Form, refused: Refused) -> Form | None:
-        """The form that may be taken after a refusal, if there is one."""
+        """The form to try after a refusal, if there is one."""
         if refused.code == "bad_label" and self.data.whole_targets() and not form.integer_targets:
             return self.data.form(form.kind, integer_targets=True)
         if refused.code not in KIND_CODES or self.said is not None:
@@ -141,7 +141,7 @@ class Agreement:
             self.notes.append(f"{self.data.path}: labels such as 1.0 go as integers; none is changed by it")
 
     def blocks(self, trial: Callable[[Array, Array | None], T], then: Callable[[Array, Array | None], T]) -> Iterator[T]:
-        """Every block of the file, the first one on trial unless a form was agreed before."""
+        """Every block of the file; the first one is tried, unless a form was agreed on before."""
         for x, y in self.data.blocks():
             yield self.try_on(x, y, trial) if self.form is None else then(*self.of(x, y))
 
@@ -156,9 +156,7 @@ def placed(data: DataFile, first_row: Callable[[int], int], stored: bool = True)
             raise
         start = first_row(refused.seq)
         end = min(start + data.block_rows, data.count())
-        behind = (
-            f"; the {start} rows before are stored: mend the file and send it again, to go on behind them" if stored else ""
-        )
+        behind = f"; the {start} rows before are stored: correct the file and send it again" if stored else ""
         where = f"in {data.path}, {data.place(start)} to {data.place(end - 1)}{behind if start else ''}"
         raise Refused(
             refused.code, f"{refused.message}; {where}", retryable=refused.retryable, seq=refused.seq, **refused.fields

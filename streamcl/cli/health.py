@@ -16,7 +16,7 @@ from streamcl.config import Security
 from streamcl.errors import ConfigError, Unreachable
 from streamcl.keys import read_private
 
-HERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}  # every address of this machine: one of them will do
+HERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}  # every address of this machine: any one will do
 
 
 def add_commands(commands: Any) -> None:
@@ -25,7 +25,8 @@ def add_commands(commands: Any) -> None:
         commands,
         "health",
         health,
-        "Ask the daemon on this machine whether it is ready (with --live: alive); status 0, or 1 with the reason. Token "
+        "Ask the daemon on this machine whether it is ready (with --live: alive); exit status 0, or 1 with the "
+        "reason. Token "
         "and certificate are those of the configuration file.",
         "streamcl health --config /etc/streamcl/streamcl.toml",
     )
@@ -33,13 +34,15 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--state-dir", help="the daemon's state directory, where its address is found (default: the file's)"
     )
-    parser.add_argument("--live", action="store_true", help="only whether it answers at all")
-    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="to wait for an answer (default: 5)")
+    parser.add_argument("--live", action="store_true", help="ask ask only whether it answers at all")
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, metavar="SECONDS", help="how long how long to wait for an answer (default: 5)"
+    )
     add_json(parser)
 
 
 def health(options: argparse.Namespace) -> int:
-    """Print what the daemon says of itself."""
+    """Print whether the daemon is ready, or alive."""
     flags = {} if options.state_dir is None else {"state_dir": options.state_dir}
     settings = config.load(options.config, flags)
     said = ask(
@@ -58,7 +61,7 @@ def health(options: argparse.Namespace) -> int:
 
 
 def ask(security: Security, address: tuple[str, int], path: str, timeout: float) -> tuple[int, str]:
-    """Status and text of a path; raises Unreachable. The token is shown to nobody but who has the certificate's key."""
+    """Status and text of a path; raises Unreachable. The token is shown only to whoever holds the certificate's key."""
     headers = {"Connection": "close"}
     if security.http_token:
         headers["Authorization"] = f"Bearer {read_private(Path(security.http_token)).strip()}"
@@ -69,8 +72,8 @@ def ask(security: Security, address: tuple[str, int], path: str, timeout: float)
         return answer.status, answer.read(65536).decode(errors="replace").strip()
     except ssl.SSLCertVerificationError as error:
         raise Unreachable(
-            f"the daemon shows another certificate than {security.http_certificate} has now ({error.verify_message}); "
-            "where that was renewed, have the daemon read it: kill -HUP, or a restart"
+            f"the daemon's certificate is not the one in {security.http_certificate} ({error.verify_message}); "
+            "if that was renewed, have the daemon read it: kill -HUP, or a restart"
         ) from None
     except (OSError, http.client.HTTPException) as error:
         raise Unreachable(f"no answer at {address[0]}:{address[1]}: {error}") from None
@@ -82,7 +85,7 @@ def _connection(security: Security, address: tuple[str, int], timeout: float) ->
     if not security.http_certificate:
         return http.client.HTTPConnection(*address, timeout=timeout)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False  # not by its name: by being this very one
+    context.check_hostname = False  # not by its name, but as exactly this certificate
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
     try:
         context.load_verify_locations(security.http_certificate)

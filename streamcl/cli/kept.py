@@ -26,9 +26,10 @@ def add_commands(commands: Any) -> None:
         (
             "retry",
             retry,
-            "Learn what was kept of a task because it could not be learned: a held one, or batches that were set aside. "
-            "Waits until no task is open, then until it is learned; status 1 where it fails again. The model's code is as "
-            "it was when the daemon started: a mended one takes a restart, which tries again by itself.",
+            "Try again to learn what could not be learned of a task and was kept: a held task, or batches that were set "
+            "aside. Waits until no task is open, then until it is learned; exit status 1 if it fails again. The "
+            "daemon uses "
+            "the model's code as it was at the start: a corrected one needs a restart, which tries again by itself.",
         ),
         (
             "drop",
@@ -39,9 +40,10 @@ def add_commands(commands: Any) -> None:
         (
             "rollback",
             rollback,
-            "Undo a task's newest boundary, or revisit, and everything learned since: parameters and posterior are those "
-            "from before it, to the bit. The tasks' names may be used again; an open task stays, and is learned from "
-            "there. Possible for the last posterior.keep boundaries, not past a withdrawal.",
+            "Undo a task's newest boundary, or revisit, and everything learned since: parameters and posterior return to "
+            "exactly those from before it. The tasks' names may be used again; an open task stays open, and is "
+            "learned from "
+            "there. Possible for the last posterior.keep boundaries, but not past a withdrawal.",
         ),
     ):
         parser = command(commands, name, run, text, f"streamcl {name} monday" + " --yes" * (name != "retry"))
@@ -51,8 +53,8 @@ def add_commands(commands: Any) -> None:
         add_connection(parser, "admin")
         add_json(parser)
     for name, show, text in (
-        ("quarantine", quarantine, "List what could not be learned and is kept, and why."),
-        ("versions", versions, "List the boundaries that can be undone, and what undoing each would take along."),
+        ("quarantine", quarantine, "List what could not be learned and is kept, with the reason."),
+        ("versions", versions, "List the boundaries that can be undone, and what else undoing each would undo."),
     ):
         parser = command(commands, name, show, text, f"streamcl {name}")
         add_connection(parser, "admin")
@@ -60,7 +62,7 @@ def add_commands(commands: Any) -> None:
 
 
 def retry(options: argparse.Namespace) -> int:
-    """Have what was kept of a task learned."""
+    """Have the daemon try again to learn what was kept of a task."""
     with admin(options) as daemon, display(options) as show, waited_for(show, options, options.task):
         done = daemon.retry(options.task)
     show_fields(options, done)
@@ -78,7 +80,7 @@ def drop(options: argparse.Namespace) -> int:
 
 
 def rollback(options: argparse.Namespace) -> int:
-    """Undo what was learned since before a task, once the operator is sure."""
+    """Undo a task and everything learned since, once the operator is sure."""
     with admin(options) as daemon:
         found = next((row for row in daemon.versions() if row["task"] == options.task), None)
         undone = "" if found is None else f" of {', '.join(found['undone']) or 'its revisit'}"
@@ -92,7 +94,7 @@ def _sure(options: argparse.Namespace, question: str) -> bool:
     if options.yes:
         return True
     if not sys.stdin.isatty():
-        print(f"streamcl: {question} It cannot be taken back; say --yes", file=sys.stderr)
+        print(f"streamcl: {question} This cannot be undone; add --yes", file=sys.stderr)
         return False
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 

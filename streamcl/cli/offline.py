@@ -24,7 +24,7 @@ def add_commands(commands: Any) -> None:
         commands,
         "doctor",
         doctor,
-        "Verify everything in a state directory whose daemon is stopped; changes nothing. Ends with 1 if anything is "
+        "Verify everything in a state directory whose daemon is stopped; changes nothing. Exits with 1 if anything is "
         "damaged.",
         "streamcl doctor ./streamcl-state",
     )
@@ -34,8 +34,8 @@ def add_commands(commands: Any) -> None:
         commands,
         "repair",
         repair,
-        "Save what can be saved of a damaged log. Shows what would be lost; only with --yes it writes a new log and sets "
-        "the old one aside, whole.",
+        "Save what can be saved of a damaged log. Shows what would be lost; only with --yes does it write a new log and "
+        "set the old one aside, whole.",
         "streamcl repair ./streamcl-state --yes",
     )
     _add_directory(parser)
@@ -49,7 +49,7 @@ def _add_directory(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[StateDirectory]:
-    """The directory, with no daemon on it; raises DataError where there is none, StateInUse."""
+    """The directory, with no daemon on it; raises DataError if it does not exist, StateInUse if a daemon holds it."""
     if not directory.is_dir():
         raise DataError(f"{directory}: no such directory; expected the state_dir of a daemon")
     lock = StateLock.acquire(directory, LOCK_SECONDS)
@@ -76,7 +76,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def repair(options: argparse.Namespace) -> int:
-    """Show what would be lost, and do it if told so."""
+    """Show what would be lost, and repair if told to."""
     from streamcl.storage.doctor import plan_repair
     from streamcl.storage.doctor import repair as repair_log
 
@@ -90,5 +90,7 @@ def repair(options: argparse.Namespace) -> int:
         print("the log needs no repair")
     else:
         print("\n".join(plan.lines()))
-        print("nothing has been changed; `--yes` does it" if aside is None else f"repaired; the old log lies in {aside}")
+        print(
+            "nothing has been changed; add --yes to repair it" if aside is None else f"repaired; the old log is in {aside}"
+        )
     return 1 if plan.needed and aside is None else 0

@@ -1,4 +1,4 @@
-"""The operators' commands: what the daemon does and knows, boundaries and revisits, predictions, its life."""
+"""The operators' commands: status and tasks, boundaries and revisits, predictions, pausing and stopping."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PREDICT_ROWS = 4096
 SCORES = frozenset({"accuracy", "rmse"})
-ASK_SECONDS = 1.0  # between two looks at a daemon that ends
+ASK_SECONDS = 1.0  # between two looks at a daemon that is ending
 END_SECONDS = 60.0
 TASK_COLUMNS = ["task", "samples", "weight", "loss", "revisits", "penalty", "penalty_rise", "closed", "state"]
 
@@ -45,14 +45,14 @@ def add_commands(commands: Any) -> None:
         ("status", status, "Show what the daemon is doing."),
         ("tasks", tasks, "List the tasks learned so far."),
         ("checkpoint", checkpoint, "Write a checkpoint of everything applied."),
-        ("pause", pause, "Stop training; data is still taken in, predictions are still answered."),
+        ("pause", pause, "Stop training; data are still taken in and predictions still answered."),
         ("resume", resume, "Go on training."),
     ):
         parser = command(commands, name, run, text, f"streamcl {name}")
         add_connection(parser, "admin")
         add_json(parser)
         if name == "tasks":
-            parser.add_argument("--names", action="store_true", help="print the names only, one a line")
+            parser.add_argument("--names", action="store_true", help="print only the names, one a line")
     _add_boundary(commands)
     _add_revisit(commands)
     _add_abandon_and_forget(commands)
@@ -100,10 +100,12 @@ def _add_abandon_and_forget(commands: Any) -> None:
         commands,
         "abandon",
         abandon,
-        "Give up the open revisit: parameters and posterior are those from before it.",
+        "Give up the open revisit: parameters and posterior return to those from before it.",
         "streamcl abandon",
     )
-    parser.add_argument("task", metavar="TASK", nargs="?", help="only if this is the task")
+    parser.add_argument(
+        "task", metavar="TASK", nargs="?", help="only if this is the task that is being revisited that is being revisited"
+    )
     add_connection(parser, "admin")
     add_json(parser)
     parser = command(
@@ -135,16 +137,16 @@ def _add_predict(commands: Any) -> None:
         "predict",
         predict,
         "Predict every row of a data file, one line each; with targets in it, score the predictions too. The score, and "
-        "what in the file was taken for what, go to standard error, beside the predictions (with --out or --json, they are "
+        "how the file was read, go to standard error, beside the predictions (with --out or --json, they are "
         "among the results).",
         "streamcl predict test.csv --label price",
     )
     parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("--samples", type=int, default=0, help="average over so many draws from the posterior")
+    parser.add_argument("--samples", type=int, default=0, help="average over this many draws from the posterior")
     add_columns(
         parser,
         "the target's column or array, if the file has one (default: one named label, target, class or y; else the last "
-        "column, where the model takes one column fewer; said)",
+        "column, if the model takes one column fewer; reported)",
     )
     parser.add_argument("--out", type=Path, help="write the predictions to this NPZ file")
     add_connection(parser, "predict")
@@ -158,7 +160,7 @@ def _add_export(commands: Any) -> None:
         export,
         "Write the model to a directory, for use without streamcl (model.safetensors: every entry of the module's "
         "state_dict; model.json: factory, arguments, labels, likelihood), with the flat parameters and posterior "
-        "(parameters.safetensors), tasks and status (export.json). The README has the three lines that load it.",
+        "(parameters.safetensors), tasks and status (export.json). Three lines of PyTorch load it: see docs/howto.md.",
         "streamcl export ./export",
     )
     parser.add_argument("directory", type=Path, metavar="DIR")
@@ -207,7 +209,7 @@ def tasks(options: argparse.Namespace) -> None:
 
 
 def boundary(options: argparse.Namespace) -> int:
-    """Close a task; status 1 where not all of it could be learned."""
+    """Close a task; exit status 1 if not all of it could be learned."""
     showing = display(options) if options.wait else Silent()
     with admin(options) as daemon, showing as show, waited_for(show, options, options.task):
         done = daemon.boundary(options.task, weight=options.weight, wait=options.wait)
@@ -231,7 +233,7 @@ def forget(options: argparse.Namespace) -> int:
     """Withdraw a task, once the operator is sure."""
     if not options.yes:
         if not sys.stdin.isatty():
-            print("streamcl: forget cannot be undone; say --yes", file=sys.stderr)
+            print("streamcl: forget cannot be undone; add --yes", file=sys.stderr)
             return 2
         if input(f"Withdraw task {options.task!r} for good? [y/N] ").strip().lower() not in ("y", "yes"):
             return 1
@@ -282,7 +284,7 @@ def stop(options: argparse.Namespace) -> None:
 
 
 def _wait_for_end(pid: int, daemon: Admin) -> None:
-    """Until the daemon has ended; raises Unreachable with its reason where it does not get on with finishing."""
+    """Wait until the daemon has ended; raises Unreachable with its reason if it makes no progress."""
     since = asked = time.monotonic()
     reason = "it does not answer"
     while _lives(pid):
@@ -296,13 +298,13 @@ def _wait_for_end(pid: int, daemon: Admin) -> None:
                 since = time.monotonic() if said["working"] else since
         if now - since > END_SECONDS:
             raise Unreachable(
-                f"the daemon (pid {pid}) has not ended, and nothing has moved for {END_SECONDS:g} s: {reason}; "
+                f"the daemon (pid {pid}) has not ended, and has made no progress for {END_SECONDS:g} s: {reason}; "
                 "`streamcl stop --no-drain` ends it now, and what is stored is learned after the next start"
             )
 
 
 def _pid(options: argparse.Namespace) -> int | None:
-    """The daemon's pid, where it runs on this machine on the state directory given."""
+    """The daemon's pid, if it runs on this machine and its state directory was given."""
     path = Path(options.state_dir) / "daemon.json"
     if options.admin or not path.exists():
         return None
@@ -344,7 +346,7 @@ def predict(options: argparse.Namespace) -> None:
 def _asked(options: argparse.Namespace, daemon: Reader) -> tuple[Agreement, tuple[list[Prediction], list[Array]]]:
     """A file, its rows' predictions and their targets.
 
-    A table in which nothing is named as targets are may still have one: its last column, if the model takes one fewer.
+    A table without a column named like a target may still have one: its last column, if the model takes one fewer.
     """
     data = opened(options, options.file, PREDICT_ROWS, labelled=options.label is not None)
     try:
@@ -408,7 +410,7 @@ def _report(options: argparse.Namespace, file: Agreement, arrays: dict[str, Any]
 
 
 def _scored(file: Agreement, arrays: dict[str, Any], y: Any) -> dict[str, float]:
-    """The score, unless the targets are none of this model's, which is said."""
+    """The score; if the targets do not fit this model, says so instead."""
     try:
         return scores(arrays, y)
     except DataError as error:
@@ -417,7 +419,7 @@ def _scored(file: Agreement, arrays: dict[str, Any], y: Any) -> dict[str, float]
 
 
 def scores(arrays: dict[str, Any], y: Any) -> dict[str, float]:
-    """Accuracy, or the root mean square error. Raises DataError where targets have another shape than predictions."""
+    """Accuracy, or the root mean square error. Raises DataError if the targets' shape differs from the predictions'."""
     import numpy as np
 
     name = next(name for name in ("label", "probs", "mean") if name in arrays)

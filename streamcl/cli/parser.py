@@ -1,4 +1,4 @@
-"""The parser of the command line: what it refuses, it refuses with the nearest thing that it would have taken."""
+"""The parser of the command line: with each refusal it suggests the nearest thing that it would have accepted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that suggests, and prints its help where a command is missing."""
+    """An ArgumentParser that makes suggestions, and prints its help if a command is missing."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False, **options})
@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        """Say what was wrong and what may have been meant; exits with 2."""
+        """Print what was wrong and what may have been meant; exits with 2."""
         missing = re.search(r"arguments are required: (COMMAND|BENCHMARK)", message)
         if missing is not None:
             self.print_help(sys.stderr)

@@ -27,13 +27,14 @@ def add_commands(commands: Any) -> None:
         "Draw what the history in the state directory holds, as PNG or SVG. accuracy: of each task, on its evaluation set, "
         "after every boundary. forgetting: each task's estimated rise, with a star at each revisit (factor mode). penalty: "
         "what each task's factor costs (factor mode). order-bias: rise and accuracy by the order of learning. loss: loss "
-        "and prequential accuracy over time. all: every one that there is anything to draw for.",
+        "and prequential accuracy over time. all: every one for which there are data. Needs matplotlib: pip install "
+        "'streamcl[demo]'.",
         "streamcl plot forgetting --out forgetting.svg",
     )
     parser.add_argument("kind", choices=(*KINDS, "all"), metavar="KIND", help=" | ".join((*KINDS, "all")))
     parser.add_argument("--out", type=Path, help="FILE.png or FILE.svg (default: KIND.png), or with all a directory")
     parser.add_argument("--format", choices=("png", "svg"), default="png", help="of `all` (default png)")
-    parser.add_argument("--hours", type=float, help="only the last so many hours of the history")
+    parser.add_argument("--hours", type=float, help="only the last HOURS hours of the history")
     parser.add_argument("--state-dir", default=default_state(), help="the daemon's state directory")
     add_json(parser)
 
@@ -55,7 +56,7 @@ def plot(options: argparse.Namespace) -> int:
 
 
 def _past(options: argparse.Namespace) -> Past:
-    """The history. Raises DataError where it cannot be read."""
+    """The history. Raises DataError if it cannot be read."""
     from streamcl.plots import Past
     from streamcl.storage.state import StateDirectory
 
@@ -64,7 +65,7 @@ def _past(options: argparse.Namespace) -> Past:
         return Past.read(path, None if options.hours is None else 3600 * options.hours)
     except FileNotFoundError:
         raise DataError(
-            f"{path}: no history is there; a daemon keeps one in its state directory: name that with --state-dir"
+            f"{path}: there is no history; a daemon keeps one in its state directory: name that with --state-dir"
         ) from None
     except sqlite3.DatabaseError as error:
         raise DataError(

@@ -26,20 +26,22 @@ def add_commands(commands: Any) -> None:
         "send",
         send,
         "Stream a data file (CSV, Parquet, NPZ) to the daemon as batches of one task. Run again after an interruption, it "
-        "goes on where the daemon's disk is, and nothing is trained on twice.",
+        "continues where the daemon's disk left off, and nothing is trained on twice.",
         "streamcl send monday.csv --task monday --label price --boundary",
     )
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument("--task", required=True, help="the task the data belongs to")
-    parser.add_argument("--boundary", action="store_true", help="close the task behind it and wait for it")
+    parser.add_argument("--boundary", action="store_true", help="close the task after it and wait until it is consolidated")
     parser.add_argument("--weight", type=float, help="with --boundary: lambda_t instead of scale * N_t")
-    add_columns(parser, "the target's column or array (default: label, target, class or y, by name, else the last; said)")
+    add_columns(
+        parser, "the target's column or array (default: label, target, class or y, by name, else the last; reported)"
+    )
     parser.add_argument("--rows", type=int, default=256, help="rows a batch (default 256; fewer if large)")
-    parser.add_argument("--skip-rows", type=int, default=0, metavar="N", help="send only what is behind the first N rows")
+    parser.add_argument("--skip-rows", type=int, default=0, metavar="N", help="send only what comes after the first N rows")
     parser.add_argument(
         "--producer",
         help="a name of your own for the stream; the file is then sent whole, every time (default: made of the file's "
-        "content and the task, so that a file sent again goes on where it was)",
+        "content and the task, so that a file sent again continues where it was)",
     )
     add_connection(parser, "stream", "admin")
     add_json(parser)
@@ -54,7 +56,9 @@ def send(options: argparse.Namespace) -> int:
     started = time.monotonic()
     data = opened(options, options.file, options.rows)
     if options.skip_rows >= data.count():
-        raise DataError(f"{options.file}: it has {data.count()} rows; nothing is behind --skip-rows {options.skip_rows}")
+        raise DataError(
+            f"{options.file}: it has {data.count()} rows; nothing is left after --skip-rows {options.skip_rows}"
+        )
     say(options, data.reading)
     agreement = Agreement(data, options.numbers)
     upload = starting(options, data)
@@ -91,7 +95,7 @@ def _send_blocks(
 
     def send_first(x: Any, y: Any) -> None:
         stream.send(x, y, options.task)
-        stream.flush()  # so that what is refused is refused now
+        stream.flush()  # so that a refusal comes now
 
     with show.counting(options.file.name, data.count() - options.skip_rows) as advance, placed(data, first_row):
         advance(upload.rows)
@@ -117,7 +121,7 @@ def _print(options: argparse.Namespace, report: dict[str, Any]) -> None:
     print(*report["notes"], sep="\n", end="\n" if report["notes"] else "")
     print(
         f"sent {report['rows']} rows in {report['batches']} batches to task {report['task']!r}"
-        + (f" ({there} batches were there already)" if there else "")
+        + (f" ({there} batches were already stored)" if there else "")
     )
     if "loss" in report:
         print(f"consolidated: {report['samples']} samples, loss {report['loss']:.4g}, {report['seconds']:.2f} s")

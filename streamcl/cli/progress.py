@@ -25,7 +25,7 @@ def can_redraw(stream: TextIO) -> bool:
 
 
 def display(options: argparse.Namespace) -> Bars | Silent:
-    """What suits this terminal; nothing is shown beside JSON."""
+    """The display that suits this terminal; silent beside JSON."""
     if options.json or not can_redraw(sys.stderr):
         return Silent()
     from streamcl.cli.bars import Bars
@@ -34,19 +34,19 @@ def display(options: argparse.Namespace) -> Bars | Silent:
 
 
 def connector(options: argparse.Namespace) -> Callable[[], Admin] | None:
-    """How to reach the same daemon's admin socket for its progress; None where it is not known to be the same one."""
+    """How to reach the same daemon's admin socket for its progress; None if it might be another daemon's."""
     elsewhere = getattr(options, "stream", None) and not options.admin
     return None if elsewhere else lambda: admin(options)
 
 
 @contextmanager
 def waited_for(show: Bars | Silent, options: argparse.Namespace, task: str) -> Iterator[None]:
-    """While a task is being consolidated: shows how far it is; interrupted, says that it goes on."""
+    """While a task is being consolidated: shows its progress; if interrupted, says that the daemon goes on."""
     try:
         with show.waiting(task, connector(options)):
             yield
     except KeyboardInterrupt:
-        show.note(f"the daemon goes on with the consolidation of {task}; `streamcl top` shows how far it is")
+        show.note(f"the daemon continues with the consolidation of {task}; `streamcl top` shows its progress")
         raise
 
 

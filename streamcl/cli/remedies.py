@@ -1,4 +1,4 @@
-"""What to do about each refusal, said behind the daemon's own words."""
+"""What to do about each refusal, printed after the daemon's own message."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ REMEDIES = {
     "bad_header": "check the command's values against its --help",
     "bad_array": "send numbers of one of the dtypes <f4 <f8 <f2 <i8 <i4 |u1; streamcl's own clients convert others",
     "bad_shape": "every row must have the shape of the first batch ever sent; check --label and --x, or start another "
-    "daemon with a --state-dir of its own for data of another shape; a model that was refused is to be mended as it says",
+    "daemon with a --state-dir of its own for data of another shape; if the model was refused, correct it as the "
+    "message says",
     "bad_label": "check --label, and model.classes and model.likelihood of the daemon (`streamcl config show`)",
     "nonfinite": "find and fix the values that are not finite, or leave these rows out",
     "too_large": "send fewer rows a batch (--rows)",
     "gap": "two processes send under one producer's name; give each its own (--producer)",
     "stale_epoch": "another process has taken over this producer's name; end it, or give this one another (--producer)",
-    "task_mismatch": "close the open task with `streamcl boundary TASK` first, or see to the one that is held; `streamcl "
+    "task_mismatch": "close the open task with `streamcl boundary TASK` first, or deal with the one that is held; "
+    "`streamcl "
     "status` says which it is",
     "task_closed": "send under a new task's name, or, in factor mode, reopen it with `streamcl revisit TASK` first",
-    "unknown_task": "`streamcl tasks` lists the tasks that were learned, `streamcl status` the one that is open",
+    "unknown_task": "`streamcl tasks` lists the tasks that were learned, `streamcl status` shows the one that is open",
     "not_in_factor_mode": "a state directory keeps its mode: start a daemon with --posterior.mode factors on a new "
     "--state-dir, and send the tasks again",
     "no_credit": "wait until the trainer has caught up (`streamcl top` shows it), or close the task; then try again",
-    "no_space": "make room on the daemon's disk; it goes on by itself",
-    "unlearnable": "mend the model or the configuration and start the daemon again, which tries again by itself; or "
+    "no_space": "make room on the daemon's disk; the daemon then continues by itself",
+    "unlearnable": "correct the model or the configuration and restart the daemon, which then tries again by itself; "
+    "or use "
     "`streamcl retry TASK`, or `streamcl drop TASK`; `streamcl quarantine` lists what is kept",
-    "not_allowed": "have this key granted the role and the names it needs, in the daemon's policy (security.policy; "
-    "a SIGHUP has it read again), or give another with --key",
+    "not_allowed": "have the role and names that this key needs granted to it in the daemon's policy (security.policy; "
+    "SIGHUP makes the daemon read it again), or give another key with --key",
     "not_ready": "try again in a moment; `streamcl status` says what the daemon is doing",
     "internal": "this is a defect of streamcl: the daemon's log says more; please report it",
 }

@@ -1,4 +1,4 @@
-"""How `streamcl top` looks: one screen of any size, from 80 columns by 24 lines up; every line is cut, none is wrapped."""
+"""How `streamcl top` looks: one screen of any size from 80 by 24 up; lines are cut, never wrapped."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def draw(seen: Seen, width: int, height: int | None = None, where: str = "", key
 
 
 def _shares(rows: Sequence[Sequence[Row]], room: int | None) -> list[int]:
-    """How many lines each table gets: what one does not need, the others have."""
+    """How many lines each table gets: what one does not need goes to the others."""
     wanted = [min(len(part), ENOUGH) if room is None else len(part) for part in rows]
     if room is None:
         return wanted
@@ -172,7 +172,7 @@ class _Rows:
         self.title, self.columns, self.rows = title, columns, rows
 
     def draw(self, count: int) -> RenderableType:
-        """So many of the rows, below the heading."""
+        """As many rows as fit below the heading."""
         rest = f", {count} shown" if count < len(self.rows) else ""
         table = Table(box=None, expand=True, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
         table.add_column(f"{self.title}{rest}", no_wrap=True, overflow="ellipsis", ratio=1, min_width=10)

@@ -13,14 +13,14 @@ STEPS = """
 how a daemon is opened to other machines:
   streamcl keygen daemon --out keys                       the daemon's own key
   streamcl keygen camera-1 --out keys --server keys/daemon.pub
-                                                          one for each client; take NAME.key there by a safe way
+                                                          one for each client; carry NAME.key there safely
   policy.toml:  [[grant]]
                 key = "..."                               what keygen printed, or NAME.pub has
                 roles = ["produce"]                       produce | predict | read | admin
                 producers = ["camera-1"]                  the names it may send under
   streamcl serve --security.server-key keys/daemon.key --security.policy policy.toml --endpoints.stream tcp://0.0.0.0:5757
   streamcl send monday.csv --task monday --stream tcp://HOST:5757 --key camera-1.key
-After a change of policy.toml: kill -HUP PID of `streamcl serve`. It holds at once, on open connections too.
+After a change of policy.toml: kill -HUP PID of `streamcl serve`. The new policy applies at once, on open connections too.
 """
 
 
@@ -36,7 +36,7 @@ def add_commands(commands: Any) -> None:
     parser.epilog = f"{parser.epilog}\n{STEPS}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("name", metavar="NAME", help="whose key it is; A-Z a-z 0-9 . _ -")
-    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where to (default: here)")
+    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="directory to write to (default: here)")
     parser.add_argument(
         "--server",
         metavar="KEY",
@@ -47,7 +47,7 @@ def add_commands(commands: Any) -> None:
         commands,
         "audit",
         audit,
-        "Print the audit log: who asked for what, about which task, when, and what came of it.",
+        "Print the audit log: who asked for what, for which task, when, and with what result.",
         "streamcl audit --state-dir ./streamcl-state",
     )
     parser.add_argument("--state-dir", default=default_state(), help="the daemon's state directory")

@@ -1,4 +1,4 @@
-"""``streamcl sweep``: every task's data file fed once more, sweep after sweep, until the posterior stays where it is."""
+"""``streamcl sweep``: every task's data file fed once more, sweep after sweep, until the posterior hardly moves."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PRODUCER = "sweep"
 
 @dataclass(frozen=True, slots=True)
 class TaskFile:
-    """A task and the file with its data, and in which form the daemon takes it."""
+    """A task, the file with its data, and the form in which the daemon takes them."""
 
     task: str
     data: DataFile
@@ -56,19 +56,25 @@ def add_commands(commands: Any) -> None:
         "tolerance. Interrupted, the revisit under way is abandoned and nothing else is lost.",
         "streamcl sweep monday.csv tuesday.csv --order reverse --damping 0.5 --sweeps 3",
     )
-    parser.add_argument("files", nargs="+", metavar="[TASK=]FILE", help="the task is the file's name without its ending")
+    parser.add_argument(
+        "files", nargs="+", metavar="[TASK=]FILE", help="the task is the file's name without its extension, unless given"
+    )
     parser.add_argument("--order", choices=ORDERS, default="given", help="advised: the highest estimated rise first")
     parser.add_argument("--seed", type=int, default=0, help="of --order random")
     parser.add_argument("--damping", type=float, help="0 < d <= 1, instead of posterior.damping")
-    parser.add_argument("--sweeps", type=int, default=3, help="how many at the most (default 3)")
+    parser.add_argument("--sweeps", type=int, default=3, help="at most how many (default 3)")
     parser.add_argument(
         "--tolerance",
         type=float,
         default=1e-3,
         help="stop once a sweep moves the posterior mean by less than this, relative to its length (default 0.001)",
     )
-    parser.add_argument("--test", nargs="+", default=[], metavar="[TASK=]FILE", help="score these instead of the data")
-    add_columns(parser, "the target's column or array (default: label, target, class or y, by name, else the last; said)")
+    parser.add_argument(
+        "--test", nargs="+", default=[], metavar="[TASK=]FILE", help="score these files instead of the data"
+    )
+    add_columns(
+        parser, "the target's column or array (default: label, target, class or y, by name, else the last; reported)"
+    )
     parser.add_argument("--rows", type=int, default=256, help="rows a batch (default 256; fewer if large)")
     add_connection(parser, "stream", "predict", "admin")
     add_json(parser)
@@ -120,7 +126,7 @@ def _task_file(text: str, options: argparse.Namespace) -> TaskFile:
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """The way over the tasks."""
+    """The order in which the tasks are visited."""
 
     options: argparse.Namespace
     operator: Admin
@@ -138,7 +144,7 @@ class _Walk:
             try:
                 self.feed(file, f"sweep {number}/{self.options.sweeps}, {at}/{len(files)} {file.task}")
             except BaseException:
-                with contextlib.suppress(StreamclError):  # it may be closed already, or the daemon gone
+                with contextlib.suppress(StreamclError):  # it may be closed already, or the daemon may be gone
                     self.operator.abandon(file.task)
                 raise
             advance(1)
@@ -154,7 +160,7 @@ class _Walk:
 
         def send_first(x: Any, y: Any) -> int:
             send(x, y)
-            self.stream.flush()  # so that what is refused is refused now
+            self.stream.flush()  # so that a refusal comes now
             return len(x)
 
         with (

@@ -36,16 +36,16 @@ def add_commands(commands: Any) -> None:
         commands,
         "top",
         top,
-        "Watch the daemon: what it does and how long it will take, loss and accuracy, what comes in and from whom, what "
-        "each task has lost, what happened last. Changes nothing; q quits. "
-        "Where the output is no terminal, it is printed once.",
+        "Watch the daemon: what it is doing and for how much longer, loss and accuracy, what comes in and from whom, what "
+        "each task has lost, recent events. Changes nothing; q quits. "
+        "If the output is not a terminal, it is printed once.",
         "streamcl top --interval 2",
     )
     parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks (default 1)")
     parser.add_argument("--once", action="store_true", help="print once and end")
     add_connection(parser, "admin")
     add_json(parser)
-    parser.epilog = f"{parser.epilog}; with --json, one document a line and look"
+    parser.epilog = f"{parser.epilog}; with --json, each look is one line"
 
 
 def top(options: argparse.Namespace) -> int:
@@ -128,7 +128,7 @@ def _screen(seen: Seen, console: Console, options: argparse.Namespace) -> Any:
 
 
 def _wait(sources: list[int], keyboard: list[int]) -> bool:
-    """Until there is something to draw; whether a key that quits was pressed, or there is no more keyboard."""
+    """Wait until there is something to draw; returns whether a key that quits was pressed, or the keyboard is gone."""
     for source in select.select(sources, [], [])[0]:
         pressed = os.read(source, 1024)
         if source in keyboard and (not pressed or any(key in QUIT for key in pressed.decode(errors="replace"))):
@@ -138,7 +138,7 @@ def _wait(sources: list[int], keyboard: list[int]) -> bool:
 
 @contextmanager
 def _woken() -> Iterator[tuple[int, Any]]:
-    """A descriptor that becomes readable when the window changes its size, or when somebody calls what comes with it."""
+    """A descriptor that becomes readable when the window changes its size or the function beside it is called."""
     read, write = os.pipe()
     os.set_blocking(write, False)
 
@@ -157,7 +157,7 @@ def _woken() -> Iterator[tuple[int, Any]]:
 
 @contextmanager
 def _keys() -> Iterator[list[int]]:
-    """Standard input, key by key, as descriptors to wait for; none where it is no terminal. It is left as it was."""
+    """Standard input, key by key, as descriptors to wait for; none if it is not a terminal. Restored afterwards."""
     import termios
     import tty
 

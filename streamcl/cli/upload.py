@@ -1,8 +1,8 @@
-"""A file on its way to a task: under which name it travels, and where an earlier attempt has come to.
+"""A file on its way to a task: the producer's name that it is sent under, and how far an earlier attempt got.
 
-Guarantees: no row is stored twice and none is passed over without a word. A file is recognised by its content. One that was
-changed goes on behind the batches that an earlier version of it has stored, if these are the same to the byte; which they
-were is known from digests in this user's cache. Where that cannot be told, nothing is sent and what to do is said.
+Guarantees: no row is stored twice and none is skipped silently. A file is recognised by its content. One that was changed
+continues after the batches that an earlier version of it has stored, if these are the same to the byte, as digests in this
+user's cache tell. If that cannot be told, nothing is sent, and the message says what to do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAME = re.compile(r"send-([0-9a-f]{8})-([0-9a-f]{8})-([0-9a-f]{16})(?:-(\d+))?")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a file's stream is called by: its task, its first batch and how it is cut, its content, and the revisit, or what
+    """What a file's producer name is made of: task, first batch and how it is cut, content, and the revisit, or what
     undid or dropped the task before."""
 
     task: str
@@ -60,7 +60,7 @@ class Identity:
         return f"send-{self.task}-{self.beginning}-{self.content}{revisit}"
 
     def is_other_version(self, name: str) -> bool:
-        """Whether a producer's name is of another version of this file, or of this file cut or read otherwise."""
+        """Whether a producer's name belongs to another version of this file, or to this file cut or read differently."""
         found = NAME.fullmatch(name)
         if found is None or name == self.name or (found[1], found[4] or "") != (self.task, self.revisit):
             return False
@@ -71,7 +71,7 @@ class Identity:
 class Upload:
     """A file's stream to a task. Made by `starting`.
 
-    batches, rows: how much of the file is there already. digest: of that, where it is known. said: where that was found.
+    batches, rows: how much of the file is stored already. digest: of that, if known. said: the message about it.
     """
 
     stream: Producer
@@ -88,14 +88,14 @@ class Upload:
 
 
 def starting(options: argparse.Namespace, data: DataFile) -> Upload:
-    """Connect under this file's name, or that of an earlier version of it which it goes on from. Raises DataError."""
-    if options.producer:  # a name of one's own goes on counting, and repeats nothing
+    """Connect under this file's name, or under that of an earlier version that it continues. Raises DataError."""
+    if options.producer:  # a name that the user chose goes on counting, and repeats nothing
         return Upload(producer(options, options.producer), Journal(None))
     identity = Identity.of(options, data)
     stream = producer(options, identity.name)
     revisit = stream.welcome["revisit"] if stream.welcome["task"] == options.task else None
     again = revisit if revisit is not None else stream.welcome.get("freed", {}).get(options.task)
-    if again is not None:  # what was sent before that counts no more
+    if again is not None:  # what was sent before that no longer counts
         stream.close()
         identity = replace(identity, revisit=str(again))
         stream = producer(options, identity.name)
@@ -110,7 +110,7 @@ def starting(options: argparse.Namespace, data: DataFile) -> Upload:
 
 
 def _going_on(options: argparse.Namespace, data: DataFile, stream: Producer, home: Path | None) -> Upload:
-    """A stream that goes on where the daemon's disk is: this very file's."""
+    """The stream of exactly this file, which continues where the daemon's disk left off."""
     total = data.count() - options.skip_rows
     batches = min(stream.durable, -(-total // data.block_rows))
     known = _read(home)[:batches]
@@ -120,7 +120,7 @@ def _going_on(options: argparse.Namespace, data: DataFile, stream: Producer, hom
 
 
 def _earlier(options: argparse.Namespace, data: DataFile, identity: Identity, where: str) -> Upload | None:
-    """The stream of an earlier version of this file. Raises DataError where what it has stored is not this file's."""
+    """The stream of an earlier version of this file. Raises DataError if what it has stored differs from this file."""
     for path in _journals(where, identity):
         name, known = path.name.partition(".")[2], _read(path)
         stream = producer(options, name)
@@ -142,9 +142,9 @@ def _earlier(options: argparse.Namespace, data: DataFile, identity: Identity, wh
 
 
 def _known_to_the_daemon(options: argparse.Namespace, identity: Identity) -> Iterator[tuple[str, int]]:
-    """Other versions of this file that the daemon has batches of, where it may be asked."""
+    """Other versions of this file of which the daemon has batches, if it may be asked."""
     if getattr(options, "stream", None) and not options.admin:
-        return  # it is not known whose admin endpoint would be asked
+        return  # it is not known which daemon's admin endpoint to ask
     with contextlib.suppress(StreamclError, OSError), admin(options) as daemon:
         for row in daemon.producers():
             if row["durable"] and identity.is_other_version(row["producer"]):
@@ -198,15 +198,14 @@ def _unknown(options: argparse.Namespace, data: DataFile, name: str, held: int) 
     rows = held * data.block_rows
     return DataError(
         f"{data.path}: {held} batches ({rows} rows, if cut as now) of another version of this file, or of this file read "
-        f"otherwise, are in task {options.task!r} already (producer {name}); whether its rows are these is not known here. "
+        f"differently, are in task {options.task!r} already (producer {name}); whether its rows are the same cannot "
+        f"be told from here. "
         f"{_ways(rows)}"
     )
 
 
 def _ways(rows: int) -> str:
-    return (
-        f"--skip-rows {rows} sends what is behind them; --producer NAME, with a name of your own, sends all of it besides"
-    )
+    return f"--skip-rows {rows} sends what comes after them; --producer NAME, with a new name, sends all of it again"
 
 
 # -- digests of what was sent ----------------------------------------------------------------------------------------------
@@ -222,7 +221,7 @@ class Noted(NamedTuple):
 class Journal:
     """The digests of a stream's batches, each of all up to it, in a file of the user's cache.
 
-    path: None keeps nothing, as does a cache that cannot be written: then less is known later, and nothing else is lost.
+    path: With None, or a cache that cannot be written, nothing is kept: less is then known later, and nothing else is lost.
     """
 
     def __init__(self, path: Path | None, held: int = 0) -> None:
@@ -235,7 +234,7 @@ class Journal:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             if os.fstat(self._descriptor).st_size >= held * NOTED.size:
                 os.truncate(self._descriptor, held * NOTED.size)
-            else:  # some of what is stored was not noted
+            else:  # some of what is stored was not recorded
                 self.close()
 
     def add(self, number: int, noted: Noted) -> None:
@@ -254,7 +253,7 @@ class Journal:
 
 
 def _home(where: str, name: str) -> Path | None:
-    """The file for a stream to a daemon; None where there is no home."""
+    """The file for a stream to a daemon; None if there is no home directory."""
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         cache = Path(base) if base else Path.home() / ".cache"
@@ -282,7 +281,7 @@ def _read(path: Path | None) -> list[Noted]:
 
 
 def _tidy(directory: Path) -> None:
-    """Only so many are kept."""
+    """Delete all but the newest."""
     paths = sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     for path in paths[: max(0, len(paths) - MOST_JOURNALS)]:
         path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """What `streamcl top` knows: asked of the daemon again and again, over a connection that is made anew when it breaks.
 
-Guarantees: bounded requests, however many tasks and producers there are; a daemon that does not answer is said, and looked
-for again where the state directory says it is.
+Guarantees: bounded requests, however many tasks and producers there are; a daemon that does not answer is shown as such
+and looked for again where the state directory says it is.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Watch:
             self._take_past(history)
 
     def _take_past(self, path: Path) -> None:
-        """What the daemon has kept of the minutes before this one, so that the curves do not begin empty."""
+        """What the daemon has kept of the last minutes, so that the curves do not begin empty."""
         from streamcl.storage.history import HistoryReader
 
         with contextlib.suppress(OSError, sqlite3.DatabaseError), HistoryReader(path) as history:
@@ -68,7 +68,7 @@ class Watch:
                 self._accuracy.append(row["accuracy"])
 
     def look(self) -> Seen:
-        """Ask; what does not answer is missing, and what was seen last stays. Raises Refused."""
+        """Ask; if there is no answer, `missing` says why and the last look stays. Raises Refused."""
         try:
             if self._admin is None:
                 self._admin = self._connect()
@@ -126,6 +126,6 @@ class Poller:
             self.watch.close()
 
     def end(self) -> None:
-        """No more; does not wait for an answer that is still owed."""
+        """Stop; does not wait for an answer that is still owed."""
         self._ended.set()
         self._thread.join(0.5)

@@ -64,7 +64,7 @@ def number(value: Any) -> str:
 
 
 def consolidation(now: Mapping[str, Any]) -> str:
-    """The phase of a consolidation; of its epochs the one under way, where the status counts those done.
+    """The phase of a consolidation; of its epochs the current one (the status counts completed ones).
 
     >>> consolidation({"phase": "epochs", "epoch": 3, "epochs": 20})
     'epoch 4 of 20'
@@ -75,7 +75,7 @@ def consolidation(now: Mapping[str, Any]) -> str:
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
-    """Values as bars, the newest last, each bar the mean of as many values as fit it; a gap where nothing is known.
+    """Values as bars, the newest last, each bar the mean of as many values as fit it; a gap where there is no value.
 
     >>> sparkline([0.0, 1.0, None, 7.0], 4)
     '▁▂ █'

@@ -2,7 +2,7 @@
 
 Guarantees: what `Producer.send` took is kept until the daemon holds it durably; it survives lost connections and
 restarts of the daemon, and is never trained on twice. Every wait has an end: `timeout` seconds after the daemon last showed
-that what is waited for gets on, with what it last said about it. NumPy arrays and torch tensors go in, NumPy arrays come
+progress, with what it last said about it. NumPy arrays and torch tensors go in, NumPy arrays come
 out. Runs where torch is absent. One thread at a time may use a client, and only in the process that made it.
 """
 

@@ -98,7 +98,7 @@ class Admin(Requester):
         return self._ask(messages.plain(reopening))
 
     def abandon(self, task: str | None = None) -> dict[str, Any]:
-        """Give up the open revisit; returns once what was before it holds again."""
+        """Give up the open revisit; returns once the earlier state is back."""
         return self._ask({"type": "abandon"} | ({} if task is None else {"task": task}), patient=True)
 
     def forget(self, task: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Admin(Requester):
         return self._ask({"type": "forget", "task": task}, patient=True)
 
     def retry(self, task: str) -> dict[str, Any]:
-        """Have what was kept of a task learned; returns once it is. Raises Refused ``unlearnable`` where it cannot be."""
+        """Try again to learn what was kept of a task; returns once it is. Raises Refused ``unlearnable`` if it fails."""
         return self._ask({"type": "retry", "task": task}, patient=True)
 
     def drop(self, task: str) -> dict[str, Any]:
@@ -119,8 +119,8 @@ class Admin(Requester):
         return self._pages("quarantine", "quarantine", offset)
 
     def rollback(self, task: str) -> dict[str, Any]:
-        """Undo a task's newest boundary, or revisit, and everything learned since: parameters and posterior are those from
-        before it, to the bit. `undone`: the tasks that are unknown again."""
+        """Undo a task's newest boundary, or revisit, and everything learned since: parameters and posterior return to
+        those from before it, to the bit. `undone`: the tasks that are unknown again."""
         return self._ask({"type": "rollback", "task": task}, patient=True)
 
     def versions(self) -> list[dict[str, Any]]:
@@ -158,7 +158,7 @@ class Admin(Requester):
         return _vectors(*self._request({"type": "parameters"}))
 
     def export(self) -> Export:
-        """The same vectors, and what it takes to use the model without streamcl, all of one moment."""
+        """The same vectors, and what it takes to use the model without streamcl, all from the same moment."""
         reply, arrays = self._request({"type": "parameters", "model": True})
         description = json.loads(arrays["description"].tobytes())
         return Export(_vectors(reply, arrays), description, arrays["state"].tobytes())

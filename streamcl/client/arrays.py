@@ -21,7 +21,7 @@ def is_block(x: Array, y: Array) -> bool:
 
 @dataclass(slots=True)
 class Gathered:
-    """Small blocks of one task that will travel as one message: rows of one shape and dtype."""
+    """Small blocks of one task that will be sent as one message: rows of one shape and dtype."""
 
     task: str
     since: float
@@ -30,7 +30,7 @@ class Gathered:
     nbytes: int = 0
 
     def takes(self, x: Array, y: Array, task: str) -> bool:
-        """Whether a block can be joined to the others without changing what it says."""
+        """Whether a block can be joined to the others without changing its meaning."""
         return task == self.task and _alike(x, self.x[0]) and _alike(y, self.y[0])
 
     def add(self, x: Array, y: Array) -> None:

@@ -68,7 +68,7 @@ class Connection:
             self._opened()[0].send_multipart(message, copy=False)
         except zmq.Again:
             raise Unreachable(
-                f"{self.endpoint}: no room for another message for {self.timeout:g} s: nobody there takes them"
+                f"{self.endpoint}: has taken no message for {self.timeout:g} s: nothing there reads them"
             ) from None
 
     def receive(self, timeout_ms: float) -> tuple[dict[str, Any], NamedArrays] | None:
@@ -78,7 +78,7 @@ class Connection:
             if not handshake.wait(max(0, math.ceil(timeout_ms))):
                 return None
         except Refused:
-            self.close()  # ZeroMQ would go on knocking, ten times a second
+            self.close()  # ZeroMQ would go on trying, ten times a second
             raise
         parts = socket.recv_multipart(copy=False)
         envelope = frames.parse([part.buffer for part in parts], message_bytes=1 << 40)

@@ -34,7 +34,7 @@ from streamcl.protocol.outbox import (
 )
 
 STREAM = "tcp://127.0.0.1:5757"
-GATHER_BYTES = 128 * 1024  # of small blocks that travel as one message: beyond it, larger messages gain little
+GATHER_BYTES = 128 * 1024  # small blocks are joined into messages of this size: larger ones gain little
 LINGER_SECONDS = 0.05
 
 T = TypeVar("T")
@@ -175,7 +175,7 @@ class Producer:
     def close(self) -> None:
         """Close the connection; what is not durable yet is left to the next process of this name."""
         if not self._connection.ours:
-            return  # sockets and thread stayed with the process that made them
+            return  # sockets and thread belong to the process that made them
         self._closed.set()
         if self._lingering is not None:
             self._lingering.join()
@@ -194,7 +194,7 @@ class Producer:
     @contextmanager
     def _call(self) -> Iterator[None]:
         """What every call begins with: it is this process's producer, nobody else uses it, and patience begins anew."""
-        self._connection.check_process("Producer")  # before the lock, which a fork may have left taken for ever
+        self._connection.check_process("Producer")  # before the lock, which a fork may have left locked for ever
         with self._lock:
             self._outbox.begin(self.timeout, time.monotonic())
             yield
@@ -217,7 +217,7 @@ class Producer:
     def _send_lingering(self) -> None:
         """In a thread of its own: send blocks that no other has joined for a while, if there is credit.
 
-        Hears nothing and waits for nothing: what the daemon says to it, the caller's thread takes up.
+        Reads and waits for nothing: the caller's thread handles the daemon's answers.
         """
         while not self._closed.wait(self.linger):
             with self._lock:

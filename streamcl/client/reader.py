@@ -17,7 +17,7 @@ PREDICT = "tcp://127.0.0.1:5758"
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model says of some rows.
+    """The model's predictions for some rows.
 
     version: of the parameters, growing with training. Categorical: probs [n, classes], labels [classes], the label of
     each output (-1 where none was seen yet). Bernoulli: probs. Gaussian: mean and variance.

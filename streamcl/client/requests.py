@@ -14,7 +14,7 @@ from streamcl.protocol import frames
 from streamcl.protocol.frames import Array, NamedArrays
 from streamcl.protocol.patience import Patience
 
-PING_SECONDS = 5.0  # how often a patient request makes sure that the daemon still lives
+PING_SECONDS = 5.0  # how often a patient request checks that the daemon is still alive
 
 
 class Requester:
@@ -63,7 +63,7 @@ class Requester:
                 return self._checked(received)
             elif received is not None and patient and received[0]["type"] == "ok":
                 patience.told(received[0].get("working", True), received[0].get("waiting"), time.monotonic())
-        self._connection.open()  # a late answer must not meet the next request
+        self._connection.open()  # a late answer must not be taken for that of the next request
         if patience.heard:
             raise Unreachable(
                 f"{self._connection.endpoint}: {header['type']!r} is not done: {patience.reason()}; the daemon goes on "

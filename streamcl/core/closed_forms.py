@@ -13,7 +13,7 @@ over samples of its squares is
 Each form can also give ``sum_n w_n g_n``, the same gradients weighted and summed without squaring, which one plain backward
 pass gives as well (`mix`, `moments`): equal for random weights, they are the samples' own gradients.
 
-Knows nothing of likelihoods and of how calls are found (`recorder`). Whether a form holds for a parameter (used twice,
+Knows nothing of likelihoods, nor of how calls are found (`recorder`). Whether a form holds for a parameter (used twice,
 tied, samples along another axis) is for the caller to check.
 """
 
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-CPU_TILE_BYTES = 512 << 10  # gradients of a few samples at once, which a core's cache holds,
+CPU_TILE_BYTES = 512 << 10  # gradients of a few samples at once, which fit in a core's cache,
 TILE_BYTES = 128 << 20  # and elsewhere
 
 Names = tuple[str | None, str | None]  # of weight and bias
@@ -35,7 +35,7 @@ Names = tuple[str | None, str | None]  # of weight and bias
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a tensor has its samples: the n of an axis of n * t numbers that runs slowest or, inner, fastest."""
+    """Where a tensor has its samples: the n of an axis of n * t numbers, running slowest or, if inner, fastest."""
 
     axis: int
     inner: bool
@@ -51,10 +51,10 @@ FIRST = Layout(0, inner=False)
 
 
 class Site:
-    """One call of a known function: what came in, where its output's gradient is to be had, whose parameters it uses.
+    """One call of a known function: its inputs, where its output's gradient can be had, and whose parameters it uses.
 
-    names: of weight and bias, None for one that is absent, frozen or not a parameter. numbers: held by this site, for the
-    block's memory. features: how many of the last axes cannot count samples.
+    names: of weight and bias, None for one that is absent, frozen or not a parameter. numbers: how many are held, for the
+    block's memory. features: how many of the last axes cannot be samples.
     """
 
     def __init__(self, names: Names, output: Tensor, features: int = 1) -> None:
@@ -72,7 +72,7 @@ class Site:
         return type(self), self.names, len(self.shape)
 
     def at(self, names: Names, layout: Layout, samples: int) -> Site:
-        """This site, with squares wanted of these names only, and its samples there."""
+        """This site, with squares wanted for these names only, and its samples on that axis."""
         self.names, self._layout, self._samples = names, layout, samples
         return self
 
@@ -87,14 +87,14 @@ class Site:
         return self.numbers > 0 and self.shape[layout.axis] % samples == 0
 
     def prepare(self) -> None:
-        """Bring what came in into the shape of the form, once for all cotangents; `axis` and `names` are final."""
+        """Bring the inputs into the shape that the form needs, once for all cotangents; `axis` and `names` are final."""
 
     def add(self, gradient: Tensor, sums: dict[str, Tensor]) -> None:
         """Add the squares for one cotangent, given the gradient of the output."""
         raise NotImplementedError
 
     def finish(self, sums: dict[str, Tensor]) -> None:
-        """Add what was put off until all cotangents were seen."""
+        """Add what was deferred until all cotangents had been seen."""
 
     def mix(self, gradient: Tensor, weights: Tensor) -> None:
         """Remember one cotangent's gradient of the output, each sample's times its weight [n]."""

@@ -1,7 +1,7 @@
 """Plain backward passes and how their results are compared.
 
-Guarantees: gradients that parameters hold already are left as they were; a tolerance is relative to the largest number
-there is, since what is zero in exact arithmetic (the bias of an attention's keys) is noise in any other.
+Guarantees: gradients that parameters already hold are left as they were; a tolerance is relative to the largest number
+present, since what is zero in exact arithmetic (the bias of an attention's keys) is otherwise noise.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def output_gradients(output: Tensor, sites: Sequence[Site], cotangents: Tensor) -> Iterator[Sequence[Tensor | None]]:
-    """The gradients of all sites' outputs, for one cotangent after the other.
+    """The gradients of all sites' outputs, for one cotangent after another.
 
-    All at once where launching kernels is what takes time; on a CPU one by one, so that they stay in the cache.
+    All at once where launching kernels takes the time; one by one on a CPU, so that they stay in the cache.
     """
     edges = [site.edge for site in sites]
     if not edges or not output.requires_grad:
@@ -46,7 +46,7 @@ def pulled(output: Tensor, inputs: Sequence[Any], cotangent: Tensor) -> tuple[Te
 
 
 def parameter_gradients(output: Tensor, parameters: Sequence[Tensor], cotangent: Tensor) -> Sequence[Tensor | None]:
-    """`pulled` with respect to parameters, whatever the model is made of; all None where nothing depends on them.
+    """`pulled` with respect to parameters, whatever the model is made of; all None if nothing depends on them.
 
     Some functions (`torch.utils.checkpoint` with ``use_reentrant=True``) take part in ``backward()`` only.
     """
@@ -76,13 +76,13 @@ def _scalar(output: Tensor, cotangent: Tensor) -> Tensor:
 
 
 def random_like(output: Tensor, k: int, seed: int) -> Tensor:
-    """Cotangents [k, *output.shape], the same for a seed."""
+    """Cotangents [k, *output.shape], the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn((k, *output.shape), generator=generator, dtype=output.dtype).to(output.device)
 
 
 def agree(one: Tensor, other: Tensor, floor: float = 0.0) -> bool:
-    """Whether two tensors are equal up to rounding, or both of no account beside `floor`."""
+    """Whether two tensors are equal up to rounding, or both negligible beside `floor`."""
     if not other.numel():
         return True
     tolerance = 1e-3 if one.dtype in SINGLE else 1e-8
@@ -101,7 +101,7 @@ def noise(dtype: torch.dtype) -> float:
 
 
 def same_outputs(one: Tensor, other: Tensor, rounding: float = 1e-4) -> bool:
-    """Whether rows computed together and apart have come out the same, up to rounding (of single precision)."""
+    """Whether rows computed together and apart are the same, up to rounding (in single precision)."""
     if one.shape != other.shape:
         return False
     finite = other[torch.isfinite(other)]

@@ -171,7 +171,7 @@ def _one_at_a_time(scale: Tensor) -> Tensor:
 
 
 def _like(values: Tensor, other: Tensor) -> Tensor:
-    """`values` in the shape of `other`, where they hold the same numbers: [n] and [n, 1] are one."""
+    """`values` in the shape of `other`, if they hold the same numbers: [n] and [n, 1] are equivalent."""
     if values.shape == other.shape:
         return values
     if len(values) != len(other) or values.numel() != other.numel():

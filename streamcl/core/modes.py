@@ -9,13 +9,13 @@ from torch import nn
 
 
 class TrainingFlags:
-    """The training flag of every submodule as it was when this was made."""
+    """The training flag of every submodule, as it was when this object was made."""
 
     def __init__(self, module: nn.Module) -> None:
         self._flags = [(part, part.training) for part in module.modules()]
 
     def train(self) -> None:
-        """Put every flag back to what it was."""
+        """Restore every flag."""
         for part, flag in self._flags:
             if part.training is not flag:  # a module's attributes are slow to set
                 part.training = flag

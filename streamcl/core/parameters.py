@@ -1,7 +1,7 @@
 """A module's trainable parameters as one flat vector, with the parameters and their gradients as views into it.
 
 Guarantees: autograd accumulates straight into `grad`, an optimiser of `theta` moves every parameter, a tied
-parameter stands in it once and a frozen one not at all.
+parameter appears in it once and a frozen one not at all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from streamcl.errors import ModelRefused
 
 
 class FlatParameters:
-    """The trainable parameters of a module, which must be on its device and in its dtype already.
+    """The trainable parameters of a module, which must already be on its device and in its dtype.
 
     theta: [P], a leaf that an optimiser takes as its one parameter. grad: [P], its gradient. layout: what stands where in
     them, in the module's order. gradients: False where nothing will be trained; `grad` is empty then. Raises ModelRefused

@@ -30,7 +30,7 @@ class Penalty(Protocol):
     """A weighted penalty as training steps need it."""
 
     def weigh(self, weight: float) -> None:
-        """From here on, `weight` times the penalty."""
+        """Use `weight` times the penalty from here on."""
 
     def gradient(self, theta: Tensor, out: Tensor | None = None) -> Tensor:
         """Its gradient at theta, [P]."""
@@ -391,7 +391,7 @@ def observed(sums: Tensor) -> Precision:
 
 
 def is_finite(numbers: Tensor) -> bool:
-    """Whether every entry is: so it is if their sum is, which takes a fraction of the time to find."""
+    """Whether every entry is finite: true if their sum is, which is much cheaper to find."""
     return math.isfinite(float(numbers.sum())) or bool(torch.isfinite(numbers).all())
 
 

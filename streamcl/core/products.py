@@ -1,12 +1,12 @@
-"""Matrix products in single precision by the library that does them fastest on this CPU.
+"""Matrix products in single precision by the library that is faster on this CPU.
 
-MKL, which PyTorch calls for float32, leaves half of each vector unit idle on CPUs of another maker than its own; oneDNN,
-which comes with PyTorch too, does not: on an AMD EPYC products took half the time. PyTorch hands float32 over to it only
-where bfloat16 would be allowed as well (``torch.backends.mkldnn.matmul.fp32_precision``). oneDNN makes use of that where
-there are matrix units for bfloat16 (AMX) and keeps single precision elsewhere.
+MKL, which PyTorch calls for float32, leaves half of each vector unit idle on CPUs of other makers; oneDNN,
+which comes with PyTorch too, does not: on an AMD EPYC products took half the time. PyTorch uses it for float32 only
+if bfloat16 is allowed as well (``torch.backends.mkldnn.matmul.fp32_precision``). oneDNN makes use of that on CPUs
+with matrix units for bfloat16 (AMX) and keeps single precision on others.
 
-Guarantees: full single precision, in that the setting is left alone unless products under it were seen to have it; and
-the setting is put back. It belongs to the process, not to a thread.
+Guarantees: full single precision, since the setting is left alone unless products under it were found to have it; and
+the setting is restored. It belongs to the process, not to a thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROUNDING = 1e-5  # of the largest entry; bfloat16 is two hundred times as far of
 
 @contextmanager
 def fast_products() -> Iterator[None]:
-    """Matrix products of float32 on the CPU are by oneDNN inside, where that costs no precision."""
+    """Inside, matrix products of float32 on the CPU use oneDNN, if that costs no precision."""
     if not _keeps_single_precision():
         yield
         return
@@ -37,8 +37,8 @@ def fast_products() -> Iterator[None]:
 def products_for(shapes: Iterable[tuple[int, ...]], rows: int) -> Callable[[], AbstractContextManager[None]]:
     """`fast_products` for steps on so many rows if the weights of these shapes are large enough for it, else nothing.
 
-    Calling oneDNN takes some 15 us more than calling MKL: products of a million multiplications break even. A rule of
-    sizes, not a trial, so that the same model is always computed in the same way.
+    Calling oneDNN takes some 15 us more than calling MKL: products of a million multiplications break even. Decided by
+    size, not by a trial, so that the same model is always computed in the same way.
     """
     weights = [math.prod(shape) for shape in shapes if len(shape) == 2]
     large = bool(weights) and rows * sum(weights) / len(weights) >= WORTHWHILE
@@ -47,7 +47,7 @@ def products_for(shapes: Iterable[tuple[int, ...]], rows: int) -> Callable[[], A
 
 @cache
 def _keeps_single_precision() -> bool:
-    """Whether oneDNN is there, has no use for bfloat16, and was not seen to use it."""
+    """Whether oneDNN is there, and on this CPU neither can use bfloat16 nor was found to."""
     if _setting() is None or not torch._C._has_mkldnn:
         return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or torch.cpu._is_amx_tile_supported():

@@ -1,10 +1,10 @@
 """Follows the rows of a batch through a forward pass, as far as it consists of functions that keep them apart.
 
-What is found here is a proof, not a test: row n of a tensor that is `apart` was computed from row n of the input alone, in
-the same way as it would have been without the other rows, and the parameters took part only where the recorder saw them.
-Guarantees: never says so wrongly. Any function that is not listed below and is given such a tensor (its length or its
-shape count too, since a model may decide by them) ends the proof; a tensor written to behind our back is known by its
-version. Where there is no proof, `fisher` compares numbers instead.
+What is found here is a proof, not a test: row n of a tensor that is `apart` was computed from row n of the input alone,
+just as it would have been without the other rows, and the parameters took part only where the recorder saw them.
+Guarantees: never a wrong proof. Any function that is not listed below and is given such a tensor (or its length or shape,
+since a model may decide by them) ends the proof; a tensor that was written to unseen is recognised by its version. If
+there is no proof, `fisher` compares numbers instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Rows:
 
     def __init__(self, x: Tensor, constants: Iterable[Tensor]) -> None:
         self._constants = {id(tensor) for tensor in constants}
-        self._known: dict[int, tuple[Tensor, int]] = {}  # with the tensors, so that none of them gives its id to another
+        self._known: dict[int, tuple[Tensor, int]] = {}  # kept with the tensors, so that no id is used again
         self.sound = True
         self._add(x)
 
@@ -37,7 +37,7 @@ class Rows:
         return self.sound and found is not None and found[0]._version == found[1]
 
     def saw(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: object) -> None:
-        """Take note of a call and what came of it."""
+        """Take note of a call and its result."""
         if not self.sound or not any(id(value) in self._known for value in _flat((args, kwargs))):
             return
         rule = _KEEPING.get(func)
@@ -68,7 +68,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 
 def _flat(values: Any) -> Iterator[Any]:
-    """What stands in nested lists, tuples and maps."""
+    """The leaves of nested lists, tuples and maps."""
     for value in values.values() if isinstance(values, Mapping) else values:
         if isinstance(value, list | tuple | Mapping):
             yield from _flat(value)

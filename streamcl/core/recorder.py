@@ -1,7 +1,7 @@
 """Finds the calls of functions with a closed form (`closed_forms`) in a forward pass, wherever they come from.
 
 A layer, a bare ``F.linear`` and the inside of an attention block are all seen at the function that they call, with the
-parameter that they hand it. Guarantees: the outputs are what they would have been.
+parameter that they pass to it. Guarantees: the outputs are unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from streamcl.core.closed_forms import Convolution, Dense, Lookup, Names, Scaling, Site, Windows
 from streamcl.core.provenance import Rows
 
-PLAIN_ATTENTION = 128 * 128  # scores of a head and sample, up to which they are held
+PLAIN_ATTENTION = 128 * 128  # scores of a head and sample, up to which they are kept
 
 
 class Recorder(TorchFunctionMode):
@@ -190,7 +190,7 @@ def _embedding(
 
 
 def _dot_product_attention(recorder: Recorder, func: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """In plain products while they are small: many backward passes through those cost less than through a fused kernel."""
+    """As plain products while they are small: many backward passes through those cost less than through a fused kernel."""
     if query.shape[-2] * key.shape[-2] > PLAIN_ATTENTION:
         return func(query, key, *args, **kwargs)  # type: ignore[no-any-return]
     with sdpa_kernel(SDPBackend.MATH):

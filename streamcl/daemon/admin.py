@@ -140,7 +140,7 @@ class Admin:
                 self._ok(request, {"drain": drain})
 
     def _what_waits(self, peer: Peer) -> dict[str, Any]:
-        """To who asks while a boundary of its own waits behind a barrier, or a retry behind an open task: for whom."""
+        """For a client whose boundary waits for a barrier, or whose retry waits for an open task: what it waits for."""
         session = self.session
         for request, message in self.later.waiting:
             if request is None or request.peer.routing_id != peer.routing_id:

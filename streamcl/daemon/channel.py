@@ -1,6 +1,6 @@
 """A channel between two of the daemon's processes: small msgpack maps over a Unix SEQPACKET socket pair.
 
-Guarantees: a message arrives whole or not at all, also where the sender is killed; sending never blocks (what does not
+Guarantees: a message arrives whole or not at all, even if the sender is killed; sending never blocks (what does not
 fit waits in this process). Has no path on disk, so nobody else can open it. When the other end is gone,
 `closed` turns true. A message may bring open descriptors along, which are the receiver's to close.
 """
@@ -31,7 +31,7 @@ class Pollable(Protocol):
 
 
 def wait(sources: Iterable[Pollable | int], seconds: float | None = None) -> None:
-    """Until one of the sources can be read, or for so long; unlike select(), with descriptors of any number."""
+    """Wait until one of the sources can be read, or that long; unlike select(), for descriptors of any number."""
     poll = select.poll()
     for source in sources:
         poll.register(source, select.POLLIN)
@@ -68,14 +68,14 @@ class Channel:
         self.flush()
 
     def alive(self, sign: words.Alive) -> None:
-        """Show the supervisor a sign of progress, seldom enough to cost nothing; call it in every loop."""
+        """Show the supervisor a sign of progress; cheap enough to be called in every loop."""
         now = time.monotonic()
         if now - self._last_alive > ALIVE_SECONDS:
             self._last_alive = now
             self.send(sign)
 
     def flush(self) -> None:
-        """Send what waits, as far as the socket takes it; call it in every loop."""
+        """Send what is waiting, as far as the socket takes it; call it in every loop."""
         while self._waiting and not self.closed:
             try:
                 self._send(*self._waiting[0])

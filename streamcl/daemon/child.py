@@ -22,12 +22,12 @@ from streamcl.daemon.logs import configure
 from streamcl.errors import ConfigError, Damaged, ModelRefused, StreamclError, UnknownFormat
 
 ROLES = {"ingest": "streamcl.daemon.ingest", **nursery.MODULES}
-NICENESS = {"trainer": 5}  # those that answer come first where processors are short; idle ones are used all the same
-FATAL = (ConfigError, Damaged, UnknownFormat, ModelRefused)  # a restart would meet the same again
+NICENESS = {"trainer": 5}  # those that answer come first when processors are scarce; idle ones are used anyway
+FATAL = (ConfigError, Damaged, UnknownFormat, ModelRefused)  # a restart would fail in the same way
 
 
 def main(arguments: list[str]) -> int:
-    """Run one role until the supervisor ends it; 3 after an error that a restart cannot mend."""
+    """Run one role until the supervisor ends it; 3 after an error that a restart cannot cure."""
     role, *descriptors = arguments
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

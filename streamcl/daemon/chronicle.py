@@ -1,4 +1,4 @@
-"""What happened lately: rates of ingest, who sent when, events; and every other second a row of the history.
+"""What has happened lately: rates of ingest, who sent when, events; and every other second a row of the history.
 
 Guarantees: a message costs it a few additions; what it keeps is bounded by the session's producers. Decides nothing.
 """
@@ -17,7 +17,7 @@ from streamcl.protocol.session import StreamSession
 from streamcl.storage.history import TIERS, History
 
 SAMPLE_SECONDS = float(TIERS[0][0])
-RATE_SECONDS = 10.0  # over which rates are means
+RATE_SECONDS = 10.0  # over which rates are averaged
 SHOWN_EVENTS = 20
 ONCE_SECONDS = 60.0  # between two events of one kind and text
 MOST_EVENTS = 100  # in that time, so that nobody can flood the history
@@ -38,12 +38,12 @@ class Counts:
 
 @dataclass(slots=True)
 class Heard:
-    """One producer: when it last stored anything, and batches before and within the present stretch of time."""
+    """One producer: when it last stored anything, and its batches before and within the current interval."""
 
     at: float
     batches: int = 0
     since: float = 0.0
-    before: float = 0.0  # batches a second, in the stretch before
+    before: float = 0.0  # batches a second, in the interval before
 
     def rate(self, now: float) -> float:
         """Batches a second lately."""
@@ -54,7 +54,7 @@ class Heard:
 
 
 class Chronicle:
-    """The memory of the ingest process for people: read by the status, the dashboard and `top`."""
+    """What the ingest process remembers for people: read by the status, the dashboard and `top`."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Chronicle:
             self._heard = {name: heard for name, heard in self._heard.items() if name in self.session.producers}
 
     def note(self, kind: str, text: str, task: str | None = None, lsn: int | None = None) -> None:
-        """Keep an event; the same one again within a minute is not news, nor what a record's number says was noted."""
+        """Keep an event, unless the same one was kept within the last minute, or for the same record."""
         now = self.clock()
         self._noted = {seen: at for seen, at in self._noted.items() if now - at < ONCE_SECONDS}
         noted = lsn is not None and self.history.has_event(kind, lsn)

@@ -71,7 +71,7 @@ class Connections:
 
 @dataclass(slots=True)
 class Acknowledgements:
-    """What the next sync will let us say: one cumulative `ack` a producer, or one each where a reply is owed.
+    """What can be acknowledged after the next sync: one cumulative `ack` for each producer, or one for each reply owed.
 
     done: entries to tell those again whose boundary came again. stored: when each message was.
     """
@@ -142,7 +142,9 @@ class Replies:
 
     def _ack(self, producer: str) -> dict[str, Any]:
         state, credit = self.session.producers[producer], self.session.room.credit()
-        self._last_credit = min(self._last_credit, credit["messages"])  # whoever is told of less is told when there is more
+        self._last_credit = min(
+            self._last_credit, credit["messages"]
+        )  # a client that was told of less must be told when there is more
         return {"type": "ack", "durable": state.durable, "applied": state.applied, "credit": credit}
 
     def refuse(self, peer: Peer, refused: Refused, seq: int | None, request: Any) -> None:
@@ -164,7 +166,7 @@ class Replies:
             self._send(peer, self.tasks.verdict(entry) | {"seq": entry.seq})
 
     def offer_credit(self) -> None:
-        """Tell every producer when there is credit again; that it has run out stands in the batches' own acks."""
+        """Tell every producer when there is credit again; that it has run out is in the batches' own acks."""
         credit = self.session.room.credit()["messages"]
         if credit > self._last_credit >= 0:
             for producer, peer in self.connections.peers.items():

@@ -1,7 +1,7 @@
-"""Accuracy on each task's evaluation set, with the parameters from right after a boundary, a block of rows at a time.
+"""Accuracy on each task's evaluation set, with the parameters from directly after a boundary, a block of rows at a time.
 
-Guarantees: holds one block (of an NPZ file: the file) and one copy of the network; what is wrong with a file is said once
-for each version of it, without a word of its content, and holds up nothing. Learns nothing from these rows.
+Guarantees: holds one block (of an NPZ file: the file) and one copy of the network; a problem with a file is reported once
+for each version of it, without any of its content, and holds nothing up. Learns nothing from these rows.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Evaluated:
 class Evaluator:
     """Finds and scores the evaluation sets of a directory: files TASK.npz, TASK.parquet and TASK.csv.
 
-    A task whose name cannot be a file's is looked for with its characters percent-encoded. say: told what is wrong with
-    which task's file.
+    If a task's name cannot be a file name, its file is looked for with percent-encoded characters. say: called with what
+    is wrong with which task's file.
     """
 
     def __init__(self, config: Config, device: torch.device, say: Callable[[str, str], None]) -> None:
@@ -65,17 +65,19 @@ class Evaluator:
             network = Network(self.config, signature, labels, self.device, trained=False)
             network.load(state)
         except Exception as error:  # no memory for a second network, most likely; learning goes on without
-            self._complain("", self.directory, f"evaluation: no network beside the one that learns: {type(error).__name__}")
+            self._complain(
+                "", self.directory, f"evaluation: no second network for it could be made: {type(error).__name__}"
+            )
             return
         for task, path in found.items():
             try:
                 yield from self._score(task, path, network)
-            except Exception as error:  # of the file or of the model; their words may quote what is in the file
+            except Exception as error:  # of the file or of the model; their text may quote what is in the file
                 if not isinstance(error, DataError | OSError):
                     self._complain(task, path, f"{path.name}: the model fails on it ({type(error).__name__})")
                     continue
                 expected = f"rows of shape {list(signature.x_shape)}, as in the stream, and a target for each"
-                self._complain(task, path, f"{path.name} is no evaluation set that can be read; expected {expected}")
+                self._complain(task, path, f"{path.name} is not a readable evaluation set; expected {expected}")
 
     def _find(self, tasks: Collection[str]) -> dict[str, Path]:
         """The tasks that have a file, in their order."""

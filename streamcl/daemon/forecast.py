@@ -10,12 +10,12 @@ from typing import Literal
 from streamcl.daemon.words import Consolidation
 from streamcl.learning.fitting import Progress
 
-FISHER_EPOCHS = 1.3  # what an exact Fisher costs, until a consolidation has shown what it costs here
+FISHER_EPOCHS = 1.3  # the cost of an exact Fisher, until a consolidation has shown what it is here
 
 
 @dataclass(slots=True)
 class Forecast:
-    """One for all consolidations: it learns how long the Fisher takes beside the epochs, and what follows beside both.
+    """One for all consolidations: it learns how long the Fisher takes beside the epochs, and the rest beside both.
 
     >>> clock = iter([0.0, 0.0, 1.0]).__next__
     >>> forecast = Forecast(clock)
@@ -40,14 +40,14 @@ class Forecast:
         self.phase, self.epoch, self._done, self._phase_began = "epochs", 0, 0.0, self._seen
 
     def saw(self, progress: Progress) -> None:
-        """A step was taken. A phase is heard of at the end of its first step: it began with the last one before."""
+        """A step was taken. A phase is first reported at the end of its first step: it began with the step before."""
         if progress.phase != self.phase:
             self._enter(progress.phase)
         self._seen = self.clock()
         self.epoch, self.epochs, self._done = progress.epoch, progress.epochs, progress.done
 
     def saving(self) -> None:
-        """Nothing is computed any more: what was found is being made durable."""
+        """Computation is over: the result is being made durable."""
         if self.phase == "fisher" and self._epochs_seconds > 0:
             self.fisher_epochs = self.epochs * (self.clock() - self._phase_began) / self._epochs_seconds
         self._enter("saving")
@@ -68,7 +68,7 @@ class Forecast:
         return 1.0
 
     def seconds_left(self) -> float | None:
-        """Until the Fisher is done; None before there is anything to judge by. Saving takes a moment that nobody knows."""
+        """Until the Fisher is done; None before there is anything to judge by. How long saving takes is not known."""
         if self.phase == "saving":
             return 0.0
         if self._done == 0.0:

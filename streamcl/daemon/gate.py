@@ -5,8 +5,8 @@ Guarantees, whatever a peer does, with or without a key:
   * At most `most_peers` connections a process, half-open ones included, so that files can always be opened.
   * A connection holds no more than about `UNFINISHED_BYTES` of a message that it does not finish; all connections together
     no more than `ALL_UNFINISHED_BYTES`. ZeroMQ itself bounds one frame, not how many a message has.
-The loop that reads the sockets says which connections it has heard (`heard`) and when it has taken all there was
-(`drained`); what has arrived before that and is still no message is unfinished. Knows nothing of what messages mean.
+The loop that reads the sockets says from which connections it has read (`heard`) and when it has read everything
+(`drained`); what had arrived before that and is not yet a message is unfinished. Knows nothing of what messages mean.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _RECEIVED_AT = 128  # tcpi_bytes_received in struct tcp_info (Linux 4.1)
 
 @dataclass(slots=True)
 class Connection:
-    """What one connection has sent: so far, when last looked at, and when last a whole message was taken from it."""
+    """What one connection has sent: in all, when last looked at, and when a whole message was last taken from it."""
 
     received: int = 0
     finished: int = 0
@@ -79,7 +79,7 @@ class Gate:
     # -- setting up ----------------------------------------------------------------------------------------------
 
     def guard(self, socket: zmq.Socket[bytes]) -> None:
-        """Put a socket behind the gate; before it is bound, and before `open`."""
+        """Put a socket behind the gate; to be called before it is bound, and before `open`."""
         if self.secret is not None:
             socket.setsockopt(zmq.CURVE_SERVER, 1)
             socket.setsockopt_string(zmq.CURVE_SECRETKEY, self.secret)
@@ -101,7 +101,7 @@ class Gate:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait until the thread has let go of its sockets; those it guards have been closed."""
+        """Wait until the thread has let go of its sockets; call it after closing those that it guards."""
         if self._thread is not None:
             self._thread.join(5.0)
 
@@ -139,7 +139,7 @@ class Gate:
         self._zap.send_multipart([b"1.0", request, *status, b""])
 
     def _take_events(self, number: int, monitor: zmq.Socket[bytes]) -> bool:
-        """Connections that came and went; False once the socket behind is closed."""
+        """Connections that came and went; False once the socket behind the gate is closed."""
         while True:
             try:
                 event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
@@ -162,7 +162,7 @@ class Gate:
         self._connections[number, descriptor] = Connection()
 
     def _look(self) -> None:
-        """End connections with more of an unfinished message than they may have; the worst, where all have too much."""
+        """End connections that hold more of an unfinished message than they may; the worst, if all of them do."""
         heard, self.heard = self.heard, set()
         drained, self._drained_before = self.drained > self._drained_before, self.drained
         total, worst, most = 0, None, 0
@@ -186,7 +186,7 @@ class Gate:
 
 
 def _descriptors() -> int:
-    """How many files this process may have open, after asking for as many as it may ask for."""
+    """How many files this process may have open, after raising the limit as far as allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * MOST_PEERS + KEPT_DESCRIPTORS
     if soft < wanted:
@@ -196,7 +196,7 @@ def _descriptors() -> int:
 
 
 def _bytes_received(descriptor: int) -> int:
-    """What a TCP connection has received in its life; 0 for others."""
+    """What a TCP connection has received in total; 0 for others."""
     try:
         socket = sockets.socket(fileno=descriptor)
     except OSError:  # gone, and its event is on the way

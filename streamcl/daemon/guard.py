@@ -1,7 +1,8 @@
-"""What a process knows of who may do what: the daemon's key, the policy, and which key owns which producer's name.
+"""What a process knows about who may do what: the daemon's key, the policy, and which key owns which producer's name.
 
-Without security configured, everyone who reaches the sockets may do everything; they are on loopback then. With it, every
-message is judged by the policy as it stands at that moment, so a key taken out of it is refused on open connections too.
+Without security configured, everyone who reaches the sockets may do everything; they are then on loopback only. With it,
+every message is judged by the policy as it stands at that moment, so a key taken out of it is refused on open connections
+too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from streamcl.protocol.policy import Policy
 from streamcl.storage.disk import FULL
 from streamcl.storage.owners import Owners
 
-LOCAL = "local"  # whoever asks where there are no keys
+LOCAL = "local"  # whoever asks if there are no keys
 
 
 class Guard:
@@ -45,7 +46,7 @@ class Guard:
             self.gate = Gate(pair.secret, self.knows)
 
     def reload(self) -> str | None:
-        """Read the policy again; where it is wrong the old one stays, and the reason is returned."""
+        """Read the policy again; if it is wrong the old one stays, and the reason is returned."""
         if not self.security.policy:  # there may be an HTTP token alone
             return None
         try:
@@ -68,7 +69,7 @@ class Guard:
             self.policy.check(peer.key, message, producer)
 
     def check_closing(self, peer: Peer, open_task: str | None, message: messages.Message) -> None:
-        """Where another task's data closes the open one, that one too must be the peer's to close."""
+        """If another task's data closes the open one, the peer must have the right to close that one too."""
         another = isinstance(message, messages.Batch | messages.Revisit) and open_task not in (None, message.task)
         if another and self.policy is not None and not self.policy.may_touch(peer.key, str(open_task)):
             raise Refused("not_allowed", f"task {open_task!r} is open, and this key has no rights to close it")
@@ -83,7 +84,8 @@ class Guard:
         if owner is not None and self.policy.may_send_as(owner, producer):
             raise Refused(
                 "not_allowed",
-                f"producer {producer}: the name belongs to another key; choose another one, or have that key's right to it "
+                f"producer {producer}: the name belongs to another key; choose another name, or have that key's right "
+                f"to it "
                 "taken out of the policy",
             )
         try:
@@ -94,7 +96,7 @@ class Guard:
             raise Refused("no_space", f"the disk is full ({error.strerror}); free some", retryable=True) from None
 
     def turned_away(self) -> Iterator[dict[str, Any]]:
-        """What the gate did since the last call, for the audit log."""
+        """What the gate has done since the last call, for the audit log."""
         while self.gate.notes:
             what, key = self.gate.notes.popleft()
             yield {"action": what, "who": key}

@@ -3,8 +3,8 @@
 HEAD is answered as GET, without the body; every other method with 405.
 
 Serves from threads of the ingest process, which read what the loop goes on changing (`view` says what that means). At most
-`MOST_CONNECTIONS` at once, each for `CONNECTION_SECONDS` at the most. With a token, nothing is shown without it: as
-`Authorization: Bearer TOKEN` or, for browsers, as the password of any user. With a certificate it speaks TLS only.
+`MOST_CONNECTIONS` at once, each for at most `CONNECTION_SECONDS`. With a token, nothing is shown without it: as
+`Authorization: Bearer TOKEN` or, in browsers, as the password with any user name. With a certificate it speaks TLS only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Routes = dict[str, Callable[[Query, str], tuple[int, str, bytes]]]
 MOST_CONNECTIONS = 32
 SHORTEST_TOKEN = 16
 CONNECTION_SECONDS = 15.0
-MOST_BODY = 64 * 1024  # of a request that has none to speak of
+MOST_BODY = 64 * 1024  # of a request, which should have none
 TEXT = "text/plain; charset=utf-8"
 UNAUTHORISED = b"expected the token: Authorization: Bearer TOKEN\n"
 SAFE_HEADERS = {
@@ -98,7 +98,7 @@ class HttpServer:
         self.certificate_expiry = expiry(Path(self._security.http_certificate)) if self._server.context else None
 
     def reload(self) -> str | None:
-        """Read token and certificate again; where one is wrong both stay, and the reason is returned."""
+        """Read token and certificate again; if one is wrong both stay as they were, and the reason is returned."""
         try:
             self._take_secrets()
         except ConfigError as error:
@@ -116,7 +116,7 @@ def _host_port(host: str, port: int) -> str:
 
 
 def read_secrets(security: Security) -> tuple[str | None, ssl.SSLContext | None]:
-    """The token and the certificate, where they are configured; raises ConfigError."""
+    """The token and the certificate, if they are configured; raises ConfigError."""
     token = read_private(Path(security.http_token)).strip() if security.http_token else None
     if token is not None and len(token) < SHORTEST_TOKEN:
         raise ConfigError(f"security.http_token: {security.http_token}: expected at least {SHORTEST_TOKEN} characters")
@@ -135,7 +135,7 @@ def _tls(security: Security) -> ssl.SSLContext:
 
 
 def expiry(certificate: Path) -> float | None:
-    """When a PEM certificate expires, Unix seconds; None where this Python cannot tell."""
+    """When a PEM certificate expires, Unix seconds; None if this Python cannot tell."""
     try:
         decoded = ssl._ssl._test_decode_cert(str(certificate))  # type: ignore[attr-defined]  # the only decoder it ships
         return float(ssl.cert_time_to_seconds(decoded["notAfter"]))
@@ -166,7 +166,7 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Shake hands here, where nobody else waits for it."""
+        """The TLS handshake, in a thread where nobody else waits for it."""
         accepted = id(request)
         try:
             request.settimeout(_Handler.timeout)
@@ -181,10 +181,10 @@ class _Server(ThreadingHTTPServer):
             self._open.pop(accepted, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news."""
+        """A client that went away is not worth reporting."""
 
     def service_actions(self) -> None:
-        """End those that are slower than anybody honest."""
+        """End those that are slower than any honest client."""
         for connection, since in list(self._open.values()):
             if time.monotonic() - since > CONNECTION_SECONDS:
                 with contextlib.suppress(OSError):
@@ -225,14 +225,14 @@ class _Handler(BaseHTTPRequestHandler):
         route = self.routes.get(address.path)
         if route is None:
             known = ", ".join(self.routes)
-            self._reply(404, TEXT, f"not found; there are {known}\n".encode())
+            self._reply(404, TEXT, f"not found; expected one of {known}\n".encode())
         else:
             self._reply(*route(dict(parse_qsl(address.query)), self.headers.get("Accept", "")))
 
     do_HEAD = do_GET
 
     def _not_allowed(self) -> None:
-        """Nothing here changes anything."""
+        """405: nothing here changes anything."""
         with contextlib.suppress(ValueError):  # or the answer may be lost with what was not read
             self.rfile.read(min(int(self.headers.get("Content-Length", 0)), MOST_BODY))
         if self._may():
@@ -241,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(401, TEXT, UNAUTHORISED)
 
     def __getattr__(self, name: str) -> Any:
-        """`do_` with any other method's name."""
+        """`do_` followed by any other method's name."""
         if name.startswith("do_"):
             return self._not_allowed
         raise AttributeError(name)

@@ -48,6 +48,6 @@ def _tried(learner: Learner, meta: Mapping[str, Any], arrays: Mapping[str, Any],
 
 
 def loggable(error: Exception) -> str:
-    """The reason as the log may have it: what a model says about its data stays in the state directory."""
+    """The reason in a form fit for the log: what a model says about its data stays in the state directory."""
     cause = error.__cause__
     return str(error) if cause is None else f"{type(cause).__name__}; its message, which may hold data, is in `status`"

@@ -1,9 +1,9 @@
 """The daemon's own log: one event a line on standard error, readable on a terminal, JSON otherwise.
 
-Never a value of anybody's data: shapes, names, counts, codes and reasons only. What is not a short plain value is shown by
-its type; a traceback has files and lines, no local variables, and no messages but those of our own errors and the system's.
-What libraries warn of or log, and what would end a process, become events like any other. An event that cannot be written,
-on a full disk or to a reader that has gone, is lost: logging never stops the service.
+Never a value from anybody's data: only shapes, names, counts, codes and reasons. What is not a short plain value is shown
+by its type; a traceback has files and lines, no local variables, and no messages except those of our own errors and the
+system's. What libraries warn of or log, and what ends a process, become events like any other. An event that cannot be
+written, on a full disk or to a reader that has gone, is lost: logging never stops the service.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def configure(role: str, settings: Log | None = None) -> None:
 
 
 def _renderer(wanted: str, stream: TextIO) -> structlog.typing.Processor:
-    """For human eyes, in colour on a terminal whose user has not asked for none (no-color.org), or JSON."""
+    """For people, in colour on a terminal unless NO_COLOR is set (no-color.org), or JSON."""
     terminal = stream.isatty()
     if wanted == "json" or (wanted == "auto" and not terminal):
         return structlog.processors.JSONRenderer()
@@ -95,7 +95,7 @@ def _plain(value: Any) -> Any:
         case None | bool() | int():
             return value
         case float():
-            return value if math.isfinite(value) else str(value)  # JSON has no word for it
+            return value if math.isfinite(value) else str(value)  # JSON cannot express it
         case str():
             return value if len(value) <= MOST_CHARACTERS else value[:MOST_CHARACTERS] + "…"
         case list() | tuple() if len(value) <= MOST_ITEMS:
@@ -123,7 +123,7 @@ def _take_strays(level: int) -> None:
     warnings.showwarning = _warned
     root = logging.getLogger()
     root.handlers = [_ToEvents(level)]
-    root.setLevel(max(level, logging.WARNING))  # what libraries say below that is no news of the daemon
+    root.setLevel(max(level, logging.WARNING))  # what libraries log below that does not concern the daemon
 
 
 def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
@@ -137,7 +137,7 @@ def _warned(
 
 
 class _ToEvents(logging.Handler):
-    """Hands what libraries log to structlog."""
+    """Passes on to structlog what libraries log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """One record, one event."""

@@ -1,8 +1,8 @@
-"""What a process does with memory that it has freed (glibc; elsewhere nothing is done).
+"""What a process does with memory that it has freed (with glibc; elsewhere, nothing).
 
 A training step frees tens of megabytes and asks for them again at once. By default the C library gives the end of its heap
-back to the system every time, and the system hands out new, zeroed pages: a small convolutional network trains a third
-slower for it. So freed memory is kept, and given back when it may be much and for long: at checkpoints.
+back to the system every time, and the system hands out new, zeroed pages: a small convolutional network then trains a
+third slower. So freed memory is kept, and given back when it may be large and long unused: at checkpoints.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import time
 
-SECONDS = 5.0  # between two times that memory is given back
+SECONDS = 5.0  # between two times when memory is given back
 KEPT_BYTES = 256 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MMAP_BYTES = 32 << 20  # the most that the C library allows: larger blocks are always mapped, and unmapped when freed

@@ -46,23 +46,23 @@ class Metrics:
         self.duplicates = counter("duplicates", "Messages received again and not stored twice.")
         self.boundaries = counter("boundaries", "Tasks consolidated.")
         self.revisits = counter("revisits", "Tasks consolidated again.")
-        self.quarantined = counter("quarantined", "Times that a record could not be learned and was set aside.")
+        self.quarantined = counter("quarantined", "How often a record could not be learned and was set aside.")
         self.held_tasks = gauge("held_tasks", "Tasks that could not be learned; their rows are kept.")
         self.set_aside_rows = gauge("set_aside_rows", "Rows of consolidated tasks that could not be learned and are kept.")
         self.drift_detected = counter("drift_detected", "Boundaries set by drift detection.")
         self.train_loss = gauge("train_loss", "Mean negative log likelihood of the newest batch or epoch, nats.")
         self.prequential_accuracy = gauge(
-            "prequential_accuracy_ratio", "Share of rows predicted right before they were learned from."
+            "prequential_accuracy_ratio", "Share of rows that were predicted correctly before they were learned from."
         )
         self.task_penalty = gauge("task_penalty", "Penalty of a task's factor at the parameters.", ("task",))
         self.task_penalty_rise = gauge(
-            "task_penalty_rise", "Rise of a task's penalty since its consolidation, nats a sample.", ("task",)
+            "task_penalty_rise", "Rise of a task's penalty since its consolidation, nats per sample.", ("task",)
         )
         self.task_accuracy = gauge("task_accuracy_ratio", "Accuracy on a task's evaluation set.", ("task",))
         self.spool_bytes = gauge("spool_bytes", "Bytes of raw data on disk.")
-        self.spool_budget = gauge("spool_budget_bytes", "Bytes of raw data that the open task may have.")
+        self.spool_budget = gauge("spool_budget_bytes", "Bytes of raw data that the open task may use.")
         self.open_task_bytes = gauge("open_task_bytes", "Bytes of raw data of the open task.")
-        self.credit = gauge("credit_messages", "Messages a producer may hold unacknowledged; 0 where there is no room.")
+        self.credit = gauge("credit_messages", "Messages that a producer may have unacknowledged; 0 if there is no room.")
         self.applied_lag = gauge("applied_lag_batches", "Durable batches not yet in a checkpoint.")
         self.ack_latency = histogram("ack_latency_seconds", "From a batch's arrival to its acknowledgement.", SHORT)
         self.fsync_duration = histogram("fsync_duration_seconds", "One sync of the log.", SHORT)
@@ -70,14 +70,14 @@ class Metrics:
         self.consolidation_duration = histogram(
             "consolidation_duration_seconds", "One task's epochs, Fisher and posterior.", LONG
         )
-        self.checkpoint_duration = histogram("checkpoint_duration_seconds", "Writing and verifying one.", LONG)
-        self.checkpoint_time = gauge("checkpoint_last_success_timestamp_seconds", "When the newest one was written.")
+        self.checkpoint_duration = histogram("checkpoint_duration_seconds", "Writing and verifying a checkpoint.", LONG)
+        self.checkpoint_time = gauge("checkpoint_last_success_timestamp_seconds", "When the newest checkpoint was written.")
         self.trainer_up = gauge("trainer_up", "1 while the trainer process answers.")
         self._certificate_expiry: Gauge | None = None
         Info("streamcl_build", "Version of the daemon.", registry=registry).info({"version": __version__})
 
     def label(self, name: str, value: str) -> str:
-        """`value`, or ``other`` once there are too many values of this label."""
+        """`value`, or ``other`` once this label has too many values."""
         values = self._label_values.setdefault(name, set())
         if value not in values and len(values) >= MAX_LABELS:
             return "other"
@@ -121,7 +121,7 @@ class Metrics:
         self.consolidation_duration.observe(entry.seconds, exemplar={"task": entry.task[:EXEMPLAR_CHARACTERS]})
 
     def certificate(self, expiry: float | None) -> None:
-        """When the HTTP port's certificate expires, Unix seconds; None where there is none to tell of."""
+        """When the HTTP port's certificate expires, Unix seconds; None if there is none."""
         if expiry is None:
             return
         if self._certificate_expiry is None:

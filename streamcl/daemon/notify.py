@@ -1,8 +1,8 @@
 """What the daemon tells the service manager that started it: sd_notify(3), systemd's datagrams.
 
-Guarantees: nothing is said where no manager listens (NOTIFY_SOCKET is unset); a manager that is gone or slow never holds
+Guarantees: nothing is sent if no manager listens (NOTIFY_SOCKET is unset); a manager that is gone or slow never holds
 the daemon up; child processes do not inherit the socket's name, so that only the supervisor speaks. The watchdog is fed by
-progress: no word of the trainer since the last feeding, no feeding.
+progress: if the trainer has sent nothing since it was last fed, it is not fed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ SHORTEST_WATCHDOG = 10.0  # seconds; a trainer speaks every two, so that anythin
 
 
 class Notifier:
-    """The service manager's ear; construct it once, from the supervisor's own environment, which it takes the names out of.
+    """The connection to the service manager; construct it once, from the supervisor's environment, and it clears that.
 
-    Raises nothing: what is not for this process, or not understood, counts as no manager.
+    Raises nothing: a setting that is not for this process, or not understood, counts as no manager.
     """
 
     def __init__(self, environment: MutableMapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
@@ -42,7 +42,7 @@ class Notifier:
                 self._socket.sendto("\n".join(assignments).encode(), socket.MSG_DONTWAIT, self._address)
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`, sent where it has changed."""
+        """One line for `systemctl status`, sent if it has changed."""
         text = " ".join(text.split())
         if text != self._status:
             self._status = text
@@ -53,7 +53,7 @@ class Notifier:
         self.say("RELOADING=1", f"MONOTONIC_USEC={int(self._clock() * MICRO)}")
 
     def extend(self, seconds: float) -> None:
-        """Ask for so much more time; to be said again within it."""
+        """Ask for that much more time; to be repeated within it."""
         self.say(f"EXTEND_TIMEOUT_USEC={int(seconds * MICRO)}")
 
     def feed(self, heard: float) -> None:
@@ -65,7 +65,7 @@ class Notifier:
 
 
 def _watchdog(environment: MutableMapping[str, str]) -> float | None:
-    """The seconds within which the manager wants to hear of us, if it does and means this process."""
+    """Within how many seconds the manager wants to hear from this process, if it does."""
     interval, pid = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
     meant = pid in ("", str(os.getpid()))
     return int(interval) / MICRO if meant and interval.isdigit() and int(interval) > 0 else None

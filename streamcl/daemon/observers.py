@@ -86,7 +86,7 @@ class Observers:
         self.log.info("policy, token and certificate read again")
 
     def turned_away(self, notes: Iterable[Mapping[str, Any]]) -> None:
-        """Those whom the gate let in no further, here or at the predictor."""
+        """Clients that the gate turned away, here or at the predictor."""
         for note in notes:
             action, rest = str(note["action"]), {name: value for name, value in note.items() if name != "action"}
             self.chronicle.note("refused", action)
@@ -204,9 +204,9 @@ class Observers:
                 self.metrics.checkpoint_time.set(when)
 
     def _in_trouble(self, role: str, text: str | None) -> None:
-        """A process dies again and again, or lives again."""
+        """A process dies again and again, or has recovered."""
         if text is None and self.view.troubles.pop(role, None) is not None:
-            self.chronicle.note("recovered", f"the {role} lives again")
+            self.chronicle.note("recovered", f"the {role} has recovered")
         elif text is not None:
             self.view.troubles[role] = text
             self.chronicle.note("crashed", text)

@@ -35,7 +35,7 @@ from streamcl.storage import published
 from streamcl.storage.frozen import Frozen
 from streamcl.storage.state import StateDirectory
 
-IDLE_MS = 1000  # between two turns with nothing to answer
+IDLE_MS = 1000  # between two turns without anything to answer
 REPORT_SECONDS = 1.0  # between two reports of what was refused
 MOST_NOTES = 20
 DRAWN_BYTES = 8 * frames.MESSAGE_BYTES  # of all draws' outputs together
@@ -59,7 +59,7 @@ def run(config: Config, up: Channel) -> None:
                 case words.Stop():
                     return
                 case words.Reload():
-                    guard.reload()  # what is wrong with it, ingest says
+                    guard.reload()  # ingest reports what is wrong with it
                 case _:
                     words.unexpected(word, "predictor")
         poller.poll(IDLE_MS)
@@ -90,7 +90,7 @@ class Predictor:
         self._posterior_number = -1
 
     def keep_up(self) -> None:
-        """Load what has been published since, where a model is in use: now, rather than while somebody waits."""
+        """Load what has been published since, if a model is in use: now, rather than while somebody waits."""
         if self.network is not None:
             with contextlib.suppress(Refused):
                 self._newest()

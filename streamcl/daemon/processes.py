@@ -27,7 +27,7 @@ from streamcl.daemon.nursery import Begun, spawn
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 DEATHS = 3  # one after another before it is a problem
-DEATHS_SECONDS = 600.0  # between one and the next, or they have nothing to do with each other
+DEATHS_SECONDS = 600.0  # between one and the next, else they are unrelated
 STEADY_SECONDS = 20.0  # after which a process that is ready, and passed what the one before died at, counts as living
 START_SECONDS = 600.0  # of processor time; what is not ready by then never will be
 LOOK_SECONDS = 0.005  # between two looks at a process that is to end
@@ -145,7 +145,7 @@ class Child:
             self.channel.send(word)
 
     def schedule_restart(self) -> None:
-        """A process that lived long starts again at once, one that keeps dying after ever longer pauses."""
+        """A process that lived long is restarted at once, one that keeps dying after ever longer pauses."""
         if time.monotonic() - self.started > LONGEST_PAUSE:
             self.pause = FIRST_PAUSE
         self.restart_at = time.monotonic() + self.pause
@@ -208,11 +208,11 @@ class Child:
 
 
 def death(status: int | None) -> str:
-    """What a process died of, in words."""
+    """What a process died of, as text."""
     if status is None or status >= 0:
         return f"with exit status {status}"
     name = signal.Signals(-status).name if -status in set(signal.Signals) else "unknown"
-    killed = " (kill -9, or the kernel for want of memory)" if -status == signal.SIGKILL else ""
+    killed = " (kill -9, or the kernel for lack of memory)" if -status == signal.SIGKILL else ""
     return f"by signal {-status}, {name}{killed}"
 
 

@@ -1,4 +1,4 @@
-"""The parameters, put where the predictor, the operators and exports read them: seldom enough to cost next to nothing.
+"""The parameters, put where the predictor, the operators and exports read them: seldom enough to cost almost nothing.
 
 Guarantees: what is published is whole and finite; a revisit shows at its boundary, not before.
 """

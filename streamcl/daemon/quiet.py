@@ -74,7 +74,7 @@ class Following:
 
 
 class Evaluating:
-    """Accuracies on the tasks' evaluation sets, with the parameters from right after a boundary."""
+    """Accuracies on the tasks' evaluation sets, with the parameters from directly after a boundary."""
 
     def __init__(self, config: Config, learner: Learner, say: Say) -> None:
         self._say = say

@@ -48,7 +48,7 @@ def take_over(config: Config, disk: Disk, session: StreamSession) -> Found:
 
 
 def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[log.LogWriter, Standing]:
-    """Open the log for writing and bring a fresh session up to date; also what holds of the tasks.
+    """Open the log for writing and bring a fresh session up to date; also returns the tasks' standing.
 
     Raises Damaged, UnknownFormat.
     """
@@ -64,7 +64,7 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
             if attempt == ATTEMPTS or not _has_moved(state, meta):
                 raise
             continue
-        if not _has_moved(state, meta):  # else what was dropped meanwhile would be numbered again
+        if not _has_moved(state, meta):  # otherwise numbers of records dropped meanwhile would be used again
             break
         writer.close()
     else:
@@ -74,5 +74,5 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
 
 
 def _has_moved(state: StateDirectory, meta: Meta | None) -> bool:
-    """Whether the checkpoint is another one by now: one that stands elsewhere in the log."""
+    """Whether the checkpoint has been replaced by now, by one at another place in the log."""
     return checkpoint.position(checkpoint.read_meta(state.path)) != checkpoint.position(meta)

@@ -1,4 +1,4 @@
-"""What the trainer says of itself, to ingest and to its supervisor: seldom enough to cost next to nothing."""
+"""What the trainer says of itself, to ingest and to its supervisor: seldom enough to cost almost nothing."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ class Supervisor:
         return bool(security.policy or security.http_token or security.http_certificate)
 
     def _check_watchdog(self) -> None:
-        """A service manager less patient than this supervisor would end the whole daemon where one process would do."""
+        """A service manager less patient than this supervisor would restart the whole daemon, not one process."""
         patience, ours = self.manager.watchdog_seconds, self.config.train.watchdog_seconds
         if patience is not None and patience <= max(ours, SHORTEST_WATCHDOG):
             structlog.get_logger().warning(
@@ -223,7 +223,7 @@ class Supervisor:
             self._reloaded(None)
 
     def _reloaded(self, problem: str | None) -> None:
-        self.problem = None if problem is None else f"reload refused, what held before still holds: {problem}"
+        self.problem = None if problem is None else f"reload refused, the old settings remain: {problem}"
         if self.announced:
             self.manager.say("READY=1")
 
@@ -266,7 +266,7 @@ class Supervisor:
             endpoints = msgspec.structs.replace(self.config.endpoints, **{name: endpoint})
             self.config = msgspec.structs.replace(self.config, endpoints=endpoints)
         if not self.announced and child.role == "ingest":
-            self._tell("ingest", words.Begin())  # not after a restart of it alone: nothing has been mended then
+            self._tell("ingest", words.Begin())  # not after a restart of it alone: nothing has been corrected then
         if self.announced and child.role == "ingest":
             self._reloaded(None)  # it has read everything afresh; a reload that it died in is over
         if not self.announced and all(child.ready for child in self.workers.values()):
@@ -330,14 +330,14 @@ class Supervisor:
         self.troubles[child.role] = trouble
         self._tell("ingest", words.Trouble(role=child.role, reason=trouble))
         if trouble is None:
-            structlog.get_logger().info("the process lives again", role=child.role)
+            structlog.get_logger().info("the process has recovered", role=child.role)
         else:
             structlog.get_logger().error("a process dies again and again", role=child.role, reason=trouble)
 
     # -- the service manager -------------------------------------------------------------------------------------
 
     def _tell_manager(self) -> None:
-        """What we do, that we live, and, while the trainer finishes, that this takes longer."""
+        """The daemon's state, that it is alive, and, while the trainer finishes, that stopping takes longer."""
         trainer = self.children["trainer"]
         self.manager.status(self._status(trainer))
         self.manager.feed(trainer.spoke)

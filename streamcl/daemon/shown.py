@@ -95,7 +95,7 @@ def _seconds(query: Query) -> float:
 
 
 def encode(data: Any) -> bytes:
-    """JSON; numbers that it has no word for become null."""
+    """JSON; numbers that it cannot express become null."""
     try:
         return json.dumps(data, allow_nan=False).encode()
     except ValueError:

@@ -1,7 +1,7 @@
 """ROUTER sockets as the daemon uses them: bounded before bind, peers by routing id, replies that never block.
 
-With keys, a peer is also known by its key and its very connection. A reply goes to that connection or nowhere: whoever
-takes over a routing id that was another's gets none of its replies.
+With keys, a peer is also identified by its key and its connection. A reply goes to that connection or nowhere: whoever
+takes over another's routing id gets none of its replies.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Router:
 
 
 def bind_router(endpoint: str, gate: Gate | None = None) -> zmq.Socket[bytes]:
-    """A bound ROUTER socket with every limit set before the bind; raises ConfigError where it cannot bind."""
+    """A bound ROUTER socket with every limit set before the bind; raises ConfigError if it cannot bind."""
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
     for option, value in (
         (zmq.LINGER, 1000),
@@ -79,7 +79,7 @@ def bind_router(endpoint: str, gate: Gate | None = None) -> zmq.Socket[bytes]:
         (
             zmq.MAXMSGSIZE,
             2 * MESSAGE_BYTES,
-        ),  # beyond the protocol's own limit, so that `too_large` can be said
+        ),  # beyond the protocol's own limit, so that the reply can be `too_large`
         (zmq.RCVHWM, RECEIVE_QUEUE),
         (zmq.SNDHWM, SEND_QUEUE),
         (zmq.HANDSHAKE_IVL, 10_000),
@@ -107,7 +107,7 @@ def bind_router(endpoint: str, gate: Gate | None = None) -> zmq.Socket[bytes]:
 
 
 def cannot_listen(error: OSError | zmq.ZMQError, endpoint: str) -> str:
-    """Why nobody can listen at an endpoint, as the system has it, and what to do: the first half of a remedy."""
+    """Why an endpoint cannot be bound, by the system's word, and what to do: the first half of a remedy."""
     reason = error.strerror or str(error)
     match error.errno:
         case errno.EADDRINUSE | errno.EWOULDBLOCK:
@@ -117,7 +117,7 @@ def cannot_listen(error: OSError | zmq.ZMQError, endpoint: str) -> str:
         case errno.EADDRNOTAVAIL | errno.ENODEV | socket_module.EAI_NONAME:
             return f"{reason}: no network interface of this machine has that address; use one that it has"
         case errno.EACCES | errno.EPERM:
-            return f"{reason}; low ports and other users' paths take more rights: use a higher port or a path of your own"
+            return f"{reason}; low ports and other users' paths need more rights: use a higher port or a path of your own"
     return f"{reason}; use an address and port of this machine"
 
 
@@ -130,7 +130,7 @@ def _has_ipv6() -> bool:
 
 
 def _lock_path(endpoint: str) -> None:
-    """A second bind on a live ipc path would take it over without a word: hold a lock beside it."""
+    """A second bind on a live ipc path would silently take it over: hold a lock beside it."""
     path = endpoint.removeprefix("ipc://")
     if path == endpoint or path == "*" or path in _locks:
         return
@@ -176,7 +176,7 @@ def _inode(descriptor: int) -> int:
 
 
 def check_reads(peer: Peer, message: Sequence[Buffer]) -> None:
-    """Raise Refused ``no_credit`` where a large reply would only pile up, since the peer does not read those before it."""
+    """Raise Refused ``no_credit`` if a large reply would only pile up, since the peer has not read those before it."""
     if peer.connection[0] < 0 or sum(len(part) for part in message) < LARGE_BYTES:
         return
     with contextlib.suppress(OSError):
@@ -186,7 +186,7 @@ def check_reads(peer: Peer, message: Sequence[Buffer]) -> None:
 
 
 def send(socket: zmq.Socket[bytes], peer: Peer, message: Sequence[Buffer]) -> None:
-    """Reply to a peer; one that has gone or does not read loses the reply, and nobody waits for it."""
+    """Reply to a peer; one that has gone or does not read loses the reply, and nothing waits for it."""
     if peer.key and _inode(peer.connection[0]) != peer.connection[1]:
         return  # its connection has ended; whoever has its routing id now is somebody else
     with contextlib.suppress(zmq.ZMQError):

@@ -29,7 +29,7 @@ from streamcl.protocol.session import StreamSession
 from streamcl.storage.log import record_bytes
 from streamcl.storage.records import Batch, Record
 
-GROUP_BYTES = 32 << 20  # synced together at the most, so that an acknowledgement never waits for more
+GROUP_BYTES = 32 << 20  # at most this much is synced together, so that no acknowledgement waits for more
 
 
 class Stream:
@@ -189,7 +189,7 @@ class Stream:
             while (pending := self.waiting.first(producer)) is not None and not self._must_wait(pending):
                 self.waiting.take_first(producer)
                 try:
-                    self._authorise_as(producer, pending.peer, pending.message)  # what held when it came may hold no more
+                    self._authorise_as(producer, pending.peer, pending.message)  # rights may have changed since it came
                     self._store(producer, pending)
                 except Refused as refused:
                     self._refuse_waiting(producer, pending, refused)

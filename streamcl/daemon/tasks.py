@@ -71,7 +71,7 @@ class Tasks:
         self.failures = [*self.failures, failure]
 
     def forgive(self, lsns: Iterable[int]) -> None:
-        """Only of these records the failures still matter."""
+        """Only the failures of these records still matter."""
         still = set(lsns)
         self.failures = [failure for failure in self.failures if failure.lsn in still]
 
@@ -81,7 +81,7 @@ class Tasks:
         return failures[-1] if failures else "the reason was not kept"
 
     def verdict(self, entry: Closing | Confirmed) -> dict[str, Any]:
-        """What a boundary came to: `done`, or `failed` where nothing was learned."""
+        """The answer to a boundary: `done`, or `failed` if nothing was learned."""
         if isinstance(entry, Held):
             message = f"{self.reason(entry.task)}; its rows are kept: {KEPT_REMEDY}"
             return {"type": "failed", "task": entry.task, "samples": entry.samples, "message": message}
@@ -101,7 +101,7 @@ def in_words(entry: Entry, reason: str) -> str:
         case StillAside():
             return f"{entry.samples} rows could not be learned this time either"
         case Dropped():
-            return "what was kept of it is given up"
+            return "its kept rows are given up"
         case RolledBack():
             return f"undone: {', '.join(entry.undone) or 'its revisit'}"
         case RollbackFailed():

@@ -57,7 +57,7 @@ class _Stopped(Exception):
 def run(config: Config, up: Channel, side: Channel) -> None:
     """The process's main function; returns when the daemon stops."""
     models.load_factory(config.model.factory)  # said at the start, not at the first batch
-    torch.set_flush_denormal(True)  # squares of small gradients are denormal and slow CPU arithmetic many times
+    torch.set_flush_denormal(True)  # squares of small gradients are denormal and slow CPU arithmetic down many times over
     trainer = Trainer(config, up, side)
     trainer.memory.keep()
     trainer.run()
@@ -132,8 +132,8 @@ class Trainer:
         self._report(force=True)
 
     def greet(self) -> None:
-        """Tell ingest where we are, which answers with how far the log goes; what the life before us did last, it may not
-        have come to say."""
+        """Tell ingest where we are, which answers with how far the log goes; the last process may have died
+        before it could report its last entry."""
         self.side.send(words.Recovered(next_lsn=self.learner.next_lsn))
         if self.commit.last_entry is not None:
             self.side.send(words.Done(entry=self.commit.last_entry))
@@ -193,7 +193,7 @@ class Trainer:
         self._publish()
         self.following.go_on(self.learner, 0.0)
         self.evaluating.in_between(self.learner)
-        self._checkpoint_if_due(force=lsn in self.learner.wary)  # so that another failure does not come back this far
+        self._checkpoint_if_due(force=lsn in self.learner.wary)  # so that another failure does not return this far
         return True
 
     def _learn(self, entry: log.Entry) -> None:
@@ -229,7 +229,7 @@ class Trainer:
         self._last_step = time.monotonic()
 
     def _set_aside(self, entry: log.Entry, error: Unlearnable) -> None:
-        """Note that a record cannot be learned, go back to the last good state, and come again, wary of it."""
+        """Note that a record cannot be learned, return to the last good state, and go over the log again, wary of it."""
         record = entry.record
         failure = Failure(
             lsn=entry.lsn,
@@ -336,7 +336,7 @@ class Trainer:
         """Take what the other processes say; while paused, do nothing else."""
         self._listen()
         while self.orders.paused and self.orders.stopping is None:
-            self._report()  # not with every word of a busy ingest
+            self._report()  # not with every message of a busy ingest
             if self.orders.checkpoints and not self.activity.consolidating:  # between two records, or within a boundary
                 self._go_through(self.commit.checkpoint(self.replay))
             self._wait(1.0)

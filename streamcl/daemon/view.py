@@ -72,7 +72,7 @@ class View:
     # -- what waits ----------------------------------------------------------------------------------------------
 
     def working(self) -> bool:
-        """Whether the daemon goes on with what it has by itself, so that whoever waits for it may go on waiting.
+        """Whether the daemon is making progress by itself, so that clients may go on waiting for it.
 
         Also while the trainer is silent: the supervisor ends one that makes no progress, and counts how often.
         """
@@ -81,7 +81,7 @@ class View:
     def waiting(self) -> str | None:
         """Why what is stored is not learned now, or nothing more is taken in, and the remedy; None where nothing waits.
 
-        The same words as long as it is the same reason.
+        The same text as long as the reason is the same.
         """
         if self.trouble() is not None:
             return self.trouble()
@@ -108,7 +108,7 @@ class View:
         return time.monotonic() - self._heard < SILENCE_SECONDS and self._heard > 0.0
 
     def problem(self) -> str | None:
-        """What an operator must see to now, or None."""
+        """What an operator must deal with now, or None."""
         return self.trouble() or self._kept()
 
     def trouble(self) -> str | None:
@@ -127,7 +127,7 @@ class View:
         return None
 
     def _kept(self) -> str | None:
-        """What could not be learned, in words that name the way out."""
+        """What could not be learned, with the remedy."""
         if self.known.standing.held:
             task = next(iter(self.known.standing.held))
             more = f" (and {len(self.known.standing.held) - 1} more)" if len(self.known.standing.held) > 1 else ""
@@ -195,7 +195,7 @@ class View:
         """One map a task, in the order they were first closed; `state` says whether it is consolidated or held.
 
         In factor mode with the task's penalty, its rise, and how well a revisit would repay: `revisit_rank` 1 is the
-        best, None where nothing is estimated to be lost, and `revisit_reason` says why.
+        best, None where it is not estimated to have lost anything, and `revisit_reason` says why.
         """
         entries = list(self.entries.values())
         ranks = self._ranks()
@@ -252,7 +252,7 @@ class View:
         if self.config.posterior.mode != "factors":
             return shown
         since = sum(other.lsn > entry.lsn for other in entries)
-        reason = "nothing is estimated to be lost" if rank is None else _reason(rise or 0.0, since)
+        reason = "it is not estimated to have lost anything" if rank is None else _reason(rise or 0.0, since)
         return {**shown, "revisit_rank": rank, "revisit_reason": reason if rise is not None else None}
 
 

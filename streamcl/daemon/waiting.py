@@ -25,7 +25,7 @@ from streamcl.schema import Signature, chosen
 from streamcl.storage import published
 
 WAITING_BYTES = 512 << 20  # of all messages together that wait
-MOST_DEATHS = 3  # of trainers that try a model on one batch; then it is the model that is refused
+MOST_DEATHS = 3  # of trainers that try a model on one batch; then the model is refused
 
 
 @dataclass(slots=True)
@@ -117,7 +117,7 @@ class Trial:
         return Signature.of(self.pending.arrays["x"], self.pending.arrays["y"])
 
     def follow(self, pending: Pending) -> None:
-        """The same batch was sent again: the verdict is about that one too."""
+        """The same batch was sent again: the verdict applies to that one too."""
         old, new = self.pending.arrays, pending.arrays
         if all(np.array_equal(old[name], new[name]) for name in ("x", "y")):
             self.pending = pending
@@ -143,7 +143,7 @@ class Trials:
         return bool(x.ndim and y.ndim) and Signature.of(x, y) != self.accepted
 
     def begin(self, producer: str, pending: Pending, new_labels: Sequence[int]) -> None:
-        """Put a few rows where the trainer finds them, until it has spoken; raises Refused ``no_space``."""
+        """Put a few rows where the trainer finds them, until its verdict; raises Refused ``no_space``."""
         x, y = chosen(pending.arrays["x"], pending.arrays["y"])
         self._begun += 1
         trial = Trial(self._begun, producer, pending, self.link.trainers)

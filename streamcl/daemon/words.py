@@ -205,7 +205,7 @@ class SetAside(Word, frozen=True):
 
 
 class Forgiven(Word, frozen=True):
-    """Only of these records the failures still matter."""
+    """Only the failures of these records still matter."""
 
     lsns: list[int]
 
@@ -293,4 +293,4 @@ def decode(packet: bytes) -> Word:
 
 def unexpected(word: Word, hearer: str) -> NoReturn:
     """Raise StreamclError: this word is not for who heard it."""
-    raise StreamclError(f"the {hearer} expected no {type(word).__name__!r}; that is a defect of the daemon")
+    raise StreamclError(f"the {hearer} expected no {type(word).__name__!r}; that is a defect in the daemon")

@@ -1,8 +1,9 @@
 """Data files as a stream of (x, y) row blocks, in bounded memory: text (CSV and its relatives), Parquet and NPZ.
 
-Guarantees: a file is read whole and found good before its first block is given; what was taken for what can be seen
-(`Reading`). The same file and options give the same blocks in the same order, so that an interrupted upload can go on where
-it was. No number is changed on the way. Never unpickles. Runs where torch is absent, and imports pyarrow only for a file.
+Guarantees: a file has been read whole and is sound before its first block is given; how it was read can be seen
+(`Reading`). The same file and options give the same blocks in the same order, so that an interrupted upload can continue
+where it was. No number is changed on the way. Never unpickles. Runs where torch is absent, and imports pyarrow only for a
+file.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Block = tuple[Array, Array | None]
 def open_data(path: Path, columns: Columns | None = None, rows: int = 256) -> DataFile:
     """A data file by its ending: text (.csv .tsv .tab .txt .dat, or with .gz), .parquet or .npz.
 
-    Its beginning is looked at; `check` reads it all. rows: of a block, at the most. Raises DataError.
+    Its beginning is looked at; `check` reads it all. rows: of a block, at most. Raises DataError.
     """
     said = columns or Columns()
     source.refuse_odd_paths(path)
@@ -48,7 +49,7 @@ def open_data(path: Path, columns: Columns | None = None, rows: int = 256) -> Da
 
 
 def _refuse_options(path: Path, ending: str, said: Columns) -> None:
-    """Raise DataError for what cannot be said of this kind of file: an option is never passed over."""
+    """Raise DataError for an option that does not apply to this kind of file: none is ever ignored."""
     if ending == ".npz" and (said.features or said.drop):
         raise DataError(
             f"{path}: --features and --drop are for tables; an NPZ file's arrays are named with --x and --label"
@@ -62,7 +63,7 @@ def _refuse_options(path: Path, ending: str, said: Columns) -> None:
 class DataFile:
     """A data file whose columns are chosen.
 
-    path: of the file. rows: of a block, at the most. `reading` is known once it was checked.
+    path: of the file. rows: of a block, at most. `reading` is known once it has been checked.
     """
 
     def __init__(self, path: Path, table: Source, choice: Choice, rows: int) -> None:
@@ -77,7 +78,7 @@ class DataFile:
     # -- the first pass ----------------------------------------------------------------------------------------------
 
     def check(self) -> Reading:
-        """Read all of it; returns what was taken for what. Raises DataError naming file, place and remedy."""
+        """Read all of it; returns how it was read. Raises DataError naming file, place and remedy."""
         for _ in self.checking():
             pass
         return self.reading
@@ -105,7 +106,7 @@ class DataFile:
         self._reading = self._read(row)
 
     def _refuse_nested_mixture(self, chunk: list[Array]) -> None:
-        """Lists beside other columns have no one shape together."""
+        """A column of lists beside other columns has no common shape with them."""
         features = self.choice.features
         nested = [name for name, array in zip(features, chunk, strict=False) if array.ndim > 1]
         if nested and len(features) > 1:
@@ -131,7 +132,7 @@ class DataFile:
     def _too_large(self, name: str, row: int) -> DataError:
         return DataError(
             f"{self.path}: {self.source.place(row)}, column {name!r}: a whole number with more digits than a 64-bit float "
-            "holds, beside numbers with fractions; an identifier tells a model nothing: leave the column out (--drop)"
+            "holds, in a column with fractions; a model cannot learn from an identifier: leave the column out (--drop)"
         )
 
     def _features(self) -> list[Extent]:
@@ -139,7 +140,7 @@ class DataFile:
 
     @property
     def reading(self) -> Reading:
-        """What was taken for what; checks the file first where that was not done."""
+        """How the file was read; checks it first if that has not been done."""
         if self._reading is None:
             self.check()
         assert self._reading is not None
@@ -153,8 +154,8 @@ class DataFile:
         if truths:
             notes.append(f"true and false taken as 1 and 0: {listed(truths)}")
         notes += [
-            f"column {name!r} lies between {column.low:.10g} and {column.high:.10g}: little of that is left in float32, in "
-            'which models compute unless train.dtype = "float64"; subtract an offset, or set that'
+            f"column {name!r} lies between {column.low:.10g} and {column.high:.10g}: float32, in which models compute by "
+            'default, cannot tell most of its values apart; subtract an offset, or set train.dtype = "float64"'
             for name, column in self._seen.items()
             if column.blurred() and (name != label or column.dtype().kind == "f")
         ]
@@ -199,7 +200,7 @@ class DataFile:
                 raise self._too_large(name, column.large)
 
     def whole_targets(self) -> bool:
-        """Whether the targets are real numbers that all are whole, as labels are after a detour over floats."""
+        """Whether the targets are real numbers that are all whole, as labels are after a detour through floats."""
         _ = self.reading
         label = self.choice.label
         return label is not None and self._seen[label].dtype().kind == "f" and self._seen[label].whole
@@ -236,7 +237,7 @@ class DataFile:
         yield from _cut(_behind_rows(typed, skip), self.block_rows)
 
     def _typed(self, x_dtype: np.dtype[np.generic], y_dtype: np.dtype[np.generic] | None) -> Iterator[Block]:
-        """Chunks as they travel."""
+        """Chunks in the form in which they are sent."""
         features, row = self.choice.features, 0
         for chunk in self.source.chunks(self.choice.used):
             self._refuse_changed_file(row)
@@ -254,7 +255,7 @@ class DataFile:
     def _refuse_changed_file(self, row: int) -> None:
         if _version(self.path) != self._version:
             raise DataError(
-                f"{self.path}: it was changed while it was read, behind row {row}; send it again once it is written"
+                f"{self.path}: it was changed while it was being read, after row {row}; send it again once it is written"
             )
 
     def count(self) -> int:
@@ -262,7 +263,7 @@ class DataFile:
         return self.reading.rows
 
     def place(self, row: int) -> str:
-        """Where a row is, as its user sees it."""
+        """Where a row is, as the user counts."""
         return self.source.place(row)
 
 

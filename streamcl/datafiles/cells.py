@@ -1,6 +1,6 @@
 """The cells of a text file's column as numbers: decimal points and commas, signs, blanks, True and False.
 
-Guarantees: a cell gives the number that it shows, or a `BadCell` that says which and why; whole numbers keep every digit.
+Guarantees: a cell gives the number that it shows, or a `BadCell` that says why not; whole numbers keep every digit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MISSING_REMEDY = "fill it, or drop the row"
 
 
 class BadCell(ValueError):
-    """A cell that is no number: its row in the chunk, and what is wrong with it, in words."""
+    """A cell that is not a number: its row in the chunk, and what is wrong with it."""
 
     def __init__(self, index: int, text: str) -> None:
         super().__init__(text)
@@ -168,7 +168,7 @@ def _refuse_both(other: tuple[int, str] | None, what: str, index: int, cells: pa
         raise BadCell(
             index,
             f"expected one decimal mark in the whole file, got {shown(cells[index].as_py())} where column {other[1]!r} has "
-            f"{what}; write all numbers with a decimal point and nothing between thousands",
+            f"{what}; write all numbers with a decimal point and no thousands separators",
         )
 
 
@@ -185,7 +185,7 @@ def _refuse_long(cells: pa.Array) -> None:
             raise BadCell(
                 int(index),
                 f"{cell} has more digits than the file's numbers can keep (64-bit integers, or 64-bit floats beside "
-                "fractions); an identifier tells a model nothing: leave the column out (--drop)",
+                "fractions); a model cannot learn from an identifier: leave the column out (--drop)",
             )
 
 
@@ -218,7 +218,7 @@ def _wrong(text: str) -> str | None:
     if looks_numeric(text):
         return None
     if GROUPED.fullmatch(text):
-        return f"expected a number without a mark between thousands, got {shown(text)}; write it as {_ungrouped(text)}"
+        return f"expected a number without a thousands separator, got {shown(text)}; write it as {_ungrouped(text)}"
     return f"expected numbers, got {shown(text)}; make the words numbers, or leave the column out (--drop)"
 
 

@@ -1,6 +1,6 @@
 """Which columns of a table, or arrays of an NPZ file, are data, which one is the target, and which are left out.
 
-Decides from names and from what its user said, never from values. What nobody said and cannot be told is refused.
+Decides from names and from what the user said, never from values. What cannot be decided is refused.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from pathlib import Path
 from streamcl.errors import DataError
 
 LABEL_NAMES = ("label", "labels", "target", "targets", "class")
-COORDINATE = "y"  # a target's name, and a coordinate's: taken where nothing speaks for the coordinate
+COORDINATE = "y"  # a target's name, and a coordinate's: taken as the target if nothing suggests a coordinate
 SHOWN = 12
 MISTAKEN = 0.6
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What its user said of a file.
+    """What the user said about a file.
 
     x, label: the names of an NPZ file's arrays; label: also a table's target. features, drop: a table's columns, each
     text one name or several separated by commas. header: whether a text file's first line has names; None to find out.
     Columns of a table may be named by their number, from 0, or from -1 backwards. labelled: whether a target is
-    expected; if not, one is taken only where it is named as targets are.
+    expected; if not, one is taken only if its name is a target's.
     """
 
     x: str | None = None
@@ -40,7 +40,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was taken for what. label_why: how the target was found. left_out: columns not used, and why."""
+    """Which column is what. label_why: how the target was found. left_out: columns not used, and why."""
 
     features: tuple[str, ...]
     label: str | None
@@ -54,9 +54,9 @@ class Choice:
 
 
 def choose(path: Path, names: Sequence[str], said: Columns, indexes: Mapping[str, str]) -> Choice:
-    """Features and target of a table. indexes: columns that are row names, and how that is known; only ever used if said.
+    """Features and target of a table. indexes: columns that are row names, and how that is known; used only if named.
 
-    Raises DataError for names that the table has not, for contradictions, and where the target cannot be told.
+    Raises DataError for names that the table lacks, for contradictions, and if the target cannot be determined.
     """
     features = _each(path, names, said.features, "--features")
     drop = _each(path, names, said.drop, "--drop")
@@ -87,7 +87,7 @@ def _refuse_contradictions(path: Path, label: str | None, features: Collection[s
     if label is not None and label in drop:
         raise DataError(f"{path}: --label and --drop both name {label!r}; expected it in one of them")
     if label is not None and label in features:
-        raise DataError(f"{path}: --label and --features both name {label!r}; a target is no feature")
+        raise DataError(f"{path}: --label and --features both name {label!r}; a target cannot be a feature")
 
 
 def _each(path: Path, names: Sequence[str], texts: Sequence[str], option: str) -> list[str]:
@@ -113,7 +113,7 @@ def _named(path: Path, names: Sequence[str], text: str, option: str) -> str:
 
 
 def near(text: str, names: Sequence[str]) -> str:
-    """The nearest name, as a question; nothing where none is near."""
+    """The nearest name, as a question; empty if none is near."""
     plain = {name.casefold(): name for name in names}
     found = difflib.get_close_matches(text.casefold(), list(plain), n=1, cutoff=MISTAKEN)
     return f", did you mean {plain[found[0]]!r}?" if found else ""
@@ -131,7 +131,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _find_label(path: Path, names: Sequence[str], wanted: bool, chosen: bool) -> tuple[str | None, str]:
-    """The target where nobody named it: by its name, else the last column. chosen: the features were named."""
+    """The target if the user named none: by its name, else the last column. chosen: the features were named."""
     named = [name for name in names if _without_number(name) in LABEL_NAMES]
     if len(named) > 1:
         raise _cannot_tell(path, named)
@@ -148,7 +148,7 @@ def _find_label(path: Path, names: Sequence[str], wanted: bool, chosen: bool) ->
         return None, ""
     if chosen:
         if len(names) == 1:
-            return names[0], "the only column that is no feature"
+            return names[0], "the only column that is not a feature"
         raise (
             _cannot_tell(path, names) if names else DataError(f"{path}: expected a column beside --features as the target")
         )
@@ -156,7 +156,7 @@ def _find_label(path: Path, names: Sequence[str], wanted: bool, chosen: bool) ->
 
 
 def _without_number(name: str) -> str:
-    """A name without what tells it from another of the same name."""
+    """A name without the suffix that distinguishes it from another of the same name."""
     return re.sub(r"\.\d+\Z", "", name).casefold()
 
 

@@ -1,4 +1,4 @@
-"""What a whole file's numbers are, and so in which type they can travel without any of them being changed."""
+"""What a whole file's numbers are, and so in which type they can be sent without changing any of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Array = npt.NDArray[Any]
 Kind = Literal["integer", "real"]  # of x, as the daemon tells them apart: |u1 counts as real there
 WIRE = ("<f4", "<f8", "<f2", "<i8", "<i4", "|u1")
 EXACT = 2**53
-MANY = 8  # columns from which on it is worth the while to look at them together
-FEW = 256  # values of float32 within a column's range: fewer blur what the column says
+MANY = 8  # from this many columns on it pays to look at them together
+FEW = 256  # values of float32 within a column's range: with fewer, it loses what the column says
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Extent:
         return len({dtype.kind == "b" for dtype in self.dtypes}) > 1
 
     def blurred(self) -> bool:
-        """Whether float32, which models compute in unless told otherwise, tells few of the column's values apart."""
+        """Whether float32, in which models compute by default, distinguishes too few of the column's values."""
         if not self.low < self.high:
             return False
         step = float(np.spacing(np.float32(max(abs(self.low), abs(self.high)))))
@@ -84,7 +84,7 @@ def see_all(extents: Sequence[Extent], arrays: Sequence[Array], row: int) -> Non
 
 
 def joined(extents: Collection[Extent]) -> np.dtype[Any]:
-    """The type on the wire that holds several columns together."""
+    """The type on the wire that can hold several columns together."""
     common = np.result_type(*{dtype for extent in extents for dtype in extent.dtypes})
     if common.newbyteorder("<").str in WIRE:
         return common.newbyteorder("<")
@@ -92,9 +92,9 @@ def joined(extents: Collection[Extent]) -> np.dtype[Any]:
 
 
 def natural(extents: Sequence[Extent], declared: bool) -> np.dtype[Any]:
-    """The type in which features travel unless somebody wants another.
+    """The type in which features are sent unless another is asked for.
 
-    A file that declares its types has its way. A text file's numbers are real ones, even if all happen to be whole, since
+    A type that the file declares is kept. A text file's numbers are real ones, even if all happen to be whole, since
     the next file's may not be; but never at the cost of a digit.
     """
     common = joined(extents)

@@ -58,7 +58,7 @@ class Npz:
             self.names: Sequence[str] = list(archive.keys())
 
     def choose(self, said: Columns) -> Choice:
-        """Inputs and targets: as said, else by their names. Raises DataError."""
+        """Inputs and targets: as the user said, else by their names. Raises DataError."""
         for name in (said.x, said.label):
             if name is not None and name not in self.names:
                 raise DataError(f"{self.path}: no array {name!r}{near(name, self.names)}; it has {listed(self.names)}")

@@ -1,7 +1,7 @@
 """Parquet files: columns as they are declared, lists as arrays.
 
-Guarantees: a number arrives in the type it was written in; what is no number, or a ragged list, is refused with its column
-and row. Holds a batch of rows.
+Guarantees: a number arrives in the type it was written in; what is not a number, or a ragged list, is refused with its
+column and row. Holds one batch of rows in memory.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Parquet:
         self.names: Sequence[str] = schema.names
         twice = next((name for name, count in Counter(schema.names).items() if count > 1), None)
         if twice is not None:
-            raise DataError(f"{path}: expected a name of its own for each column, got {twice!r} twice")
+            raise DataError(f"{path}: expected each column to have its own name, got {twice!r} twice")
         self.indexes: Mapping[str, str] = _indexes(schema)
         self._fields = {name: schema.field(name).type for name in schema.names}
 
@@ -71,10 +71,10 @@ class Parquet:
                     yield [self._numbers(name, columns[name], row, shapes) for name in names]
                     row += batch.num_rows
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.path}: damaged behind row {row}: {error}; copy it again") from None
+            raise DataError(f"{self.path}: damaged after row {row}: {error}; copy it again") from None
 
     def _chunk_rows(self, names: Sequence[str]) -> int:
-        """So many rows that a chunk takes some megabytes; known well enough from what all rows take, unpacked."""
+        """As many rows as make a chunk of some megabytes, estimated from the unpacked size of all rows."""
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(self.path) as file:
@@ -183,13 +183,13 @@ class Parquet:
             index = int((numbers > np.iinfo(np.int64).max).argmax())
             raise DataError(
                 f"{self.path}: {self.place(row + index // per_row)}, column {name!r}: {numbers[index]} is beyond 64-bit "
-                "integers with a sign; an identifier tells a model nothing: leave the column out (--drop)"
+                "integers with a sign; a model cannot learn from an identifier: leave the column out (--drop)"
             )
         return numbers
 
 
 def _indexes(schema: pa.Schema) -> dict[str, str]:
-    """The columns that are pandas's index, by its own word or by their names."""
+    """The columns that are pandas's index, by the file's metadata or by their names."""
     found = {name: "pandas's index, by its name" for name in schema.names if PANDAS_INDEX.fullmatch(name)}
     try:
         said = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))["index_columns"]

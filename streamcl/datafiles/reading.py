@@ -1,4 +1,4 @@
-"""What was taken for what in a file, for its user to see."""
+"""How a file was read, for its user to see."""
 
 from __future__ import annotations
 

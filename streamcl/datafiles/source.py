@@ -1,6 +1,6 @@
-"""What every kind of file is to the rest: named columns in chunks of numbers, and the place of each row as people see it.
+"""What every kind of file has in common: named columns in chunks of numbers, and the place of each row as people count.
 
-Also what can be told of a file before it is read: whether it is one, and which kind its first bytes are of.
+Also what can be told about a file before it is read: whether it is one, and of which kind by its first bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 TEXT_ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".dat")
 ENDINGS = (*TEXT_ENDINGS, ".parquet", ".pq", ".npz")
 TAKEN = ".tsv, .tab, .txt, .dat, .csv, .parquet or .npz"
-MAGIC = (  # the first bytes of files that are no text, what they are, and what to do
+MAGIC = (  # the first bytes of files that are not text, what they are, and what to do
     (b"PAR1", "a Parquet file", "rename it to end with .parquet"),
     (b"\x1f\x8b", "compressed with gzip", "rename it to end with .csv.gz, or unpack it (gunzip)"),
     (b"BZh", "compressed with bzip2", "unpack it first (bunzip2), or pack it with gzip"),
@@ -62,7 +62,7 @@ class Source(Protocol):
         ...
 
     def place(self, row: int) -> str:
-        """Where a row is, as its user sees it."""
+        """Where a row is, as the user counts."""
         ...
 
 
@@ -79,19 +79,19 @@ def refuse_odd_paths(path: Path) -> None:
 
 
 def endings(path: Path) -> tuple[str, bool]:
-    """The ending that tells the kind of file, and whether .gz stands behind it. Raises DataError for an unknown one."""
+    """The ending that tells the kind of file, and whether .gz follows it. Raises DataError for an unknown one."""
     name = path.name.lower()
     packed = name.endswith(".gz")
     ending = Path(name.removesuffix(".gz")).suffix
     if ending not in ENDINGS:
         raise DataError(f"{path}: expected a file that ends with {TAKEN} (or one of the first five and .gz)")
     if packed and ending not in TEXT_ENDINGS:
-        raise DataError(f"{path}: {ending} files are packed already; unpack this one first (gunzip)")
+        raise DataError(f"{path}: {ending} files are compressed already; unpack this one first (gunzip)")
     return ending, packed
 
 
 def refuse_misnamed(path: Path, ending: str) -> None:
-    """Raise DataError where the first bytes are of another kind of file than the name says."""
+    """Raise DataError if the first bytes are of a kind of file other than the name says."""
     with path.open("rb") as file:
         start = file.read(512)
     own = {".parquet": b"PAR1", ".pq": b"PAR1", ".npz": b"PK\x03\x04"}.get(ending)

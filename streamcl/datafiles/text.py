@@ -1,6 +1,6 @@
 """Text files as spreadsheets, pandas, R, databases and instruments write them: CSV and its relatives.
 
-Guarantees: the dialect is found in the file's beginning and held to in all of it; what does not fit is refused with
+Guarantees: the dialect is determined from the file's beginning and applies to all of it; what does not fit is refused with
 its line. A row holds as many cells as every other. Files are read in blocks; a line is the largest thing held.
 """
 
@@ -34,9 +34,9 @@ MANY_LINES, MOST_BYTES = 64, 1 << 25
 SAMPLE_ROWS = 100
 SAMPLE_LINES_BYTES = 1 << 20
 BLANKS = " "  # as a delimiter: any number of blanks
-DELIMITERS = ("\t", ";", "|", ",")  # in this order where two of them explain a file as well
+DELIMITERS = ("\t", ";", "|", ",")  # in this order, if two of them explain a file equally well
 CALLED = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas", BLANKS: "blanks"}
-COUNTING = 4  # from so many columns on, a first row 0, 1, 2, 3 is a header
+COUNTING = 4  # from this many columns on, a first row 0, 1, 2, 3 is a header
 UNNAMED = "Unnamed: 0"
 ROW_NAMES = "row.names"
 AS_MANY = "expected lines of as many numbers each"
@@ -89,7 +89,7 @@ class Text:
     # -- encoding ----------------------------------------------------------------------------------------------------
 
     def _find_encoding(self) -> None:
-        """By the mark at its beginning, else UTF-8 where all of it is, else Windows's; reads the file once."""
+        """By the mark at its beginning, else UTF-8 if all of it is valid, else Windows-1252; reads the file once."""
         with self.bytes() as file:
             start = file.read(4)
         marked = next((name for mark, name in BOMS if start.startswith(mark)), None)
@@ -112,7 +112,7 @@ class Text:
             while block := file.read(READ_BYTES):
                 if self.layout.encoding != "utf-16" and b"\0" in block:
                     raise DataError(
-                        f"{self.path}: expected text, got bytes of 0; is it another kind of file, or UTF-16 without its "
+                        f"{self.path}: expected text, got zero bytes; is it another kind of file, or UTF-16 without its "
                         "mark? Save it as UTF-8"
                     )
                 ends = np.flatnonzero(np.isin(np.frombuffer(block, np.uint8), (10, 13)))
@@ -142,7 +142,7 @@ class Text:
 
     @contextmanager
     def lines(self, skip: int = 0) -> Iterator[io.TextIOWrapper]:
-        """The file's text from behind `skip` lines on, line ends as they are."""
+        """The file's text after `skip` lines, line ends unchanged."""
         errors = "replace" if self.layout.encoding == "cp1252" else "strict"
         with self.bytes() as file:
             text = io.TextIOWrapper(file, self.layout.encoding, errors=errors, newline="")
@@ -153,7 +153,7 @@ class Text:
     # -- rows --------------------------------------------------------------------------------------------------------
 
     def records(self, text: io.TextIOWrapper, skipped: int) -> Iterator[Record]:
-        """Rows as written, with the line each begins on; blank lines are no rows. Slow: for messages and beginnings."""
+        """Rows as written, with the line on which each begins; blank lines do not count. Slow; for messages and samples."""
         return records(self.path, text, self.layout.delimiter, skipped)
 
     def place(self, row: int) -> str:
@@ -187,14 +187,14 @@ class Text:
             raise DataError(f"{self.path}: {self.place(row + bad.index)}, column {name!r}: {bad}") from None
 
     def _judge(self, marks: Marks) -> None:
-        """Commas that may as well stand between thousands are refused, where semicolons do not say otherwise."""
+        """Commas that might be thousands separators are refused, unless semicolons show that they are not."""
         if marks.comma is None:
             return
         row, column = marks.comma
         if not marks.proven and self.layout.delimiter != ";":
             raise DataError(
-                f"{self.path}: {self.place(row)}, column {column!r}: is its comma a decimal one, or does it stand between "
-                "thousands? Write the numbers with a decimal point and nothing between thousands"
+                f"{self.path}: {self.place(row)}, column {column!r}: is its comma a decimal one, or a thousands "
+                "separator? Write the numbers with a decimal point and no thousands separators"
             )
         note = "decimal commas: 1,5 is one and a half"
         if note not in self.notes:
@@ -206,7 +206,7 @@ class Text:
         filled = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(cells)), 0).index(True).as_py()
         if filled >= 0:
             raise DataError(
-                f"{self.path}: {self.place(row + filled)}: expected nothing behind the last delimiter, as in the lines "
+                f"{self.path}: {self.place(row + filled)}: expected nothing after the last delimiter, as in the lines "
                 f"above, got {shown(cells[filled].as_py())}"
             )
 
@@ -232,12 +232,12 @@ class Text:
                 raise DataError(f"{self.path}: {error}; {AS_MANY}") from None
 
     def _block_size(self) -> int:
-        """Of several lines at least, and of many as long as that takes little memory."""
+        """At least several lines, and many as long as that takes little memory."""
         longest = self.layout.longest
         return max(READ_BYTES, 4 * longest, min(MANY_LINES * longest, MOST_BYTES))
 
     def _refuse_ragged(self) -> None:
-        """Say which line has other cells than the rest."""
+        """Raise DataError naming the line whose number of cells differs from the rest."""
         width = len(self.layout.names) + self.layout.trailing
         with self.lines(self.layout.skip) as text:
             for line, cells in self.records(text, self.layout.skip):
@@ -269,7 +269,9 @@ def ragged(path: Path, line: int, got: int, width: int, cells: Sequence[str]) ->
     """A line with too few or too many cells."""
     opened = any("\n" in cell or "\r" in cell for cell in cells)
     hint = "; is a quotation mark opened there and never closed?" if opened else ""
-    return DataError(f"{path}: line {line}: {AS_MANY}, {width} as in the others, got {got}{hint or '; mend or delete it'}")
+    return DataError(
+        f"{path}: line {line}: {AS_MANY}, {width} as in the others, got {got}{hint or '; correct or delete it'}"
+    )
 
 
 class _Feed:
@@ -292,7 +294,7 @@ class _Feed:
         return part
 
     def close(self) -> None:
-        """Nothing to close: the text behind it is its owner's."""
+        """Nothing to close: the text underneath belongs to its owner."""
 
 
 def _blocks(text: io.TextIOWrapper) -> Iterator[bytes]:
@@ -301,7 +303,7 @@ def _blocks(text: io.TextIOWrapper) -> Iterator[bytes]:
 
 
 def _squeezed(text: io.TextIOWrapper) -> Iterator[bytes]:
-    """Lines with one blank between cells."""
+    """Lines with a single blank between cells."""
     while lines := text.readlines(READ_BYTES):
         yield "".join(" ".join(line.split()) + "\n" for line in lines).encode()
 
@@ -344,7 +346,7 @@ class _Beginning:
                 comments, self.comment = comments + 1, self.lines[at].strip()
             at += 1
         if comments:
-            self.text.notes.append(f"{comments} comment {'line' if comments == 1 else 'lines'} at the top passed over")
+            self.text.notes.append(f"{comments} comment {'line' if comments == 1 else 'lines'} at the top skipped")
         self.layout.skip = at
         told = re.fullmatch(r"sep=(.)\s*", self.lines[at]) if at < len(self.lines) else None
         if told is not None:
@@ -367,7 +369,7 @@ class _Beginning:
         width = Counter(map(len, rest)).most_common(1)[0][0] if rest else len(first)
         empty_end = all(cells[-1] == "" for cells in rest if len(cells) == width) if rest else first[-1] == ""
         named = _are_row_names([cells[0] for cells in rest if len(cells) == width])
-        named = named and (len(first) > 1 or self.layout.delimiter != ",")  # else a decimal comma, more likely
+        named = named and (len(first) > 1 or self.layout.delimiter != ",")  # otherwise more likely a decimal comma
         short = bool(rest) and len(first) == width - 1 and (empty_end or named)
         taken, why = self._is_header(rows, short)
         if taken:
@@ -388,21 +390,21 @@ class _Beginning:
             if self.layout.trailing:
                 names.pop()
         if self.layout.trailing:
-            self.text.notes.append("each line ends with a delimiter; nothing is behind it")
+            self.text.notes.append("each line ends with a delimiter; nothing follows it")
         if rest and len(names) + self.layout.trailing != width and len(first) != width and not short:
             raise self._first_odd(rows, width)
         self.layout.header = why
         self.layout.names = self._told_apart(names, taken)
 
     def _first_odd(self, rows: list[Record], width: int) -> DataError:
-        """The first row is not as wide as most others; but one of these that goes over several lines is to blame first."""
+        """The first row is not as wide as most others; but if one of these spans several lines, it is blamed first."""
         for line, cells in rows[1:]:
             if len(cells) != len(rows[0][1]) and any("\n" in cell for cell in cells):
                 return ragged(self.path, line, len(cells), len(rows[0][1]), cells)
         return ragged(self.path, rows[0][0], len(rows[0][1]), width, rows[0][1])
 
     def _skip_header(self, rows: list[Record]) -> None:
-        """Everything up to the line on which the row behind the header begins."""
+        """Everything up to the line on which the row after the header begins."""
         self.layout.skip = rows[1][0] - 1 if len(rows) > 1 else len(self.lines)
 
     def _names_of_comment(self, width: int) -> tuple[list[str], str] | None:
@@ -417,7 +419,7 @@ class _Beginning:
         return cells, "yes (the comment at the top has a name for each column)"
 
     def _told_apart(self, names: list[str], header: bool) -> list[str]:
-        """Every column with a name of its own."""
+        """Gives every column its own name."""
         if header and names[0] == "":
             names[0] = UNNAMED
         if header and names[0] == UNNAMED:
@@ -453,8 +455,8 @@ class _Beginning:
         if not all(named) and (len(words) < len(first) or not any(named)):
             odd = first[words[named.index(False)]]
             raise DataError(
-                f"{self.path}: line {line} has {odd!r}, which is no number and not like a column's name: is this a "
-                "header, or a row with a cell to mend? Say --header yes, or --header no, or mend it"
+                f"{self.path}: line {line} has {odd!r}, which is neither a number nor like a column's name: is this a "
+                "header, or a row with a bad cell? Say --header yes, or --header no, or correct it"
             )
         return True, f"yes (line {line} has names)"
 
@@ -492,7 +494,7 @@ def _are_row_names(cells: list[str]) -> bool:
 
 
 def _delimiter(path: Path, lines: list[str]) -> str:
-    """What separates cells: what cuts most lines into as many, more than one."""
+    """What separates cells: whatever cuts most lines into the same number of cells, more than one."""
     best, share = ",", 0.0
     for delimiter in DELIMITERS:
         try:

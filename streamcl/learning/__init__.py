@@ -1,1 +1,1 @@
-"""The task's life: score, learn, consolidate. Files come in through storage; no sockets."""
+"""The life of a task: score, learn, consolidate. Files come in through storage; no sockets."""

@@ -55,7 +55,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """How the log's arrays become what the model takes: real inputs in `dtype`, integers as int64, on `device`.
+    """How the log's arrays are converted to what the model takes: real inputs in `dtype`, integers as int64, on `device`.
 
     to_outputs: labels to output indices (categorical); None keeps targets as real numbers.
     """
@@ -65,7 +65,7 @@ class Conversion:
     to_outputs: Callable[[Array], npt.NDArray[np.int64]] | None = None
 
     def x(self, *arrays: Array) -> Tensor:
-        """Inputs [n, ...] as the model takes them, those of several arrays one behind the other."""
+        """Inputs [n, ...] as the model takes them; several arrays are concatenated."""
         return self._place(arrays, torch.int64 if arrays[0].dtype.kind == "i" else self.dtype)
 
     def y(self, *arrays: Array) -> Tensor:
@@ -75,7 +75,7 @@ class Conversion:
         return self._place(arrays, self.dtype)
 
     def _place(self, arrays: Sequence[Array], dtype: torch.dtype) -> Tensor:
-        """Every row copied and converted once; on its way to a GPU into pinned memory, copied from beside the work."""
+        """Every row copied and converted once; on its way to a GPU through pinned memory, asynchronously."""
         rows = sum(len(array) for array in arrays)
         host = torch.empty((rows, *arrays[0].shape[1:]), dtype=dtype, pin_memory=self.device.type == "cuda")
         np.concatenate(arrays, out=host.numpy(), casting="unsafe")

@@ -1,7 +1,7 @@
 """When a stream has changed: River's ADWIN over the errors that rows had before they were learned from.
 
 Guarantees: a function of the errors alone, whether or not it was saved and restored in between (without pickle); bounded
-memory and state. Only a rise of the error is drift, a fall is learning. Knows nothing of tasks' names, the log or sockets.
+memory and state. Only a rise of the error is drift; a fall is learning. Knows nothing of tasks' names, the log or sockets.
 
 ADWIN compares the means of every two parts of a window. Its bound is for numbers from 0 to 1:
   * categorical: 1 for a wrong row, else 0. bernoulli: the share of a row's targets that are wrong.
@@ -56,7 +56,7 @@ class Drift:
     """Watches one task's errors at a time.
 
     delta: ADWIN's significance, the risk of a false alarm at one comparison. least_rows: of a task before it is found to
-    have changed. found: the rise, once there was one; nothing is looked at after it, until the next task.
+    have changed. found: the rise, once there was one; nothing after it is looked at until the next task.
     """
 
     likelihood: str
@@ -74,7 +74,7 @@ class Drift:
         self._adwin = self._fresh()
 
     def _fresh(self) -> Any:
-        from river.drift import ADWIN  # here, because it takes a second, which nobody without drift shall wait
+        from river.drift import ADWIN  # here, because it takes a second, which only drift should cost
 
         return ADWIN(  # type: ignore[no-untyped-call]
             delta=self.delta, grace_period=max(GRACE, self.least_rows - self._began)
@@ -124,7 +124,7 @@ class Drift:
                 self._adwin.update(older / 255)
 
     def _judge(self, level: int) -> None:
-        """What ADWIN says: the mean of what it keeps of its window tells a rise from a fall."""
+        """What ADWIN found: the mean of what it keeps of its window tells a rise from a fall."""
         before = self._adwin.estimation
         self._adwin.update(level / 255)
         if not self._adwin.drift_detected:

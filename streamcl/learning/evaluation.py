@@ -69,7 +69,7 @@ class Prequential:
         self.task = Running(self.likelihood)
 
     def score(self, nll: Tensor, output: Tensor, target: Tensor, reduction: Reduction = ALONE) -> float:
-        """Score outputs that n rows had before they were learned from; returns their mean NLL. nll: [n], in nats."""
+        """Score the outputs that n rows had before they were learned from; returns their mean NLL. nll: [n], in nats."""
         means, loss = _batch_means(self.likelihood, nll, output, target, reduction)
         rows = reduction.count(len(target))
         self.overall.update(means, rows)
@@ -87,9 +87,9 @@ class Prequential:
 
 
 def right(likelihood: str, output: Tensor, target: Tensor) -> Tensor:
-    """The share of each row's targets that is predicted right, [n] float64: 0 or 1 where a row has one target.
+    """The share of each row's targets that is predicted correctly, [n] float64: 0 or 1 where a row has one target.
 
-    likelihood: categorical or bernoulli; a real number is never right or wrong.
+    likelihood: categorical or bernoulli; a real number is never simply right or wrong.
     """
     if likelihood == "categorical":
         return (output.argmax(1) == target).double()

@@ -17,10 +17,10 @@ MOST_CHARACTERS = 2000  # of a reason
 
 
 class Unlearnable(StreamclError):
-    """A record could not be learned: the loss left the finite numbers, or the model failed on it.
+    """A record could not be learned: the loss was not finite, or the model failed on it.
 
     stage: ``batch`` or ``boundary`` where the model raised, else ``batch-diverged`` or ``boundary-diverged``. The learner
-    is then in no state to go on: restore it, and tell it to be wary.
+    cannot continue then: restore it, and tell it to be wary.
     """
 
     def __init__(self, stage: str, message: str) -> None:
@@ -29,7 +29,7 @@ class Unlearnable(StreamclError):
 
 
 class Diverged(FloatingPointError):
-    """The loss, the parameters or the curvature left the finite numbers."""
+    """The loss, the parameters or the curvature are no longer finite."""
 
 
 @contextmanager

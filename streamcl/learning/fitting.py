@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a consolidation has come: `done` is the share of its phase, the epochs or the Fisher, from 0 to 1.
+    """How far a consolidation has got: `done` is the share of its phase, the epochs or the Fisher, from 0 to 1.
 
     `result` is set by the event that ends an epoch.
     """
@@ -154,12 +154,12 @@ class Fitting:
     def fisher(self, task: str, data: TaskData, seed: int) -> Generator[Event, None, tuple[Precision, float]]:
         """The Fisher at the optimum, in float64 on the host, and the mean NLL there: one forward pass serves both.
 
-        Where a few rows show that the fast ways cannot be trusted with this task, all of it is taken by the loop.
+        If a few rows show that the fast ways cannot be trusted with this task, the loop does all of it.
         """
         fisher = self._diagonal_fisher(seed, by_loop=False)
         try:
             loss = yield from self._fisher_pass(task, data, fisher)
-            wrong = None if fisher.verified() else "some rows have another Fisher by themselves"
+            wrong = None if fisher.verified() else "some rows have a different Fisher when taken by themselves"
         except Undecided as error:
             wrong = str(error)
         self.fisher_note = fisher.slow
@@ -167,7 +167,7 @@ class Fitting:
             fisher = self._diagonal_fisher(seed, by_loop=True)
             loss = yield from self._fisher_pass(task, data, fisher)
             self.fisher_note = (
-                f"the Fisher was found wrong ({wrong}) and taken again row by row, in {fisher.loop_seconds:.2g} s"
+                f"the Fisher was found to be wrong ({wrong}) and was taken again row by row, in {fisher.loop_seconds:.2g} s"
             )
         self.warning = "; ".join(filter(None, (self.warning, self.fisher_note))) or None
         return fisher.precision(), loss
@@ -199,10 +199,10 @@ class Fitting:
         return float(network.reduction.sum(total)) / data.samples
 
     def check_gained(self, loss: float, data: TaskData, anchor: Callable[[], Tensor]) -> None:
-        """Raise Diverged where training has made the task much worse than it was at the anchor, though all is finite.
+        """Raise Diverged where training has made the task much worse than it was at the anchor, although all is finite.
 
-        By more than a nat a sample and more than twofold: no rate that suits does that. Costs a pass over the task, but for
-        losses that are too small to tell of it.
+        By more than a nat a sample and more than twofold: no suitable rate does that. Costs a pass over the task, except
+        when the loss is too small for it.
         """
         if self.config.model.likelihood != "gaussian" and loss <= WORSE_NATS:
             return

@@ -141,7 +141,7 @@ class Learner:
     ) -> None:
         """Try the model on rows of a first batch and throw it away; raises ModelRefused, ConfigError.
 
-        look_up: called now and then, for whoever has to show signs of life meanwhile.
+        look_up: called now and then, so that the caller can show signs of life meanwhile.
         """
         Trial(self.config, signature, self.device, x, y, new_labels, look_up, self.factory).run()
 
@@ -257,7 +257,7 @@ class Learner:
         self._come_past(mark)
 
     def abandon(self, mark: Mark, task: str) -> Outcome | None:
-        """The revisit never was: the task's factor stands, and the parameters are those from before."""
+        """As if the revisit had never been: the task's factor stands, and the parameters are those from before."""
         return self._come_past(mark, self._abandon(mark, task))
 
     def _abandon(self, mark: Mark, task: str) -> Outcome:
@@ -298,7 +298,7 @@ class Learner:
             self._posterior.total = from_arrays(under(POSTERIOR, arrays))
         outcome = self._settle(RolledBack(**_about(mark, task, started), to=to, undone=undone))
         self.consolidations += 1
-        self._fitting.steps += 1  # the parameters are others, and readers tell them apart by it
+        self._fitting.steps += 1  # the parameters have changed, and readers recognise that by it
         if self.open_task is not None:
             self.open_task.penalty = self._posterior.cavity(None)
             self._fitting.begin(self.open_task.penalty)
@@ -441,7 +441,7 @@ class Learner:
         return task if self.open_task is None else self.open_task.name
 
     def _close(self, mark: Mark, task: str, weight: float | None) -> Steps:
-        """A boundary; of a task of which nothing can be learned, one that holds it."""
+        """A boundary; if nothing of the task can be learned, it is held."""
         started = time.monotonic()
         if self._open.is_empty:  # a repair has found none of its records
             return self._abandon(mark, task) if self._open.revisited else self._close_empty(mark, task)
@@ -533,7 +533,7 @@ class Learner:
         return name in self.standing.tasks or name in self.standing.forgotten or name in self.standing.held
 
     def _has_name_left(self) -> bool:
-        """Whether as many tasks as are kept are not yet known: with the next one's number, names stay short enough."""
+        """Whether fewer tasks are known than are kept, so that the next one's number keeps its name short enough."""
         return len(self.standing.closed()) + 1 < self.config.stream.tasks
 
     def _close_drifted(self, mark: Mark, rise: Rise) -> Steps:
@@ -549,7 +549,7 @@ class Learner:
         return Outcome(entry, outcome.factor)
 
     def _confirm(self, mark: Mark, weight: float | None, drifted: Drifted) -> Outcome:
-        """A boundary of a stream whose last task drift has closed, no row having come since: it is the answer to both."""
+        """A boundary of a stream whose last task drift has closed, no row having come since: one answer serves both."""
         self.drifted = self.warning = None
         held = self.standing.held.get(drifted.task)
         if held is not None:
@@ -612,8 +612,8 @@ class Learner:
     def restore(self, state: LearnerState, tensors: Mapping[str, npt.NDArray[Any]], standing: Standing) -> None:
         """Take over what `snapshot` gave, and what the ledger says holds.
 
-        Raises ConfigError where the configuration is another model's; unless nothing was consolidated yet: then every row
-        is still there, and a mended model begins anew.
+        Raises ConfigError if the configuration is another model's, unless nothing was consolidated yet: then every row
+        is still there, and a corrected model starts afresh.
         """
         if standing.tasks:
             check_fingerprint(state.fingerprint, self.config)
@@ -641,7 +641,7 @@ class Learner:
             self._restore_open_task(state.open_task, tensors if fits else {})
 
     def _try_anew(self, state: LearnerState) -> None:
-        """A mended model is tried like a new one, on rows that are still there; raises ModelRefused."""
+        """A corrected model is tried like a new one, on rows that are still there; raises ModelRefused."""
         opened = [] if state.open_task is None else [(state.needed, self.next_lsn)]
         kept = (lsn for first, end in [*self.standing.kept(), *opened] for lsn, _ in self.store.batches(first, end))
         lsn = next(kept, None)
@@ -653,7 +653,9 @@ class Learner:
     def _restore_labels(self, labels: list[tuple[int, int]]) -> None:
         classes = self.config.model.classes
         if any(output >= classes for _, output in labels):
-            raise ConfigError(f"model.classes: expected at least {len(labels)}, which labels came already; got {classes}")
+            raise ConfigError(
+                f"model.classes: expected at least {len(labels)}, for the labels that have already come; got {classes}"
+            )
         self.labels.outputs = dict(labels)
 
     def _restore_model(self, state: LearnerState, tensors: Mapping[str, npt.NDArray[Any]], alike: bool) -> bool:
@@ -675,7 +677,7 @@ class Learner:
         return True
 
     def _restore_open_task(self, state: OpenTaskState, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
-        """The open task as it was; with no tensors, of a mended model: its rows are learned at the boundary."""
+        """The open task as it was; without tensors, for a corrected model: its rows are learned at the boundary."""
         before = {name: array.copy() for name, array in under("before.", tensors).items()}
         penalty = self._posterior.cavity(None if state.damping is None else state.name)
         task = OpenTask(state.name, state.first_lsn, penalty, state.damping, before, tag=state.tag)
@@ -721,7 +723,7 @@ def _about(mark: Mark, task: str, started: float) -> dict[str, Any]:
 
 
 def _asked_by(mark: Mark, entry: Entry) -> Mark:
-    """A retry stands for the boundary that was not learned whole: whoever sent that is told of it."""
+    """A retry stands for the boundary that was not learned in full: its sender is told of the result."""
     return Mark(mark.lsn, entry.producer, entry.seq)
 
 
@@ -737,5 +739,5 @@ def _together(known: Consolidated, samples: int, weight: float, loss: float) -> 
 
 def _existing(value: T | None) -> T:
     if value is None:
-        raise RuntimeError("a boundary or step came before the first batch: the log is not one the daemon wrote")
+        raise RuntimeError("a boundary or step came before the first batch: the daemon did not write this log")
     return value

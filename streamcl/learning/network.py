@@ -2,7 +2,7 @@
 
 Guarantees: the same configuration and signature build the same network to the bit, and building runs nothing of it but the
 factory (and lazy layers once); evaluation leaves the training flags as the factory set them; frozen parameters and buffers
-keep their values, whatever `train.dtype` is. Whether a model can be learned is found out on rows (`trial`). Knows nothing
+keep their values, whatever `train.dtype` is. Whether a model can be learned is determined on rows (`trial`). Knows nothing
 of tasks, the log or sockets.
 """
 
@@ -34,7 +34,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` as CUDA where there is one, else the CPU; any other name as PyTorch reads it. Raises ConfigError."""
+    """``auto`` is CUDA if there is one, else the CPU; any other name is as PyTorch reads it. Raises ConfigError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -46,7 +46,7 @@ def choose_device(name: str) -> torch.device:
 
 
 class Network:
-    """A built model; raises ModelRefused where the factory or its module cannot be used.
+    """A built model; raises ModelRefused if the factory or its module cannot be used.
 
     config: the whole configuration. signature: shapes of one row. labels: the label map (categorical). steady: a training
     step computes what an evaluation does (no dropout), so that its outputs can be scored; False until `settle`. trained:
@@ -101,14 +101,14 @@ class Network:
         return _placed(module, self.device, self.dtype)
 
     def settle(self, x: Tensor) -> None:
-        """Find out on some rows whether the model is steady; one that raises is not. The same rows, the same answer."""
+        """Determine on some rows whether the model is steady; one that raises is not. Same rows, same answer."""
         try:
             self.steady = not self.autocast and self._is_steady(x)
-        except (Exception, SystemExit, KeyboardInterrupt):  # whoever learns from these rows will hear of it
+        except (Exception, SystemExit, KeyboardInterrupt):  # it will be raised again when these rows are learned
             self.steady = False
 
     def settle_on_zeros(self) -> None:
-        """As `settle`, for a state directory that does not say: it was made when zeros were what a model was tried on."""
+        """As `settle`, for an older state directory, made when a model was tried on zeros."""
         zeros = np.zeros((2, *self.signature.x_shape), "<i8" if self.signature.x_integer else "<f4")
         self.settle(self.conversion.x(zeros))
 
@@ -126,13 +126,13 @@ class Network:
             return not drew and not changed and torch.equal(training, self.module(x))
 
     def changed(self, before: Mapping[str, Tensor]) -> list[str]:
-        """The names of fixed tensors that are not what they were, or were not there."""
+        """The names of fixed tensors that have changed, or were not there before."""
         now = self.fixed()
         missing = sorted(before.keys() ^ now.keys())
         return missing + [name for name in before if name in now and not _same(now[name], before[name])]
 
     def put_back(self, before: Mapping[str, Tensor]) -> None:
-        """Give fixed tensors the values that they had, where they have kept their shapes."""
+        """Restore the values of fixed tensors that have kept their shapes."""
         with torch.no_grad():
             for name, tensor in self.fixed().items():
                 old = before.get(name)
@@ -140,7 +140,7 @@ class Network:
                     tensor.copy_(old)
 
     def training_output(self, x: Tensor) -> Tensor:
-        """The module's output for a training step; with `train.autocast`, in bfloat16 wherever PyTorch holds that safe.
+        """The module's output for a training step; with `train.autocast`, in bfloat16 wherever PyTorch considers that safe.
 
         Scores before training, the Fisher and predictions are always computed in full precision.
         """
@@ -167,7 +167,7 @@ class Network:
             return self.likelihood.predict(self.shaped(self.module(x)))
 
     def shaped(self, output: Tensor) -> Tensor:
-        """Outputs in the targets' shape: a target [n] may come out of the module as [n, 1]."""
+        """Outputs in the targets' shape: for targets [n], the module may return [n, 1]."""
         if self.conversion.to_outputs is not None:
             return output
         return output.reshape(len(output), *self.signature.y_shape)
@@ -199,7 +199,7 @@ class Network:
         return {"arguments": plain, "outputs": outputs, "state": state, "left_out": left_out}
 
     def _kept_vars(self) -> dict[str, Tensor]:
-        """As `fixed`, but the very tensors that the module holds."""
+        """As `fixed`, but the module's own tensors instead of copies."""
         frozen = {name: p for name, p in self.module.named_parameters() if not p.requires_grad}
         return {**frozen, **dict(self.module.named_buffers())}
 
@@ -217,7 +217,7 @@ class Network:
         return {"theta": self.theta(), **fixed}
 
     def takes(self, state: Mapping[str, npt.NDArray[Any]]) -> bool:
-        """Whether these arrays are of a model like this one."""
+        """Whether these arrays come from a model like this one."""
         shapes = {name: array.shape for name, array in self.state().items()}
         return all(name in state and state[name].shape == shape for name, shape in shapes.items())
 
@@ -226,7 +226,7 @@ class Network:
         return None if plain is None else Layout.from_plain(plain).difference(self.parameters.layout)
 
     def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take over what `state` gave; raises ConfigError where the model is another one.
+        """Take over what `state` gave; raises ConfigError if they come from another model.
 
         For predictions, which change nothing, an array that was loaded the last time is not copied again.
         """
@@ -244,7 +244,7 @@ class Network:
 
 
 def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The module on its device, what it trains in `dtype`, and with it what is of the same kind and loses nothing by it.
+    """The module on its device; what is trained in `dtype`, and with it whatever has the same dtype and loses nothing.
 
     Other frozen parameters and buffers stay as they are: a table of 64-bit times, complex filters, a backbone in bfloat16.
     """
@@ -265,7 +265,7 @@ def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.M
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """To the bit, but for NaN, which is like itself; of sparse tensors, the numbers that they hold."""
+    """Bitwise, except that NaN equals itself; for sparse tensors, the values that they hold."""
     if one.layout != torch.strided:
         one, other = (t.coalesce().values() if t.layout == torch.sparse_coo else t.values() for t in (one, other))
     if one.is_quantized:

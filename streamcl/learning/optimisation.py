@@ -1,9 +1,9 @@
 """Minimising ``mean NLL + penalty / N`` (the note's eq. 11 divided by N): steps, epochs, full-batch L-BFGS.
 
-Guarantees: the penalty enters every step exactly once, and no step on it can diverge. Adam takes its gradient, as the
-value that the gradient buffer starts from: its steps are bounded by the learning rate whatever the gradient. Plain SGD
-takes an implicit (proximal) step on it, which is stable at any learning rate and has the same fixed point. L-BFGS searches
-along its lines. The optimiser works on the one flat parameter vector. Knows a Gaussian only by its interface, and nothing
+Guarantees: the penalty enters every step exactly once, and no step on it can diverge. Adam takes its gradient, with which
+the gradient buffer is initialised: its steps are bounded by the learning rate whatever the gradient. Plain SGD
+takes an implicit (proximal) step on it, which is stable at any learning rate and has the same fixed point. L-BFGS uses a
+line search. The optimiser works on the one flat parameter vector. Knows a Gaussian only by its interface, and nothing
 of tasks' names, files or the log.
 """
 
@@ -27,11 +27,11 @@ from streamcl.learning.optimisers import Adam, Lbfgs, Sgd
 from streamcl.snapshot import under
 
 LAST_EPOCH_RATE = 0.1  # the last epoch anneals, so that theta* is near an optimum of eq. 11
-POLISH_ITERATIONS = 40  # steps on gradients alone behind L-BFGS
+POLISH_ITERATIONS = 40  # steps on gradients alone after L-BFGS
 TRIAL_STEP = 1e-4  # of the parameters' norm: the first trial of a secant
 POLISH_PATIENCE = 5  # and how many of them may fail to improve
 PREFIX = "optimizer."  # of the optimiser's tensors in a checkpoint
-RESTLESS_NATS = 0.1  # what Adam's own restlessness may cost under the penalty, a sample
+RESTLESS_NATS = 0.1  # what Adam's own jitter may cost under the penalty, per sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Optimisation:
         self.set_penalty(penalty)
 
     def set_penalty(self, penalty: Gaussian) -> None:
-        """From here on, another penalty."""
+        """Use another penalty from here on."""
         self.penalty = penalty.to(self.network.device, self.network.dtype)
         self._weight = 1.0
         self._scaled = self.penalty.scaled(self._weight)
@@ -81,7 +81,7 @@ class Optimisation:
         return isinstance(self.optimiser, Sgd)
 
     def warning(self, samples: int) -> str | None:
-        """What is wrong with this learning rate under this penalty for a task of N samples, and one that would do.
+        """What is wrong with this learning rate under this penalty for a task of N samples, and one that would work.
 
         SGD: an explicit step of rate r on a curvature c contracts only for r c < 2; beyond it the implicit step is what
         keeps training stable, and it holds the parameters of the largest curvature nearly fixed. Adam: each parameter
@@ -98,7 +98,7 @@ class Optimisation:
                 return None
         return (
             f"train.learning_rate {rate:g} is {why} (lambda times Fisher up to {curvature.largest:.3g}, {samples} "
-            f"samples); {0.9 * limit:.2g} would do, or a smaller posterior.scale"
+            f"samples); {0.9 * limit:.2g} would work, or a smaller posterior.scale"
         )
 
     def set_samples(self, samples: int) -> None:
@@ -108,7 +108,7 @@ class Optimisation:
             self._scaled.weigh(self._weight)
 
     def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on a minibatch; returns its per-sample NLL [n] and the output it had before the step."""
+        """One step on a minibatch; returns its per-sample NLL [n] and its output before the step."""
         parameters, optimiser, reduction = self.network.parameters, self.optimiser, self.network.reduction
         if isinstance(optimiser, Lbfgs):
             raise RuntimeError("L-BFGS works on a whole task, not on minibatches")
@@ -135,7 +135,7 @@ class Optimisation:
         whenever it comes. Yields None after every step, so that a caller can look up, and an EpochResult after every epoch.
         """
         self.set_samples(data.samples)
-        self.optimiser = self._optimiser()  # moments from while N was small, and the penalty large, would hold it back
+        self.optimiser = self._optimiser()  # moments from when N was small, and the penalty large, would hold it back
         previous, settled = float("inf"), False
         for epoch in range(1, self.train.epochs + 1):
             last = settled or epoch == self.train.epochs
@@ -183,7 +183,7 @@ class Optimisation:
         return nll
 
     def _polish(self, data: TaskData) -> Iterator[None]:
-        """From the square root of machine precision, where comparing values ends, on to where gradients end.
+        """Continue from the square root of machine precision, where comparing values ends, to where gradients end.
 
         Nonlinear conjugate gradients with one secant step along each direction (Shewchuk 1994, section 14.1): nothing but
         gradients is compared. Ends at the smallest gradient found, once curvature or patience runs out.
@@ -221,7 +221,7 @@ class Optimisation:
         return self.network.parameters.grad.clone()
 
     def _objective(self, data: TaskData) -> Tensor:
-        """``sum NLL + penalty`` over the whole task, its gradient left in the flat gradient."""
+        """``sum NLL + penalty`` over the whole task, leaving its gradient in the flat gradient."""
         parameters, reduction = self.network.parameters, self.network.reduction
         theta = parameters.theta.detach()
         self.penalty.gradient(theta, out=parameters.grad)

@@ -1,7 +1,7 @@
 """Optimisers of one flat parameter vector: Adam and plain SGD as PyTorch's own kernels, L-BFGS as its class.
 
 `torch.optim`'s classes import the whole of TorchDynamo when the first of them is made: seconds, and some hundred megabytes,
-for wrappers that nothing here uses. Its functional forms do not; the numbers are the same to the bit.
+for wrappers that nothing here uses. Its functional forms do not; the results are bitwise the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step from the gradient as it stands."""
+        """One step along the current gradient."""
         if not self._moments:
             self._moments = {
                 "step": torch.zeros((), device=self._theta.device),

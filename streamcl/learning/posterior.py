@@ -25,14 +25,14 @@ from streamcl.core.gaussian import Gaussian
 from streamcl.core.precision import Precision
 from streamcl.entries import Consolidated
 
-LEAST_SHARE = 1e-3  # of the prior's precision: parameters that a task's data determine less than that say nothing of it
+LEAST_SHARE = 1e-3  # of the prior's precision: parameters that a task's data determine less than that tell nothing about it
 
 
 class FactorSource(Protocol):
     """Where the factors are kept."""
 
     def read(self, number: int, task: str, verify: bool = True) -> Mapping[str, npt.NDArray[Any]]:
-        """One factor's arrays; raises Damaged. verify: False where it is only looked at, and becomes part of nothing."""
+        """One factor's arrays; raises Damaged. verify: False if it is only looked at and enters nothing."""
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ class Posterior:
         """Each task's name, its penalty at theta in nats, and the penalty's rise in nats a sample since it was learned.
 
         followed: when each was last looked at; those longest ago come first. What was withdrawn meanwhile is passed over.
-        Raises Damaged where a factor is missing or, looked at for the first time, unsound.
+        Raises Damaged if a factor is missing or, when first looked at, unsound.
         """
         if not self.keeps_factors:
             return

@@ -1,7 +1,7 @@
-"""A module's fixed tensors as arrays of a file and back: any dtype to the bit, sparse ones by their parts.
+"""A module's fixed tensors as arrays of a file and back: any dtype bitwise, sparse ones by their parts.
 
-What the file format has no name for (bfloat16, complex numbers, int16, ...) is stored as bytes; the tensor that it is read
-into says what they were.
+Dtypes that the file format lacks (bfloat16, complex numbers, int16, ...) are stored as bytes; the tensor that they are
+read into determines what they mean.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def host(tensor: Tensor) -> npt.NDArray[Any]:
 
 
 def packed(name: str, tensor: Tensor) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """A tensor's parts by the names that they have in a file."""
+    """A tensor's parts, by their names in a file."""
     for part, values in _PARTS[tensor.layout](tensor.detach()).items():
         yield f"{name}{part}", host(values)
 
 
 def unpack(name: str, tensor: Tensor, arrays: Arrays) -> None:
-    """Copy what `packed` gave into a tensor of the same kind; raises ConfigError where it is another model's."""
+    """Copy what `packed` gave into a tensor of the same kind; raises ConfigError if it comes from another model."""
     try:
         parts = {part: _like(values, arrays[f"{name}{part}"]) for part, values in _PARTS[tensor.layout](tensor).items()}
         _fill(tensor, parts)
@@ -77,11 +77,11 @@ def _fill(tensor: Tensor, parts: Mapping[str, Tensor]) -> None:
         elif tensor.layout == torch.sparse_coo:
             tensor.copy_(torch.sparse_coo_tensor(parts[".indices"], parts[".values"], tensor.shape, check_invariants=True))
         else:
-            tensor.values().copy_(parts[".values"])  # where its numbers are belongs to the factory
+            tensor.values().copy_(parts[".values"])  # the positions of its values belong to the factory
 
 
 def _like(tensor: Tensor, array: npt.NDArray[Any]) -> Tensor:
-    """An array as the kind of tensor that it came from."""
+    """An array as a tensor of the kind that it came from."""
     found = from_array(array)
     if tensor.dtype not in NAMED and found.dtype == torch.uint8:
         found = found.view(tensor.dtype).reshape(tensor.shape if found.numel() == tensor.nbytes else (-1,))
@@ -89,5 +89,5 @@ def _like(tensor: Tensor, array: npt.NDArray[Any]) -> Tensor:
 
 
 def from_array(array: npt.NDArray[Any]) -> Tensor:
-    """A tensor of an array, copied only where the array is read-only, which PyTorch does not know."""
+    """An array as a tensor; copied only if it is read-only, which PyTorch does not support."""
     return torch.from_numpy(array if array.flags.writeable else np.array(array))

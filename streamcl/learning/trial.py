@@ -1,11 +1,11 @@
 """Whether a model can be learned: everything that a task will ask of it, on a few rows of the first batch.
 
 Evaluation, a training step, single rows and the Fisher are tried, on a network that is thrown away afterwards; what would
-fail at the boundary fails here, before the batch is acknowledged. Guarantees: whatever a model raises comes out as
-ModelRefused in words, with the exception's type and text and a remedy; random generators are left as they were.
+fail at the boundary fails here, before the batch is acknowledged. Guarantees: whatever a model raises becomes a
+ModelRefused, with the exception's type and text and a remedy; random generators are left as they were.
 
-A model is refused too where what it is would not be learned: state that training changes and the posterior does not hold,
-rows that are not a sample each, outputs that cannot be repeated.
+A model is also refused if something about it could not be learned: state that training changes and the posterior does not
+hold, rows that are not one sample each, outputs that are not reproducible.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from streamcl.learning.network import Network
 from streamcl.schema import LabelMap, Signature
 
 FISHER_ROWS = 4
-REPEATED = 1e-6  # how far apart outputs may be, relatively, that are computed twice in the same way
-NAMED = 3  # of many names, in a sentence
+REPEATED = 1e-6  # by how much outputs that are computed twice in the same way may differ, relatively
+NAMED = 3  # of many names, in one sentence
 
 Array = npt.NDArray[Any]
 
@@ -63,7 +63,7 @@ class Trial:
             _Rows(self.config, network, *self._rows(network), self.look_up).run()
 
     def _rows(self, network: Network) -> tuple[Tensor, Tensor]:
-        """Two rows at least: a batch of one is a training step too, but shows nothing of rows beside each other."""
+        """At least two rows: a batch of one is a training step too, but shows nothing about neighbouring rows."""
         places = np.arange(max(2, len(self.x))) % len(self.x)
         return network.conversion.x(self.x[places]), network.conversion.y(self.y[places])
 
@@ -78,7 +78,7 @@ class _Rows:
         self.look_up = look_up
         self.fixed = {name: tensor.clone() for name, tensor in network.fixed().items()}
         self.theta = network.parameters.theta.detach().clone()
-        self.overflows = False  # it is the rows' own numbers that leave the finite ones; such a batch is set aside later
+        self.overflows = False  # the rows' own numbers overflow; such a batch is set aside later
 
     def run(self) -> None:
         parts = [self._evaluation, self._training, self._memory, self._alone, self._single_steps, self._fisher]
@@ -95,7 +95,7 @@ class _Rows:
         if not same_outputs(self._evaluated(self.x, "in evaluation mode"), self.before, REPEATED):
             raise ModelRefused(
                 "the model's outputs for the same rows differ from one evaluation to the next; expected the same ones: let "
-                "it draw random numbers in training mode only, as in F.dropout(x, p, self.training), and keep no state"
+                "it draw random numbers only in training mode, as in F.dropout(x, p, self.training), and keep no state"
             )
 
     def _evaluated(self, x: Tensor, when: str) -> Tensor:
@@ -109,23 +109,21 @@ class _Rows:
         if not torch.isfinite(nll).all() and not self.overflows:
             raise ModelRefused(
                 f"the loss of the first rows is {float(nll[~torch.isfinite(nll)][0])} before anything was learned; "
-                "expected a finite one: scale what goes in, and look for a division by zero or a row that is wholly masked"
+                "expected a finite one: scale the inputs, and look for a division by zero or a row that is entirely masked"
             )
         return output
 
     def _check_input(self, given: Tensor, x: Tensor) -> None:
         if not torch.equal(given, x):
-            raise ModelRefused(
-                "the model writes into its input, which is the data that other steps learn from; use x = x.clone() first"
-            )
+            raise ModelRefused("the model writes into its input, which other steps learn from too; use x = x.clone() first")
 
     def _checked(self, output: Any, rows: int, when: str) -> Tensor:
         """The output, if it is one tensor of the likelihood's shape."""
         expected = self._expected()
         if not isinstance(output, Tensor):
             raise ModelRefused(
-                f"the model returns {_kind(output)} {when}; expected one tensor {expected}: return the outputs alone, in "
-                "training mode and in evaluation mode, from a module around it if need be"
+                f"the model returns {_kind(output)} {when}; expected one tensor {expected}: return only the outputs, in "
+                "training and in evaluation mode, from a wrapper module if need be"
             )
         if output.layout != torch.strided or not output.is_floating_point():
             raise ModelRefused(
@@ -147,7 +145,7 @@ class _Rows:
     # -- training ------------------------------------------------------------------------------------------------
 
     def _training(self) -> None:
-        """A forward and a backward pass, as in a training step; buffers first, whatever else is wrong."""
+        """A forward and a backward pass, as in a training step; buffers are reported first, whatever else is wrong."""
         given = self.x.clone()
         try:
             with warnings.catch_warnings(record=True) as said:
@@ -157,14 +155,14 @@ class _Rows:
             self._check_unwritten("a training step", training=True)
         if any("None of the inputs have requires_grad" in str(warning.message) for warning in said):
             raise ModelRefused(
-                "torch.utils.checkpoint with use_reentrant=True is given inputs without a gradient, so that the parameters "
+                "torch.utils.checkpoint with use_reentrant=True gets inputs without a gradient, so the parameters "
                 "inside get none either and would never be learned; use use_reentrant=False"
             )
         self._check_input(given, self.x)
         self._check_theta()
         if not output.requires_grad:
             raise ModelRefused(
-                "the model's outputs depend on no parameter that is trained: nothing could be learned; look for detach(), "
+                "the model's outputs depend on no trainable parameter, so nothing could be learned; look for detach(), "
                 "no_grad(), argmax or requires_grad_(False) on the way from the parameters to the outputs"
             )
         if not self.overflows and not torch.isfinite(self.network.parameters.grad).all():
@@ -190,7 +188,7 @@ class _Rows:
         return output
 
     def _check_unwritten(self, what: str, training: bool) -> None:
-        """Refuse buffers and frozen parameters that are written to: what they learn, a later task would overwrite."""
+        """Refuse buffers and frozen parameters that are written to: a later task would overwrite what they learn."""
         changed = self.network.changed(self.fixed)
         if not changed:
             return
@@ -203,7 +201,7 @@ class _Rows:
         )
 
     def _remedy(self, owners: list[str]) -> str | None:
-        """Evaluation mode for the modules that own what is written, where that is seen to help."""
+        """Suggest evaluation mode for the modules that own what is written, if that is found to help."""
         parts = [self.network.module.get_submodule(owner) for owner in owners]
         flags = [(part, part.training) for owner in parts for part in owner.modules()]
         for part, _ in flags:
@@ -230,7 +228,7 @@ class _Rows:
     # -- other numbers of rows -----------------------------------------------------------------------------------
 
     def _alone(self) -> None:
-        """Rows by themselves: what a sample's likelihood is must not depend on the rows beside it."""
+        """Rows by themselves: a sample's likelihood must not depend on its neighbouring rows."""
         alone = [self._evaluated_row(n, "in evaluation mode") for n in range(len(self.x))]
         if not same_outputs(torch.cat(alone), self.before):
             raise ModelRefused(
@@ -264,7 +262,7 @@ class _Rows:
     # -- the Fisher ----------------------------------------------------------------------------------------------
 
     def _fisher(self) -> None:
-        """Every way that the Fisher may take, and the loop, on a few rows and with few cotangents."""
+        """Every way in which the Fisher may be computed, and the loop, on a few rows and with few cotangents."""
         network, rows = self.network, slice(0, FISHER_ROWS)
         x, y = self.x[rows], self.y[rows]
         kind = self.config.posterior.fisher
@@ -285,14 +283,14 @@ class _Rows:
             )
 
     def _check_loop(self, x: Tensor) -> None:
-        """The plain loop, which everything else may fall back to, must work."""
+        """The plain loop, to which everything else may fall back, must work."""
         parameters = self.network.parameters.parameters
         with self.network.evaluating(), torch.enable_grad():
             output = self.network.module(x[:1])
             if not output.requires_grad:
                 raise ModelRefused(
-                    "the model's outputs have no gradient in evaluation mode, so that there is no Fisher; let it compute "
-                    "without gradients (no_grad, detach, quantised layers) only what is not trained"
+                    "the model's outputs have no gradient in evaluation mode, so there is no Fisher; compute without "
+                    "gradients (no_grad, detach, quantised layers) only what is not trained"
                 )
             parameter_gradients(output, parameters, random_like(output.detach(), 1, seed=0)[0])
 
@@ -300,13 +298,13 @@ class _Rows:
 
     @contextmanager
     def _trying(self, when: str, rows: int) -> Iterator[None]:
-        """Say what a model raised, and when."""
+        """The message about what a model raised, and when."""
         shape = list(self.network.signature.x_shape)
         with _in_words(f"the model fails {when} on {_rows(rows)} of shape {shape} of the first batch", self._hint):
             yield
 
     def _hint(self) -> str:
-        """What may be behind it, and what is expected."""
+        """What may be the cause, and what is expected."""
         expected = f"; expected {self._expected()} for any rows and any number of them, a single one too"
         return expected + self._mixers() + self._own_dtypes()
 
@@ -357,7 +355,7 @@ def _by_the_batch(part: _BatchNorm) -> bool:
 
 @contextmanager
 def _in_words(what: str, hint: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Whatever is raised, as ModelRefused; sys.exit() in a model must not end a process of ours either."""
+    """Turns whatever is raised into ModelRefused; sys.exit() in a model must not end our process either."""
     try:
         yield
     except StreamclError:
@@ -367,7 +365,7 @@ def _in_words(what: str, hint: Callable[[], str] = lambda: "") -> Iterator[None]
 
 
 def _kind(output: object) -> str:
-    """What a model has returned, by what is in it."""
+    """What a model has returned, described by its contents."""
     if isinstance(output, Mapping):
         return f"a mapping ({type(output).__name__} with {_listed([str(key) for key in output])})"
     if isinstance(output, tuple | list):

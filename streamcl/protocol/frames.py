@@ -39,7 +39,7 @@ class Envelope:
     """One message whose frames and header are sound; its arrays and meaning are still unchecked.
 
     header: the decoded msgpack map.
-    payloads: the raw frames behind the header, one an array.
+    payloads: the raw frames after the header, one for each array.
     delimited: the message began with an empty frame, so the reply must as well.
     """
 
@@ -63,7 +63,7 @@ def parse(frames: Sequence[Buffer], message_bytes: int = MESSAGE_BYTES) -> Envel
     """Check the frames' number and sizes, then decode the header.
 
     Raises Refused: ``too_large`` for a frame count or size beyond the limits, ``bad_header`` for a header that is
-    not one msgpack map of version 1. A Refused raised here carries the message's `id`, `seq` where they were legible.
+    not one msgpack map of version 1. A Refused raised here carries the message's `id` and `seq` if they were legible.
     """
     delimited = is_delimited(frames)
     body = frames[1:] if delimited else frames
@@ -106,11 +106,11 @@ def _unpack_header(frame: Buffer) -> dict[str, Any]:
 
 
 def _check_id(header: dict[str, Any]) -> None:
-    """An id comes back in the reply, whose header is as small as any; one that is too large is not repeated."""
+    """An id comes back in the reply, whose header is limited too; one that is too large is not repeated."""
     if type(header.get("id")) in (int, type(None)):
         return
     try:
-        size = len(msgpack.packb([[header["id"]]]))  # as deep as in a reply, and deeper
+        size = len(msgpack.packb([[header["id"]]]))  # packed as in a reply, one level deeper
     except ValueError:  # nested deeper than msgpack packs
         size = HEADER_BYTES
     if size > MAX_ID_BYTES:
@@ -118,7 +118,7 @@ def _check_id(header: dict[str, Any]) -> None:
 
 
 def _shown(value: Any) -> str:
-    """A value for a refusal's text; of a container, which may be deep, only its kind."""
+    """A value for the text of a refusal; of a container, which may be deep, only its type."""
     return type(value).__name__ if isinstance(value, list | dict) else repr(value)[:100]
 
 
@@ -131,13 +131,13 @@ def _refuse_extension(code: int, data: bytes) -> Any:
 
 
 def legible_seq(header: Mapping[str, Any]) -> int | None:
-    """The sequence number of a header that may be wrong in other ways, for the refusal to name it."""
+    """The sequence number of a header that may be wrong otherwise, so that the refusal can name it."""
     seq = header.get("seq")
     return seq if type(seq) is int else None
 
 
 def open_arrays(envelope: Envelope, expected: Sequence[str]) -> NamedArrays:
-    """The arrays of an envelope as read-only views of its frames, after checking that they are those expected.
+    """The arrays of an envelope as read-only views of its frames, after checking that they are the expected ones.
 
     Raises Refused ``bad_array`` for a wrong number, name, dtype or byte count, ``too_large`` for too many,
     ``nonfinite`` for NaN or infinity.
@@ -177,7 +177,7 @@ def _open_array(spec: Any, payload: Buffer) -> tuple[str, Array]:
         raise Refused("bad_array", f"{name}.shape: expected a list of non-negative integers")
     if len(shape) > MAX_DIMENSIONS:
         raise Refused("bad_array", f"{name}.shape: expected at most {MAX_DIMENSIONS} dimensions, got {len(shape)}")
-    if math.prod(n for n in shape if n) >= 2**48:  # beside a 0, where the bytes do not tell; NumPy would overflow
+    if math.prod(n for n in shape if n) >= 2**48:  # beside a 0 the byte count says nothing; NumPy would overflow
         raise Refused("bad_array", f"{name}.shape: expected dimensions of a real array, got {shape}")
     expected = math.prod(shape) * np.dtype(dtype).itemsize  # Python integers: cannot overflow
     if expected != len(payload):
@@ -189,7 +189,7 @@ def _open_array(spec: Any, payload: Buffer) -> tuple[str, Array]:
 
 
 def check_finite(name: str, array: Array) -> None:
-    """Raise Refused ``nonfinite`` where a floating-point array holds NaN or infinity."""
+    """Raise Refused ``nonfinite`` if a floating-point array holds NaN or infinity."""
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return
     index = np.unravel_index(int(np.argmin(np.isfinite(array))), array.shape)
@@ -198,7 +198,7 @@ def check_finite(name: str, array: Array) -> None:
 
 
 def build(header: Mapping[str, Any], arrays: Mapping[str, Array] | None = None, *, delimited: bool = False) -> list[Buffer]:
-    """The frames of one message; arrays become C-contiguous little-endian frames without a copy where they are.
+    """The frames of one message; arrays become C-contiguous little-endian frames without a copy if they already are.
 
     Raises Refused ``bad_array`` for a dtype that the protocol does not carry.
     """
@@ -215,7 +215,7 @@ def build(header: Mapping[str, Any], arrays: Mapping[str, Array] | None = None, 
 
 
 def portable(name: str, array: Array) -> Array:
-    """The array as it travels: C-contiguous and little-endian, not copied where it is so already.
+    """The array as it travels: C-contiguous and little-endian, not copied if it already is.
 
     Raises Refused ``bad_array`` for a dtype that the protocol does not carry.
     """

@@ -17,24 +17,24 @@ from streamcl.errors import Refused
 from streamcl.protocol.frames import legible_seq
 
 CODES = {  # every reason to refuse a message, and what it means
-    "bad_header": "the header, or a field of it, is not as the protocol says",
-    "bad_array": "an array is not described as the protocol says, or its bytes are not as described",
-    "bad_shape": "rows or targets have another shape than those of the first batch, or do not fit the model",
-    "bad_label": "a label that the model has no output for",
-    "nonfinite": "not a number, or infinite, among the data",
+    "bad_header": "the header, or one of its fields, does not follow the protocol",
+    "bad_array": "an array's description does not follow the protocol, or its bytes do not fit the description",
+    "bad_shape": "the shape of rows or targets differs from the first batch, or does not fit the model",
+    "bad_label": "a label for which the model has no output",
+    "nonfinite": "the data contain NaN or infinity",
     "too_large": "more bytes or rows than one message may have",
     "gap": "a sequence number before this one is missing",
     "stale_epoch": "a newer process has taken over this producer's name",
     "task_mismatch": "another task is open",
-    "task_closed": "the task is consolidated already",
+    "task_closed": "the task is already consolidated",
     "unknown_task": "no such task, or it has no data",
-    "not_in_factor_mode": "the mode of this daemon keeps nothing that could be revisited or withdrawn",
-    "no_credit": "more than may be waiting: unacknowledged messages, requests, rows ahead of training",
+    "not_in_factor_mode": "this daemon's mode keeps nothing that could be revisited or withdrawn",
+    "no_credit": "too much is waiting: unacknowledged messages, requests, or rows ahead of training",
     "no_space": "the disk is full",
     "unlearnable": "the task could not be learned; its rows are kept",
-    "not_allowed": "the key may not do this",
-    "not_ready": "not now: something else must be done first",
-    "internal": "a defect of the daemon",
+    "not_allowed": "the key does not permit this",
+    "not_ready": "not possible now: something else must happen first",
+    "internal": "a defect in the daemon",
 }
 RETRYABLE = frozenset({"no_credit", "no_space", "not_ready", "gap", "internal"})
 
@@ -87,7 +87,7 @@ class Revisit(Message, frozen=True, tag="revisit"):
 
 
 class Predict(Message, frozen=True, tag="predict"):
-    """Asks for predictions, averaged over `samples` draws from the posterior where there are any."""
+    """Asks for predictions, averaged over `samples` draws from the posterior if that is not 0."""
 
     samples: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
 
@@ -147,7 +147,7 @@ class Forget(Message, frozen=True, tag="forget"):
 
 
 class Retry(Message, frozen=True, tag="retry"):
-    """Has what was kept of a task learned, a held one or batches that were set aside; answered when it is, or fails."""
+    """Tries again to learn what was kept of a task, held or set aside; answered when it is learned, or fails."""
 
     task: TaskName
 
@@ -171,7 +171,7 @@ class Rollback(Message, frozen=True, tag="rollback"):
 
 
 class Versions(Message, frozen=True, tag="versions"):
-    """The versions that can be gone back to, oldest first."""
+    """The versions that can be returned to, oldest first."""
 
 
 class Checkpoint(Message, frozen=True, tag="checkpoint"):
@@ -179,11 +179,11 @@ class Checkpoint(Message, frozen=True, tag="checkpoint"):
 
 
 class Pause(Message, frozen=True, tag="pause"):
-    """Stops training; data is still taken in and predictions are still answered."""
+    """Stops training; data are still taken in and predictions still answered."""
 
 
 class Resume(Message, frozen=True, tag="resume"):
-    """Goes on training."""
+    """Resumes training."""
 
 
 class Stop(Message, frozen=True, tag="stop"):

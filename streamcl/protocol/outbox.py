@@ -198,8 +198,7 @@ class Outbox:
     """One producer's messages between `offer` and the daemon's disk.
 
     epoch: fences older processes of the name. clocked: the epoch is a clock's, so where it is behind another may be taken
-    until the first welcome. durable, applied: as the daemon last said. credit: messages that may be unacknowledged. due:
-    until when to listen before `passed` is called; while apart there is nothing to listen to.
+    until the first welcome. durable, applied: as the daemon last said. credit: messages that may be unacknowledged.
     """
 
     def __init__(self, producer: str, epoch: int, *, clocked: bool, seconds: float, now: float) -> None:
@@ -213,7 +212,7 @@ class Outbox:
         self._met = False  # welcomed at least once: before, the daemon alone knows where the sequence stands
         self._next, self._sent = 1, 0  # the number to come, the highest that ever went out
         self._kept: dict[int, _Kept] = {}
-        self.due = now
+        self._apart_until = self._since = now
         self._told: str | None = None
 
     # -- what is asked of it -------------------------------------------------------------------------------------
@@ -233,11 +232,21 @@ class Outbox:
         """Whether one more message may be offered now."""
         return self.unsafe < self.credit
 
+    @property
+    def due(self) -> float:
+        """Until when to listen before `passed` is called; while apart there is nothing to listen to."""
+        if self.link is Link.APART:
+            return self._apart_until
+        silence = self._since + min(SILENCE_SECONDS, self.patience.seconds / 4)
+        if self.link is Link.OPEN and self.patience.refusal is not None:
+            return silence  # what was put off and sent again is answered for, patience or not
+        return min(silence, max(self.patience.end, self._since))
+
     def begin(self, seconds: float, now: float) -> None:
         """A call begins: patience anew."""
         self.patience.seconds = seconds
         self.patience.moved(now)
-        self._listen_on(now)
+        self._since = now
 
     def offer(
         self, message: Batch | Boundary | Revisit, arrays: Mapping[str, Array], now: float, *, awaited: bool = False
@@ -253,7 +262,7 @@ class Outbox:
         kept = _Kept(self._next, isinstance(message, Batch), frames.build(plain(numbered), arrays), awaited)
         self._kept[kept.seq] = kept
         self._next += 1
-        self._listen_on(now)
+        self._since = now
         return [self._transmit(kept)] if self.link is Link.OPEN else []
 
     def verdict(self, seq: int) -> Verdict | None:
@@ -306,19 +315,11 @@ class Outbox:
 
     def _part(self, sign: Sign, now: float, pause: float = 0.0) -> None:
         self._move(sign)
-        self.due = now + pause
-
-    def _listen_on(self, now: float) -> None:
-        """A word is owed from now on: how long silence is borne. What was put off and sent again is always answered for."""
-        if self.link is Link.APART:
-            return
-        self.due = now + min(SILENCE_SECONDS, self.patience.seconds / 4)
-        if self.link is Link.GREETING or self.patience.refusal is None:
-            self.due = min(self.due, max(self.patience.end, now))
+        self._apart_until = now + pause
 
     def _greet(self, now: float) -> list[Effect]:
         self._move(Sign.TIME)
-        self._listen_on(now)
+        self._since = now
         hello = Hello(producer=self.producer, epoch=self.epoch)
         return [Connect(), Transmit(None, frames.build(plain(hello)))]
 
@@ -342,7 +343,7 @@ class Outbox:
         self._advance(welcome, now)
         self.patience.told(welcome.working, welcome.waiting, now)
         self._move(Sign.WELCOME)
-        self._listen_on(now)
+        self._since = now
         return [*self._reasons(welcome.waiting), *self._transmit_again()]
 
     def _overtaken(self, said: Ack | Welcome, now: float) -> list[Effect]:
@@ -391,7 +392,7 @@ class Outbox:
             return self._overtaken(ack, now)
         self._move(Sign.PROGRESS)
         self._advance(ack, now)
-        self._listen_on(now)
+        self._since = now
         return []
 
     def _advance(self, said: Ack | Welcome, now: float) -> None:
@@ -412,7 +413,7 @@ class Outbox:
         self._move(Sign.PROGRESS)
         if verdict.learned:
             self.patience.moved(now)
-        self._listen_on(now)
+        self._since = now
         if self.durable < verdict.seq <= self._sent:  # it has overtaken the acknowledgement
             self.durable = verdict.seq
             self._forget_stored()
@@ -448,7 +449,7 @@ class Outbox:
     def _denied(self, nack: Nack, now: float) -> list[Effect]:
         """A number that was never stored may be used again: forget the message, and everything sent behind it."""
         self._move(Sign.PROGRESS)
-        self._listen_on(now)
+        self._since = now
         if nack.seq is not None and nack.seq not in self._kept:
             return []  # the caller was told when it was forgotten, with one before it
         if nack.seq is None:

@@ -12,7 +12,7 @@ from streamcl.protocol.messages import Nack
 
 @dataclass(slots=True)
 class Patience:
-    """How long a wait may go on without anything moving, and what the daemon last said of why nothing does.
+    """How long a wait may last without progress, and the daemon's last reason for it.
 
     seconds: the client's timeout. since: when something last moved. refusal, no_room: what is refused again and again,
     although it may be sent again. heard: whether anything was said since.
@@ -26,7 +26,7 @@ class Patience:
     heard: bool = False
 
     def moved(self, now: float) -> None:
-        """What is waited for has come nearer, or something new is waited for."""
+        """There was progress, or something new is waited for."""
         self.since, self.heard = now, False
         self.words = self.refusal = self.no_room = None
 
@@ -48,4 +48,4 @@ class Patience:
         if not self.heard and self.words is None:
             return f"no answer for {self.seconds:g} s"
         words = self.words or self.no_room or "the daemon has nothing to do"
-        return f"nothing has moved for {self.seconds:g} s: {words}"
+        return f"there has been no progress for {self.seconds:g} s: {words}"

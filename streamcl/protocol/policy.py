@@ -1,7 +1,7 @@
 """Who may do what: each public key's roles, and the producers and tasks it may name. Sans-IO.
 
-Guarantees: what no grant allows is refused, a message of a kind not listed here included. A decision changes nothing
-and depends on the policy, the key and the message alone. Knows nothing of sockets or files.
+Guarantees: what no grant allows is refused, including any kind of message that is not listed here. A decision changes
+nothing and depends on the policy, the key and the message alone. Knows nothing of sockets or files.
 
     [[grant]]
     key = "..."                       # as in NAME.pub
@@ -37,7 +37,7 @@ NEEDED: dict[type[messages.Message], Role] = {
     messages.History: "read",
     messages.Producers: "read",
     messages.Metrics: "read",
-    messages.Parameters: "admin",  # the whole model: more than who watches it needs
+    messages.Parameters: "admin",  # the whole model: more than someone who only watches needs
     messages.AdminBoundary: "admin",
     messages.AdminRevisit: "admin",
     messages.Abandon: "admin",
@@ -89,10 +89,10 @@ class Policy:
             raise ConfigError(str(error).replace("$", "policy")) from None
         policy = cls(file.grant)
         if len(policy.grants) < len(file.grant):
-            raise ConfigError("policy: expected one grant a key, got two of one key; join their roles")
+            raise ConfigError("policy: expected one grant for each key, got two for one key; combine their roles")
         for grant in file.grant:
             if "produce" in grant.roles and not grant.producers:
-                raise ConfigError(f"policy: {policy.called(grant.key)}: expected producers, the names it may send under")
+                raise ConfigError(f"policy: {policy.called(grant.key)}: expected `producers`, the names it may send under")
         return policy
 
     def knows(self, key: str) -> bool:
@@ -100,12 +100,12 @@ class Policy:
         return key in self.grants
 
     def called(self, key: str) -> str:
-        """A key's name in the policy, for logs and refusals; the key itself where it has none."""
+        """A key's name in the policy, for logs and refusals; the key itself if it has none."""
         grant = self.grants.get(key)
         return grant.name if grant is not None and grant.name else key
 
     def may_send_as(self, key: str, producer: str) -> bool:
-        """Whether the key may use this producer's name; a pattern gives no name that another key is given in full."""
+        """Whether the key may use this producer's name; a pattern covers no name granted to another key in full."""
         if key not in self.grants or not self._producers[key](producer):
             return False
         named = self._by_name.get(producer)
@@ -139,6 +139,6 @@ class Policy:
 
 
 def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a text matches any of the patterns; compiled once, since every message is asked about."""
+    """Whether a text matches any of the patterns; compiled once, since it is asked for every message."""
     match = re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns) or r"(?!)").match
     return lambda text: match(text) is not None

@@ -89,7 +89,7 @@ class Producers(dict[str, ProducerState]):
         if seq != expected:
             raise Refused(
                 "gap",
-                f"producer {producer}: expected seq {expected}, got {seq}; send on from {expected}",
+                f"producer {producer}: expected seq {expected}, got {seq}; continue from {expected}",
                 seq=seq,
                 retryable=True,
                 expected=expected,
@@ -100,7 +100,7 @@ class Producers(dict[str, ProducerState]):
         return all(name in self and self[name].durable >= seq for name, seq in (barrier or {}).items())
 
     def unmet(self, task: str, barrier: Mapping[str, int] | None) -> str:
-        """What a boundary's barrier waits for, in words."""
+        """What a boundary's barrier waits for, as text."""
         late = {n: s for n, s in (barrier or {}).items() if n not in self or self[n].durable < s}
         far = (f"{n!r} to reach {s} (now {self[n].durable if n in self else 0})" for n, s in late.items())
         return f"the boundary of {task!r} waits for producer {', '.join(far)}"

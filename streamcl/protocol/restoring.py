@@ -19,7 +19,7 @@ Stored = tuple[int, Record, int]  # LSN, record, bytes that it takes
 def restore(session: StreamSession, meta: Meta | None, entries: Sequence[Entry], stored: Iterable[Stored]) -> None:
     """Bring a fresh session up to date.
 
-    meta: the checkpoint's, None where there is none. entries: the ledger's that it counts. stored: every record still in
+    meta: the checkpoint's, None if there is none. entries: the ledger's that it counts. stored: every record still in
     the log, in order.
     """
     if meta is not None:
@@ -38,7 +38,7 @@ def _take_over(session: StreamSession, meta: Meta) -> None:
 
 
 def _replay(session: StreamSession, records: Sequence[Stored], meta: Meta | None, drifted: dict[int, str]) -> None:
-    """Every record still in the log; those that the checkpoint has only count for what their task holds on disk.
+    """Every record still in the log; those that the checkpoint covers count only towards their task's bytes on disk.
 
     drifted: what drift closed, by the record that showed it.
     """

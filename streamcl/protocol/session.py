@@ -6,14 +6,14 @@ Rules, stated once:
     duplicate, to be acknowledged again. Only after the records are stored does `apply` see them.
   * One sequence a producer, from 1, without gaps, over batches, boundaries and revisits (`producers`).
   * A task that could not be learned is held, and batches of one may be set aside: their rows stay on disk until they are
-    learned (`retry`) or given up (`drop`). While a task is held no new one is opened, unless the terms say so.
+    learned (`retry`) or given up (`drop`). While a task is held no new one is opened, unless the terms allow it.
   * One task is open at a time. Its first batch opens it, its boundary closes it. A revisit opens a closed task once
     more, until its boundary or until it is abandoned. A task that was withdrawn stays closed. `STAGES` has it all.
   * With boundaries by drift, what producers name (the tag) is a stream of tasks: TAG, TAG.2, TAG.3 and so on, a name once
     taken being passed over. Where one ends and the next begins follows from the log, and the trainer is the first to
     know; so nothing here depends on it. The tag is open from its first batch to its boundary, which may say the tag or
     the open task's own name, and closes whichever of its tasks is open by then. Everything else (a revisit, say) takes a
-    task's own name. `open_task` is the name as far as the trainer has told, for people to read.
+    task's own name. `open_task` is the name as last reported by the trainer, for people to read.
 Knows nothing of sockets, files or torch.
 """
 
@@ -58,7 +58,7 @@ class Stage(Enum):
     REOPENED = "a revisit that has no data yet"
     FED_AGAIN = "a revisit that takes data; its boundary replaces what the task was"
     HELD = "it could not be learned; its rows are kept"
-    WITHDRAWN = "forgotten for good; its name is not used again"
+    WITHDRAWN = "forgotten for good; its name cannot be used again"
 
 
 STAGES: Mapping[Stage, Mapping[type[Record], Stage]] = {  # what is not here is refused, and changes nothing
@@ -72,7 +72,7 @@ STAGES: Mapping[Stage, Mapping[type[Record], Stage]] = {  # what is not here is 
 }
 REVISITING = frozenset({"factors", "online"})  # modes in which a task may be fed again
 TASK_CHARACTERS = 128
-KEPT_REMEDY = "`streamcl retry TASK` has them learned, `streamcl drop TASK` gives them up"
+KEPT_REMEDY = "`streamcl retry TASK` tries again to learn them, `streamcl drop TASK` gives them up"
 SPOOL_FACTOR = 2  # closed tasks awaiting consolidation may hold as much disk again as the open one
 
 
@@ -81,7 +81,7 @@ class Terms:
     """What the configuration fixes for a session.
 
     task_bytes: disk budget of the open task. credit: messages a producer may hold unacknowledged. tasks, producers: how
-    many names are kept at the most. drift: the daemon closes tasks when their stream changes. hold: no new task is opened
+    many names are kept at most. drift: the daemon closes tasks when their stream changes. hold: no new task is opened
     while one is held.
     """
 
@@ -276,12 +276,12 @@ class StreamSession:
 
     def _check_known(self, task: str) -> None:
         if task in self.forgotten:
-            raise Refused("task_closed", f"task {task!r} was withdrawn (forget); its name is not used again")
+            raise Refused("task_closed", f"task {task!r} was withdrawn (forget); its name cannot be used again")
         if task not in self.closed and self.terms.drift and (self.ahead or self.unsettled):
             raise Refused(
                 "not_ready",
-                f"task {task!r}: expected a consolidated task; the trainer has yet to come to what is stored, and may find "
-                "it there: ask again",
+                f"task {task!r}: expected a consolidated task; the trainer has not reached all that is stored, which may "
+                "contain it: ask again",
                 retryable=True,
             )
         if task not in self.closed:
@@ -304,8 +304,8 @@ class StreamSession:
         if self.terms.mode != "factors":
             raise Refused(
                 "not_in_factor_mode",
-                f"forget of {task!r}: expected posterior.mode = 'factors', got {self.terms.mode!r}; only there does a "
-                "task's part of the posterior stand by itself",
+                f"forget of {task!r}: expected posterior.mode = 'factors', got {self.terms.mode!r}; only then is a "
+                "task's part of the posterior kept by itself",
             )
         self._check_known(task)
         if task == self.open_task:
@@ -326,7 +326,7 @@ class StreamSession:
 
     def _check_kept(self, task: str) -> None:
         if task in self._closing_lsns.values():
-            raise Refused("not_ready", f"task {task!r}: its boundary has yet to take effect; ask again", retryable=True)
+            raise Refused("not_ready", f"task {task!r}: its boundary has not taken effect yet; ask again", retryable=True)
         if task not in self.held and task not in self.set_aside:
             kept = sorted({*self.held, *self.set_aside})
             raise Refused(
@@ -405,7 +405,7 @@ class StreamSession:
             raise Refused(
                 "task_mismatch",
                 f"task {task!r}: no new task is opened while task {min(self.held)!r} is held, which could not be learned; "
-                f"{still}{KEPT_REMEDY}, or have new tasks go on (stream.on_failure = 'set-aside')",
+                f"{still}{KEPT_REMEDY}, or let new tasks go on (stream.on_failure = 'set-aside')",
             )
         if task != self.open_tag and len(self.closed) >= self.terms.tasks:
             raise Refused("too_large", f"task {task!r}: {self.terms.tasks} tasks are known already (stream.tasks)")
@@ -439,7 +439,7 @@ class StreamSession:
                 return self.labels.new_labels(y)
             case "bernoulli":
                 if not ((y == 0) | (y == 1)).all():
-                    raise Refused("bad_label", "batch.y: expected 0 or 1 in every place (likelihood bernoulli)")
+                    raise Refused("bad_label", "batch.y: expected only 0 and 1 (likelihood bernoulli)")
         return ()
 
     def _check_open(self, task: str) -> None:
@@ -527,7 +527,7 @@ class StreamSession:
             self.room.task_spool = self.open_batches = 0
 
     def settle(self, standing: Standing) -> None:
-        """What holds of the tasks now, by the ledger; names that it no longer has may be used again."""
+        """The tasks' standing by the ledger; names that are no longer in it may be used again."""
         self.closed = {*standing.closed(), *self._closing_lsns.values()}
         self.forgotten.update(standing.forgotten)
         self.held, self.set_aside, self.freed = frozenset(standing.held), standing.set_aside(), dict(standing.freed)

@@ -1,8 +1,8 @@
-"""The audit log: who asked for what, about which task, when, and what came of it. JSON lines, only ever appended to.
+"""The audit log: who asked for what, for which task, when, and with what result. JSON lines, only ever appended to.
 
-Guarantees: 0600; bounded, since a full file is set aside and the oldest one removed; a refusal repeated in a flood takes
-few lines, and says how many it stands for. Holds names, codes and keys, never a value of anybody's data. Nothing waits for
-it, and an entry that cannot be written is lost: auditing never stops the service.
+Guarantees: 0600; bounded, since a full file is set aside and the oldest one removed; a flood of the same refusal takes
+few lines, which say how many they stand for. Holds names, codes and keys, never a value from anybody's data. Nothing waits
+for it, and an entry that cannot be written is lost: auditing never stops the service.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 FILE_BYTES = 8 << 20
 FILES = 4
 REFUSALS_A_SECOND = 20
-NEVER_LEFT_OUT = ("ok", "failed")  # what was done, and what the operator did wrong: only refusals come in floods
+NEVER_LEFT_OUT = ("ok", "failed")  # what was done, and an operator's own errors: only refusals come in floods
 
 
 class Audit:
@@ -77,5 +77,5 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     for name in reversed(_names(path)):
         with contextlib.suppress(FileNotFoundError):
             for line in name.read_text(errors="replace").splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # the last line of a crash
+                with contextlib.suppress(json.JSONDecodeError):  # the last line before a crash
                     yield json.loads(line)

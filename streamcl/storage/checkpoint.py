@@ -1,7 +1,7 @@
 """The checkpoint: one file that holds all that was learned, replaced in one atomic rename.
 
-Written as `verified` says. Its size does not grow with the number of tasks. What training does not change, it refers to
-(`frozen`).
+Written as described in `verified`. Its size does not grow with the number of tasks. It refers to what training does not
+change (`frozen`).
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class Checkpoint:
 
 
 def save(directory: Path, meta: Meta, tensors: Mapping[str, npt.NDArray[Any]], disk: Disk) -> None:
-    """Make this the checkpoint; raises OSError or SyncFailed and leaves the one before, Damaged if it reads back wrong."""
+    """Make this the checkpoint; raises OSError or SyncFailed and leaves the old one, Damaged if it reads back wrong."""
     verified.save(directory / NAME, snapshot.to_plain(meta), tensors, disk)
 
 
 def load(directory: Path, disk: Disk | None = None, frozen: Frozen | None = None) -> Checkpoint | None:
-    """The checkpoint with the arrays that it refers to, all verified; None where there is none.
+    """The checkpoint with the arrays that it refers to, all verified; None if there is none.
 
     Raises Damaged, UnknownFormat.
 
-    For the one process that saves: what an unfinished `save` left is removed, and the name is synced, since whoever
-    renamed it may have died before doing so and segments are about to be dropped on its word.
+    For the one process that saves: what an unfinished `save` left is removed, and the name is synced, since the
+    process that renamed it may have died before doing so, and segments are about to be dropped because of it.
     """
     disk = disk or Disk()
     path = directory / NAME
@@ -59,7 +59,7 @@ def read(directory: Path, frozen: Frozen | None = None) -> Checkpoint:
 
 
 def read_posterior(directory: Path) -> tuple[int, dict[str, npt.NDArray[Any]]] | None:
-    """The number of consolidations and the posterior's arrays, verified; None where no checkpoint has a model.
+    """The number of consolidations and the posterior's arrays, verified; None if no checkpoint has a model.
 
     Raises Damaged, UnknownFormat.
     """
@@ -72,11 +72,11 @@ def read_posterior(directory: Path) -> tuple[int, dict[str, npt.NDArray[Any]]] |
 
 
 def read_meta(directory: Path) -> Meta | None:
-    """The checkpoint's metadata alone, verified; None where there is no checkpoint. Raises as `load`."""
+    """The checkpoint's metadata alone, verified; None if there is no checkpoint. Raises as `load`."""
     path = directory / NAME
     return snapshot.from_plain(verified.read_meta(path)) if path.exists() else None
 
 
 def position(meta: Meta | None) -> tuple[int, int]:
-    """The number of the record behind a checkpoint, and of the oldest one still needed: the first of the open task."""
+    """The number of the record after a checkpoint, and of the oldest one still needed: the first of the open task."""
     return (0, 0) if meta is None else (meta.next_lsn, meta.needed)

@@ -54,7 +54,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What goes behind a file's first page: the metadata with its padding, and the arrays, not copied."""
+    """What follows a file's first page: the metadata with its padding, and the arrays, not copied."""
 
     meta: list[Buffer]
     meta_length: int
@@ -101,7 +101,7 @@ def unpack_meta(data: memoryview, path: Path) -> dict[str, Any]:
 
 
 def unpack(data: memoryview, path: Path, verify: bool = True) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Metadata and arrays, verified where the file has digests (the arrays only with `verify`).
+    """Metadata and arrays, verified if the file has digests (the arrays only with `verify`).
 
     Raises Damaged, UnknownFormat.
     """

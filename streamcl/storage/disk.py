@@ -17,7 +17,7 @@ Buffer = bytes | bytearray | memoryview
 MAX_VECTORS = 512
 COPIED_BYTES = 8 << 20
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # no room; whatever else goes wrong is another matter
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # no room; any other error is another matter
 
 
 class SyncFailed(StreamclError):
@@ -25,10 +25,10 @@ class SyncFailed(StreamclError):
 
 
 class Disk:
-    """The real disk; tests put one in its place that fails, or records what it is asked."""
+    """The real disk; tests replace it by one that fails, or records what it is asked to do."""
 
     def make_directory(self, path: Path) -> None:
-        """Create a directory (0700) and its parents where they are missing, on disk on return. Raises SyncFailed."""
+        """Create a directory (0700) and its parents if they are missing; on disk on return. Raises SyncFailed."""
         missing = [each for each in (path, *path.parents) if not each.exists()]
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for each in reversed(missing):
@@ -43,7 +43,7 @@ class Disk:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
-        """Write all buffers at an offset; returns the offset behind them. Raises OSError, some bytes written."""
+        """Write all buffers at an offset; returns the offset after them. Raises OSError, with some bytes written."""
         views = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
         while views:
             written = os.pwritev(fd, views[:MAX_VECTORS], offset)
@@ -72,7 +72,7 @@ class Disk:
             os.close(fd)
 
     def truncate(self, fd: int, length: int) -> None:
-        """Cut a file to a length."""
+        """Truncate a file to a length."""
         os.ftruncate(fd, length)
 
     def replace(self, source: Path, target: Path) -> None:
@@ -80,7 +80,7 @@ class Disk:
         os.replace(source, target)
 
     def link(self, source: Path, target: Path) -> None:
-        """A second name for a file that is never written to again; where the file system has none, a synced copy.
+        """A second name for a file that is never written to again; a synced copy if the file system has no hard links.
 
         Raises OSError.
         """
@@ -106,7 +106,7 @@ class Disk:
             self.close(fd)
 
     def unlink(self, path: Path) -> None:
-        """Remove a file; one that is gone already is fine."""
+        """Remove a file, if it is still there."""
         path.unlink(missing_ok=True)
 
     def has_room(self, directory: Path, nbytes: int) -> bool:

@@ -1,4 +1,4 @@
-"""Looks a state directory over without its daemon: what is sound, what is not, and what a repair of the log would lose.
+"""Examines a state directory without its daemon: what is sound, what is not, and what a repair of the log would lose.
 
 Examining changes nothing. A repair writes a new log beside the old one, of every record that is sound and can be used, and
 sets the old one aside, whole.
@@ -39,7 +39,7 @@ from streamcl.storage.segments import (
 from streamcl.storage.state import StateDirectory
 from streamcl.storage.versions import Versions
 
-ROUNDING = 1e-9  # by which the sum of the factors may miss the total, relative to its largest entry
+ROUNDING = 1e-9  # by how much the factors' sum may differ from the total, relative to its largest entry
 SYNC_RECORDS = 256
 
 State = Literal["sound", "note", "damaged"]
@@ -47,7 +47,7 @@ State = Literal["sound", "note", "damaged"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One file or group of files: sound; worth a note, and mended by the next start; or damaged."""
+    """One file or group of files: sound; worth a note, and repaired by the next start; or damaged."""
 
     file: str
     state: State
@@ -55,7 +55,7 @@ class Finding:
 
 
 def examine(state: StateDirectory) -> list[Finding]:
-    """Verify everything; nobody else may use the directory meanwhile."""
+    """Verify everything; nothing else may use the directory meanwhile."""
     return list(_examine(state))
 
 
@@ -235,9 +235,11 @@ def _history(state: StateDirectory) -> Iterator[Finding]:
 
 def _leftovers(state: StateDirectory) -> Iterator[Finding]:
     for path in sorted(state.path.glob("set-aside-*")):
-        yield Finding(path.name, "note", "the log from before a repair, raw data in it: delete it once you need it no more")
+        yield Finding(
+            path.name, "note", "the log from before a repair, with raw data in it: delete it once you no longer need it"
+        )
     for path in sorted(state.path.glob("*.tmp")):
-        yield Finding(path.name, "note", "of a save that was not finished; the next one removes it")
+        yield Finding(path.name, "note", "left by an unfinished save; the next one removes it")
 
 
 # -- repair ------------------------------------------------------------------------------------------------------------
@@ -258,8 +260,8 @@ class Plan:
     """What a repair of the log would do.
 
     aside: segments of records that could not be learned and are kept, as they are. kept: the records that go into the new
-    log, by number. replaced: of the open task's, unreadable, whose place is kept.
-    lost: what is given up behind the first gap that no checkpoint bridges, as far as it can be read.
+    log, by number. replaced: records of the open task that are unreadable; their places are kept.
+    lost: what is given up after the first gap that no checkpoint bridges, as far as it can be read.
     """
 
     first: int
@@ -283,18 +285,18 @@ class Plan:
             text.append(f"kept as they are, since they could not be learned: {', '.join(path.name for path in self.aside)}")
         if self.replaced:
             text.append(
-                f"lost of the open task {self.task!r}: records {_ranges(self.replaced)}; the model has taken its steps on "
-                "them, its boundary will do without"
+                f"lost of the open task {self.task!r}: records {_ranges(self.replaced)}; the model has taken steps on "
+                "them; its boundary will do without them"
             )
         if self.unreadable_from is not None:
-            text.append(f"lost: record {self.unreadable_from}, unreadable, and everything behind it")
+            text.append(f"lost: record {self.unreadable_from}, unreadable, and everything after it")
         for producer, seqs in _by_producer(self.lost).items():
             text.append(f"lost, though readable: producer {producer}, messages {_ranges(seqs)}; it may send them again")
         return text
 
 
 def plan_repair(state: StateDirectory) -> Plan:
-    """What can be kept of the log; raises Damaged where the checkpoint itself is unsound, UnknownFormat."""
+    """What can be kept of the log; raises Damaged if the checkpoint itself is unsound, UnknownFormat."""
     saved = _load(state)
     next_lsn, needed = checkpoint.position(saved.meta if saved else None)
     found: dict[int, Found] = {}
@@ -322,12 +324,12 @@ def plan_repair(state: StateDirectory) -> Plan:
 
 
 def _is_damaged_at(state: StateDirectory, lsn: int) -> bool:
-    """Whether something synced stood there; a torn tail was never acknowledged."""
+    """Whether something synced was there; a torn tail was never acknowledged."""
     return any(scan.damage is not None and scan.next_lsn >= lsn for _, scan in _scans(state.log))
 
 
 def repair(state: StateDirectory, plan: Plan, disk: Disk) -> Path:
-    """Put a new log in the old one's place; returns where the old one lies now."""
+    """Put a new log in the old one's place; returns where the old one is now."""
     fresh = unfinished_repair(state.log)
     for path in list_segments(fresh):
         disk.unlink(path)

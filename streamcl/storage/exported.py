@@ -1,7 +1,7 @@
-"""What an export holds of the model: its state as one safetensors file, and what it takes to make the module again.
+"""What an export holds: the model's state as one safetensors file, and what it takes to make the module again.
 
-Guarantees: the file's keys are those of `module.state_dict()`, its numbers the published ones to the bit. Runs where torch
-is absent: the trainer has published where each entry is kept (`Network.layout`).
+Guarantees: the file's keys are those of `module.state_dict()`, its values bitwise those published. Runs
+without torch: the trainer has published where each entry is kept (`Network.layout`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DTYPES = {  # as torch and as safetensors call them
 
 
 def state_file(meta: Mapping[str, Any], arrays: Arrays) -> bytes:
-    """The bytes of a safetensors file with every entry of the module's state; tied ones stand in it under each name."""
+    """The bytes of a safetensors file with every entry of the module's state; tied ones appear under each name."""
     kept = dict(_kept(meta, arrays))
     header: dict[str, Any] = {}
     parts, end = [], 0
@@ -64,9 +64,9 @@ def _kept(meta: Mapping[str, Any], arrays: Arrays) -> Iterator[tuple[str, bytes]
 
 
 def description(meta: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """What it takes to make the module again, and to read its outputs, as JSON has it.
+    """What it takes to make the module again and to read its outputs, for JSON.
 
-    left_out: keys of its state that the file lacks, since safetensors has no name for what they are: constants.
+    left_out: keys of its state that the file lacks, since safetensors cannot hold them: constants.
     """
     layout, signature, model = meta["layout"], meta["signature"], config.model
     package, _, name = model.factory.partition(":")

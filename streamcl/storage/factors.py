@@ -1,7 +1,7 @@
 """The tasks' factors of factor mode: one verified file each, mapped when it is read.
 
 STATE/factors holds a file for each factor, named for the log record that made it, so that a revisit's new factor
-stands beside the old one until the checkpoint that counts it is on disk. The ledger says which of them hold.
+stands beside the old one until the checkpoint that counts it is on disk. The ledger says which of them are valid.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Factors:
         self.disk = disk
 
     def path(self, number: int) -> Path:
-        """Where a factor lies."""
+        """The path of a factor."""
         return self.directory / f"{number:020d}.factor"
 
     def write(self, number: int, task: str, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -34,7 +34,7 @@ class Factors:
         verified.save(self.path(number), {"task": task, "number": number}, tensors, self.disk)
 
     def read(self, number: int, task: str, verify: bool = True) -> dict[str, npt.NDArray[Any]]:
-        """A factor's arrays as private views of its file; raises Damaged where it is missing or, verified, unsound."""
+        """A factor's arrays as private views of its file; raises Damaged if it is missing or, when verified, unsound."""
         path = self.path(number)
         try:
             saved = verified.load(path, verify)

@@ -1,8 +1,8 @@
 """What was observed over time, for plots and the dashboard: an SQLite database of bounded size.
 
-Guarantees: every table is bounded, the oldest rows make room; a time series is kept in tiers, coarser the older it is; a
-reader never holds up the writer (write-ahead log). Nothing is decided by it and nothing is lost with it, so it is written
-without waiting for the disk; a database that cannot be read is set aside and begun afresh.
+Guarantees: every table is bounded: the oldest rows make room; a time series is kept in tiers, coarser the older it is; a
+reader never holds up the writer (write-ahead log). Nothing depends on it, so it is written
+without waiting for the disk; a database that cannot be read is set aside and a new one begun.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from sample where tier = ? and time >= ? and time < ? having count(*) > 0
 
 
 class History:
-    """The writer; one, in the ingest process. On a full disk what is written is lost."""
+    """The writer, of which there is one, in the ingest process. On a full disk, what is written is lost."""
 
     def __init__(self, path: Path, max_rows: int = MAX_ROWS) -> None:
         self.max_rows = max_rows
@@ -69,18 +69,18 @@ class History:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Cursor]:
-        """A transaction; lost where the disk is full."""
+        """A transaction; lost if the disk is full."""
         with contextlib.suppress(sqlite3.OperationalError), self._database as database:
             cursor = database.cursor()
             cursor.execute("begin")
             yield cursor
 
     def add_penalties(self, lsn: int, time: float, rows: Iterable[Sequence[Any]]) -> None:
-        """Rows of task, penalty in nats and rise in nats a sample, behind record `lsn` - 1."""
+        """Rows of task, penalty in nats and rise in nats per sample, after record `lsn` - 1."""
         self._add("penalty", lsn, time, rows)
 
     def add_accuracies(self, lsn: int, time: float, rows: Iterable[Sequence[Any]]) -> None:
-        """Rows of task, share of its evaluation set predicted right, and that set's rows, behind record `lsn` - 1."""
+        """Rows of task, share of its evaluation set predicted correctly, and that set's rows, after record `lsn` - 1."""
         self._add("accuracy", lsn, time, rows)
 
     def _add(self, table: str, lsn: int, time: float, rows: Iterable[Sequence[Any]]) -> None:
@@ -155,7 +155,7 @@ class History:
 
 
 def open_to_read(path: Path, untouched: bool = False) -> sqlite3.Connection:
-    """A connection that changes nothing; one that a daemon has closed is read without even a lock file beside it.
+    """A read-only connection; to a database that a daemon has closed, without even a lock file beside it.
 
     untouched: the same for one that was not closed, whose newest rows, in the write-ahead log, are then not seen.
     """
@@ -167,7 +167,7 @@ def open_to_read(path: Path, untouched: bool = False) -> sqlite3.Connection:
 class HistoryReader:
     """Reads a history while the daemon writes it, or after; from any thread or process. Use it as a context manager.
 
-    Raises FileNotFoundError where there is none, sqlite3.DatabaseError where it cannot be read.
+    Raises FileNotFoundError if there is none, sqlite3.DatabaseError if it cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -182,8 +182,8 @@ class HistoryReader:
         self._database.close()
 
     def samples(self, since: float, until: float, points: int = 1800) -> list[dict[str, Any]]:
-        """The time series between two times (Unix seconds), from the finest tier that has no more than `points` rows for
-        so long and reaches back so far; at least the coarsest. Each row: time, seconds, and the names of `SAMPLE`."""
+        """The time series between two times (Unix seconds), from the finest tier that has at most `points` rows for
+        that interval and reaches back that far; else the coarsest. Each row: time, seconds, and the names of `SAMPLE`."""
         tier = self._tier(since, until, points)
         names = ("time", "seconds", *SAMPLE)
         query = f"select {', '.join(names)} from sample where tier = ? and time >= ? and time <= ? order by time"
@@ -198,7 +198,7 @@ class HistoryReader:
     def first_sample(self) -> float | None:
         """When the time series begins, Unix seconds; None before the first sample.
 
-        A row of a coarse tier stands at the start of its hours, so finer ones say better when it was, as far as they reach.
+        A row of a coarse tier has the time at which its interval starts, so finer tiers, if they reach, are more precise.
         """
         begins = dict(self._database.execute("select tier, min(time) from sample group by tier"))
         first, width = None, 0
@@ -225,7 +225,7 @@ class HistoryReader:
         return self._table("accuracy", ("lsn", "time", "task", "accuracy", "rows"))
 
     def newest(self, table: str, tasks: Sequence[str], boundaries: int) -> list[dict[str, Any]]:
-        """The rows of some tasks in `penalty` or `accuracy`, at so many boundaries, the first and the last among them."""
+        """The rows of some tasks in `penalty` or `accuracy`, at that many boundaries, including the first and the last."""
         columns = ("lsn", "time", "task", *{"penalty": ("penalty", "rise"), "accuracy": ("accuracy", "rows")}[table])
         marks = [lsn for (lsn,) in self._database.execute(f"select distinct lsn from {table} order by lsn")]
         step = (len(marks) - 1) / max(boundaries - 1, 1)
@@ -237,7 +237,7 @@ class HistoryReader:
         return _rows(self._database.execute(query, (*chosen, *tasks)), columns)
 
     def changes(self, marks: Sequence[int]) -> list[dict[str, Any]]:
-        """What happened at the record before each of some LSNs, where it is known: lsn (the mark), time, kind, task."""
+        """What happened at the record before each of some LSNs, if it is known: lsn (the mark), time, kind, task."""
         query = (
             "select lsn + 1, time, kind, task from event where kind in ('boundary', 'revisit', 'forget') "
             f"and lsn + 1 in ({', '.join('?' * len(marks))}) order by lsn"

@@ -3,7 +3,7 @@
 Appended and synced before the checkpoint that counts it.
 
 STATE/ledger holds entries of length u32, crc32 u32, msgpack map. The checkpoint says how many are valid, so an entry
-behind that number belongs to a consolidation that never finished and is cut off. Kept apart from the checkpoint, whose
+after that number belongs to a consolidation that never finished, and is cut off. Kept apart from the checkpoint, whose
 size must not grow with the number of tasks.
 """
 
@@ -31,12 +31,12 @@ class Ledger:
 
     @classmethod
     def recover(cls, directory: Path, count: int, disk: Disk) -> Ledger:
-        """Open the ledger at `count` entries and cut off what is behind them; raises Damaged where there are fewer."""
+        """Open the ledger at `count` entries and cut off what follows; raises Damaged if there are fewer."""
         path = directory / NAME
         end = _offset_behind(path, count)
         if not path.exists():
             disk.close(disk.create(path))
-        disk.sync_directory(directory)  # even if it was there: its maker may have died before this
+        disk.sync_directory(directory)  # even if it existed: its maker may have died before this
         fd = disk.open(path)
         disk.truncate(fd, end)
         disk.sync_data(fd)

@@ -17,7 +17,7 @@ NAME = "lock"
 
 
 class StateLock:
-    """A held lock; `release` or the end of every process that has the descriptor lets go."""
+    """A held lock; released by `release`, or when every process that has the descriptor has ended."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -43,7 +43,7 @@ class StateLock:
         return cls(fd)
 
     def release(self) -> None:
-        """Let go in this process."""
+        """Release it in this process."""
         os.close(self.fd)
 
 

@@ -44,7 +44,7 @@ from streamcl.storage.segments import (
 )
 
 SEGMENT_BYTES = 256 << 20  # a new one costs three syncs
-RECORD_OVERHEAD = 512  # more than a batch's record, headers and padding add to its frames
+RECORD_OVERHEAD = 512  # more than what a batch's record, headers and padding add to its frames
 
 Array = npt.NDArray[Any]
 Ranges = Sequence[tuple[int, int]]  # of LSNs, from and to below
@@ -86,10 +86,10 @@ def spool_bytes(directory: Path) -> int:
 
 
 def drop_before(directory: Path, lsn: int, disk: Disk, kept: Ranges = ()) -> int:
-    """Unlink every segment all of whose records are below `lsn`; returns how many.
+    """Unlink every segment of which all records are below `lsn`; returns how many.
 
     The last segment goes only if its last record closes its task: the writer never appends to it again then. kept: of the
-    records below `lsn`, those (from, to below) whose segments stay all the same.
+    records below `lsn`, those (from, to below) whose segments stay anyway.
     """
     paths = list_segments(directory)
     doomed = _below(paths, lsn, kept)
@@ -100,7 +100,7 @@ def drop_before(directory: Path, lsn: int, disk: Disk, kept: Ranges = ()) -> int
 
 
 def _below(paths: Sequence[Path], lsn: int, kept: Ranges) -> list[Path]:
-    """The segments that another one follows and all of whose records are below `lsn`, without those that are kept."""
+    """The segments that are followed by another and of which all records are below `lsn`, except those that are kept."""
     ends = [(path, first_lsn_of(following)) for path, following in pairwise(paths)]
     return [path for path, end in ends if end <= lsn and not holds(path, end, kept)]
 
@@ -125,7 +125,7 @@ def unfinished_repair(directory: Path) -> Path:
 def _without_absorbed(directory: Path, needed: int, disk: Disk, kept: Ranges) -> list[Path]:
     """The segments that hold records from `needed` on; the others are unlinked, but for those that are kept.
 
-    A power cut may bring any of the segments back that were being unlinked, so they need not follow on one another.
+    A power cut may bring back any of the segments that were being unlinked, so there may be gaps between them.
     """
     paths = list_segments(directory)
     below = _below(paths, needed, ())
@@ -179,7 +179,7 @@ class LogWriter:
         segment_bytes: int = SEGMENT_BYTES,
         kept: Ranges = (),
     ) -> LogWriter:
-        """Drop segments that were absorbed, check every other, cut a torn tail, and go on where the log ends.
+        """Drop segments that were absorbed, check every other, cut a torn tail, and continue where the log ends.
 
         next_lsn: everything below is in a checkpoint, so was durable; an empty log goes on there. needed: the oldest
         record that is still to be read, `next_lsn` unless a task is open. kept: older ones whose segments stay, unread.
@@ -191,7 +191,7 @@ class LogWriter:
                 if unfinished_repair(directory).exists():
                     raise Damaged(f"{unfinished_repair(directory)}: a repair was not finished: run `streamcl repair` again")
                 disk.make_directory(directory)
-                disk.sync_directory(directory.parent)  # even if it was there: its maker may have died before this
+                disk.sync_directory(directory.parent)  # even if it existed: its maker may have died before this
                 paths = _without_absorbed(directory, needed, disk, kept)
                 return cls._recover(directory, disk, next_lsn, needed, segment_bytes, paths)
 
@@ -246,9 +246,9 @@ class LogWriter:
             self._fd, self._end = fd, scan.end
 
     def append(self, record: Record, payloads: Sequence[Buffer] = ()) -> int:
-        """Write one record behind the others; returns its LSN. It is durable only after `sync`.
+        """Append one record; returns its LSN. It is durable only after `sync`.
 
-        Raises OSError where it cannot be written (a full disk); nothing is stored then, and the log goes on as before.
+        Raises OSError if it cannot be written (a full disk); nothing is then stored, and the log is as before.
         """
         body = encode(record)
         length = sum(len(payload) for payload in payloads)
@@ -295,7 +295,7 @@ class LogWriter:
         self.end_bytes += self._end
 
     def rotate(self) -> None:
-        """Let the next record begin a new segment; a record that closes its task does so by itself."""
+        """Let the next record begin a new segment; after a record that closes its task this happens by itself."""
         self._finished = self._fd is not None
 
     def sync(self) -> int:
@@ -327,7 +327,7 @@ class LogWriter:
 
 @dataclass(slots=True)
 class _Segment:
-    """A mapped segment and where its records lie; mapped again when the file has grown.
+    """A mapped segment and the places of its records; mapped again when the file has grown.
 
     offsets: of every record found whole so far, and last, where the next one would begin.
     """
@@ -350,7 +350,7 @@ class _Segment:
 class LogReader:
     """Reads records below the durable end, in order or by number; opens files when first asked.
 
-    The arrays it gives are views of the file: valid for as long as they are held, also after the file was dropped.
+    The arrays it gives are views of the file: valid for as long as they are held, even after the file was dropped.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -360,7 +360,7 @@ class LogReader:
     def read(self, first: int, end: int, verify: bool = True) -> Iterator[Entry]:
         """Records first..end-1, all of them durable. verify: check the checksums again.
 
-        Raises Damaged where a record is not what was written or is missing.
+        Raises Damaged if a record is not what was written, or is missing.
         """
         for lsn in range(first, end):
             yield self._read(lsn, verify)

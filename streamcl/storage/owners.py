@@ -1,7 +1,8 @@
 """Which key speaks for which producer's name: the first that used it, for as long as the policy grants it the name.
 
-STATE/owners holds a JSON line a claim; of several of one name the last counts. A claim is on disk before the producer is
-welcomed, so no restart lets another key take its name. What a crash left half written was never answered, and is cut off.
+STATE/owners holds one JSON line for each claim; of several for one name, the last counts. A claim is on disk before the
+producer is welcomed, so no restart lets another key take its name. What a crash left half-written was never answered, and
+is cut off.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Owners:
 
     @classmethod
     def recover(cls, directory: Path, disk: Disk) -> Owners:
-        """Read what is there, make the file where it is missing."""
+        """Read the file, or make it if it is missing."""
         path = directory / NAME
         if not path.exists():
             disk.close(disk.create(path))

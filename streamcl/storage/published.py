@@ -25,10 +25,10 @@ Stamp = tuple[int, int, int]
 
 
 def publish(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Put a new version in place of the one before.
+    """Put a new version in place of the previous one.
 
     `path` is a link to the newest version's file. Renaming the link costs nothing; renaming a file over another makes
-    ext4 write it to the disk at once, and these need never get there.
+    ext4 write it to the disk at once, where these need never be.
     """
     path.parent.mkdir(mode=0o700, exist_ok=True)
     version = path.with_name(f"{path.name}.{time.monotonic_ns()}")
@@ -50,7 +50,7 @@ def clear(path: Path) -> None:
 
 
 def read(path: Path, frozen: Frozen | None = None) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]] | None:
-    """The newest whole version: metadata and arrays that are the caller's own; None where nothing whole was published.
+    """The newest whole version: metadata and arrays that are the caller's own; None if nothing whole was published.
 
     frozen: where the arrays that it refers to are read from; without, they are left out. Never synced, a file may come out
     of a power cut without its bytes: that is as good as none.
@@ -81,7 +81,7 @@ def posterior(state: StateDirectory) -> tuple[int, dict[str, npt.NDArray[Any]]] 
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Changes whenever a new version is published; None where there is none."""
+    """Changes whenever a new version is published; None if there is none."""
     try:
         status = os.stat(path)
     except FileNotFoundError:

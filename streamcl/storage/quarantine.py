@@ -1,6 +1,6 @@
-"""Records that could not be learned: what failed and why, kept so that every later life passes over them alike.
+"""Records that could not be learned: what failed and why, kept so that every later start skips them in the same way.
 
-One verified file; it grows by an entry a failure, which are few, and holds no raw data.
+One verified file; it grows by one entry for each failure, of which there are few, and holds no raw data.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from streamcl.errors import UnknownFormat
 
 
 class ArraySpec(msgspec.Struct, frozen=True, array_like=True):
-    """One array behind a record: raw, C-contiguous, little-endian."""
+    """One array that follows a record: raw, C-contiguous, little-endian."""
 
     name: str
     dtype: Literal["<f4", "<f8", "<f2", "<i8", "<i4", "|u1"]
@@ -23,7 +23,7 @@ class ArraySpec(msgspec.Struct, frozen=True, array_like=True):
 
 
 def array_spec(name: str, array: npt.NDArray[Any]) -> ArraySpec:
-    """The description of an array, which must be in one of the log's dtypes: whoever opened its frame has checked that."""
+    """The description of an array, which must have one of the log's dtypes; that was checked when its frame was opened."""
     return ArraySpec(name, array.dtype.str, array.shape)  # type: ignore[arg-type]
 
 
@@ -43,8 +43,8 @@ class Batch(_Record, frozen=True, tag="batch"):
     """Rows of one task. new_labels: labels first seen here, in order of appearance; outputs: what each of them was given
     (none in older logs, where the first batch decided).
 
-    tag: with drift, what the producer called the task. Where it is `task` as well, the task's own name is the learner's to
-    find (`of_stream`); in older logs ingest had found it, and tag stands only beside another name.
+    tag: with drift, what the producer called the task. If it equals `task`, the learner determines the task's own name
+    (`of_stream`); in older logs ingest had determined it, and tag is set only if it differs.
     """
 
     samples: int
@@ -63,7 +63,7 @@ class Batch(_Record, frozen=True, tag="batch"):
 class Boundary(_Record, frozen=True, tag="boundary"):
     """The end of a task. weight: lambda_t, None for scale * N_t.
 
-    origin: ``drift`` in older logs only: what drift closes follows from the batches before it, and has no record.
+    origin: ``drift`` in older logs only: what drift closes now follows from the batches before it, and has no record.
     """
 
     weight: float | None = None
@@ -77,7 +77,7 @@ class Revisit(_Record, frozen=True, tag="revisit"):
 
 
 class Abandon(_Record, frozen=True, tag="abandon"):
-    """The open revisit is given up; what was before it holds again."""
+    """The open revisit is given up; the state before it holds again."""
 
 
 class Forget(_Record, frozen=True, tag="forget"):
@@ -100,7 +100,7 @@ class Rollback(_Record, frozen=True, tag="rollback"):
 
 
 class Lost(_Record, frozen=True, tag="lost"):
-    """Stands where a repair found a record of the open task damaged. tag: what its producers call it (drift)."""
+    """Takes the place of a record of the open task that a repair found damaged. tag: what its producers call it (drift)."""
 
     tag: str | None = None
 

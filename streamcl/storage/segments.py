@@ -10,8 +10,8 @@ again). All numbers are little-endian.
 
 How the two are told apart. A segment's header and name are synced before its first record, and a segment is synced before
 the next begins: so only records of the last one can be torn. Records written since the last sync may reach the disk in any
-order, so a sound record behind an unsound one proves nothing by itself. But each says what was durable when it was
-written: an unsound record is damage if a sound header anywhere behind it, or the checkpoint, counts it as durable, and a
+order, so a sound record after an unsound one proves nothing by itself. But each says what was durable when it was
+written: an unsound record is damage if a sound header anywhere after it, or the checkpoint, counts it as durable, and a
 torn tail otherwise. What the very last sync covered may have no such witness; damage there is cut off too, and reported.
 """
 
@@ -61,7 +61,7 @@ def padded(length: int) -> int:
 class Scan:
     """A segment's sound part: where it ends, the LSN that follows, its last record.
 
-    damage: set if what is behind the end was synced; otherwise it is a torn tail, or nothing.
+    damage: set if what follows the end was synced; otherwise that is a torn tail, or nothing.
     """
 
     end: int
@@ -87,7 +87,7 @@ class Head:
 
 
 def scan_segment(path: Path, last: bool) -> Scan:
-    """Check every record of a segment. last: nothing follows it, so its tail may be torn. Raises UnknownFormat."""
+    """Check every record of a segment. last: no segment follows, so its tail may be torn. Raises UnknownFormat."""
     data, first = map_file(path), first_lsn_of(path)
     if not _segment_is_sound(path, data, first):
         scan = Scan(0, first)
@@ -108,7 +108,7 @@ def scan_segment(path: Path, last: bool) -> Scan:
 
 
 def sound_records(path: Path) -> Iterator[tuple[int, Head, Record]]:
-    """Every record of a segment whose checksums hold, wherever it lies: offset, header, record. For repairs."""
+    """Every record of a segment whose checksums are right, wherever it is: offset, header, record. For repairs."""
     data, offset = map_file(path), SEGMENT_HEADER.size
     while offset + RECORD_HEADER.size <= len(data):
         head = head_at(data, offset)
@@ -157,7 +157,7 @@ def _sound_record(data: memoryview, offset: int, lsn: int) -> Head | None:
 
 
 def checksum_at(data: memoryview, offset: int, head: Head) -> int:
-    """The checksum that a record's bytes have, to compare with the one that its header gives."""
+    """The checksum of a record's bytes, to be compared with the one in its header."""
     return zlib.crc32(data[offset + RECORD_HEADER.size : offset + head.size])
 
 
@@ -172,7 +172,7 @@ def record_at(path: Path, data: memoryview, offset: int, head: Head) -> Record:
 
 def _damaged(path: Path, offset: int, what: str) -> Damaged:
     return Damaged(
-        f"{path}: offset {offset}: {what} is damaged though it was synced; restore the file from a backup, or see what "
+        f"{path}: offset {offset}: {what} is damaged although it was synced; restore the file from a backup, or see what "
         "`streamcl repair` would lose"
     )
 
@@ -184,7 +184,7 @@ def payload_at(data: memoryview, offset: int, head: Head) -> memoryview:
 
 
 def _was_durable(data: memoryview, start: int, lsn: int) -> bool:
-    """Whether a sound header anywhere behind `start` says that record `lsn` had been synced."""
+    """Whether a sound header anywhere after `start` says that record `lsn` had been synced."""
     offset = _next_magic(data, start)
     while offset < len(data):
         head = head_at(data, offset)
@@ -200,7 +200,7 @@ def list_segments(directory: Path) -> list[Path]:
 
 
 def first_lsn_of(path: Path) -> int:
-    """The number of a segment's first record; raises Damaged for a name that is none."""
+    """The number of a segment's first record; raises Damaged for a name that is not a segment's."""
     try:
         return int(path.stem)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where everything lies in the state directory."""
+"""Where everything is in the state directory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StateDirectory:
 
     @property
     def trial(self) -> Path:
-        """Rows of a first batch, for as long as the model is tried on them."""
+        """Rows of a first batch, while the model is being tried on them."""
         return self.path / "live" / "trial"
 
     @property

@@ -1,7 +1,7 @@
 """Files that are whole or not there: the way checkpoints and factors reach the disk.
 
-Order of `save`: write aside, sync, read back from the disk and compare, rename, sync the directory. What the name stood for
-before stays whole until the new file has been verified.
+Order of `save`: write aside, sync, read back from the disk and compare, rename, sync the directory. The old file of that
+name stays whole until the new one has been verified.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from streamcl.errors import Damaged
 from streamcl.storage import container
 from streamcl.storage.disk import Buffer, Disk
 
-BESIDE_BYTES = 1 << 20  # from which on a thread for the digests pays
+BESIDE_BYTES = 1 << 20  # from this size on a thread for the digests pays
 COMPARED_BYTES = 1 << 20  # at a time, so that the comparison stays in the cache
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A loaded file: plain metadata, and arrays as private views of the mapped file, which a write to them leaves alone."""
+    """A loaded file: plain metadata, and arrays as private views of the mapped file; writing to them does not change it."""
 
     meta: dict[str, Any]
     tensors: dict[str, npt.NDArray[Any]]
@@ -39,7 +39,7 @@ def aside(path: Path) -> Path:
 
 
 def save(path: Path, meta: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], disk: Disk) -> None:
-    """Put a file in its place; raises OSError or SyncFailed and leaves the one before, Damaged if it reads back wrong."""
+    """Put a file in its place; raises OSError or SyncFailed and leaves the old one, Damaged if it reads back wrong."""
     unfinished = aside(path)
     disk.unlink(unfinished)
     try:
@@ -75,7 +75,7 @@ def _write(path: Path, contents: container.Contents, disk: Disk) -> list[Buffer]
 
 
 def _fill(fd: int, contents: container.Contents, disk: Disk) -> bytes:
-    """Write everything, the digests of much computed beside the writing; returns the first page."""
+    """Write everything, computing the digests of large files while writing; returns the first page."""
     if sum(len(buffer) for buffer in contents.buffers) < BESIDE_BYTES:
         first_page = contents.first_page(True)
         disk.write(fd, [first_page, *contents.buffers], 0)
@@ -89,7 +89,7 @@ def _fill(fd: int, contents: container.Contents, disk: Disk) -> bytes:
 
 
 def _check_is(buffers: Sequence[Buffer], data: memoryview, path: Path) -> None:
-    """Raise Damaged unless a file holds just these bytes."""
+    """Raise Damaged unless a file holds exactly these bytes."""
     offset = 0
     for buffer in buffers:
         wanted, found = np.frombuffer(buffer, np.uint8), np.frombuffer(data, np.uint8)[offset : offset + len(buffer)]
@@ -104,7 +104,7 @@ def _check_is(buffers: Sequence[Buffer], data: memoryview, path: Path) -> None:
 
 
 def _drop_from_cache(fd: int) -> None:
-    """So that reading back reads the disk, where the system has a way to say so."""
+    """Drop cached pages, so that reading back reads the disk, on systems that support it."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 

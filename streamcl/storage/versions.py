@@ -1,8 +1,8 @@
 """The last boundaries' checkpoints, to which everything that was learned can be rolled back.
 
 STATE/versions holds second names of checkpoints, each named for the number of ledger entries that it counts. A name is made
-once its checkpoint is durable, and nothing is ever written to the file again; so a version costs no writing, and disk only
-once a newer checkpoint has taken the older one's place. Bounded: the caller says how many stay.
+once its checkpoint is durable, and nothing is ever written to the file again; so a version costs no writing, and disk space
+only once a newer checkpoint has replaced it. Bounded: the caller says how many stay.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ class Versions:
 
     @property
     def directory(self) -> Path:
-        """Where they lie."""
+        """The directory of all versions."""
         return self.state / "versions"
 
     def path(self, number: int) -> Path:
-        """Where a version lies."""
+        """The path of a version."""
         return self.directory / f"{number:020d}{SUFFIX}"
 
     def numbers(self) -> list[int]:
-        """The versions that are there, oldest first."""
+        """The numbers of the versions that exist, oldest first."""
         return sorted(int(path.stem) for path in self.directory.glob(f"[0-9]*{SUFFIX}"))
 
     def add(self, number: int) -> None:
-        """The checkpoint as it is now is a version too, durable on return; raises OSError, SyncFailed."""
+        """Make the checkpoint, as it is now, a version; durable on return. Raises OSError, SyncFailed."""
         self.disk.make_directory(self.directory)
         self.disk.unlink(self.path(number))
         self.disk.link(self.state / checkpoint.NAME, self.path(number))
         self.disk.sync_directory(self.directory)
 
     def keep_only(self, numbers: Iterable[int]) -> None:
-        """Remove every other one."""
+        """Remove all others."""
         kept = set(numbers)
         doomed = [number for number in self.numbers() if number not in kept]
         for number in doomed:
@@ -87,9 +87,9 @@ class Versions:
 
 
 def usable(numbers: Sequence[int], count: int, entry: Entry) -> list[int]:
-    """The versions that may be gone back to after one more entry, number `count` of the ledger, counted from 1.
+    """The versions that may be returned to after one more entry, number `count` of the ledger, counted from 1.
 
-    A withdrawn task may not come back, and what was rolled back is not returned to; the version gone back to stays.
+    A withdrawn task may not come back, and what was rolled back cannot be returned to; the version returned to stays.
     """
     match entry:
         case Forgotten():
@@ -102,14 +102,14 @@ def usable(numbers: Sequence[int], count: int, entry: Entry) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Undoing:
-    """What a rollback of a task would do. version: to which one it goes back; undone: the tasks unknown after it."""
+    """What a rollback of a task would do. version: the one it returns to. undone: the tasks that are unknown afterwards."""
 
     version: int
     undone: tuple[str, ...]
 
 
 def undoing(task: str, entries: Sequence[Entry], numbers: Iterable[int], keep: int) -> Undoing | None:
-    """What going back to before a task's newest boundary, or revisit, takes; None where no version is exact.
+    """What it takes to return to before a task's newest boundary, or revisit; None if no version is exact.
 
     entries: the whole ledger. numbers: the versions kept; 0, from before anything was learned, needs no file and counts as
     kept while no more than `keep` tasks stand. Rows that were set aside and learned later belong to their boundary.
@@ -130,7 +130,7 @@ def undoing(task: str, entries: Sequence[Entry], numbers: Iterable[int], keep: i
 
 
 def _boundary(task: str, entry: Consolidated, entries: Sequence[Entry]) -> int:
-    """The place of the boundary, or revisit, that a standing entry is of."""
+    """The position of the boundary, or revisit, that made a standing entry."""
     place = next(i for i, each in enumerate(entries) if each.lsn == entry.lsn)
     while _was_added(entries[place]):
         place = max(i for i, e in enumerate(entries[:place]) if e.task == task and isinstance(e, Consolidated))
@@ -142,5 +142,5 @@ def _was_added(entry: Entry) -> bool:
 
 
 def _learned(tasks: Mapping[str, Consolidated]) -> dict[str, int]:
-    """Which record each task was learned by."""
+    """By which record each task was learned."""
     return {name: entry.lsn for name, entry in tasks.items()}

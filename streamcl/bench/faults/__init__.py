@@ -1,1 +1,1 @@
-"""Fault campaigns: what the daemon's promises are tested with. See `campaigns`."""
+"""Fault campaigns, which test the daemon's promises. See `campaigns`."""

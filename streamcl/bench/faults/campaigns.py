@@ -1,7 +1,7 @@
 """Deterministic fault campaigns on the simulated world: a fault at every operation, power cuts at random ones.
 
 Each run's end is compared with that of a run without faults that was fed in the same order: every parameter, total, factor
-and counter must be the same to the bit.
+and counter must be bitwise the same.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ VARIANTS = {
 
 @dataclass(slots=True)
 class Tally:
-    """What a campaign did. runs: that met a fault. met: how many by kind. lives: processes started. violations: words."""
+    """What a campaign did. runs: that met a fault. met: how many of each kind. lives: processes started."""
 
     runs: int = 0
     met: dict[str, int] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Producers:
         return Send(producer, sent.header, {**sent.arrays, "x": sent.arrays["x"] + np.float32(2 * moody.ODD)})
 
     def boundary(self, producer: str, task: str, barrier: bool = False) -> Send:
-        """A boundary; with a barrier on all that every producer has made so far."""
+        """A boundary, with a barrier on everything that the producers have made so far."""
         others = dict(self.seq)
         header = self._header(producer, "boundary", task)
         return Send(producer, header | ({"barrier": others} if barrier else {}))
@@ -148,7 +148,7 @@ def two_producers(rng: random.Random) -> list[Phase]:
 
 
 def drifting(rng: random.Random) -> list[Phase]:
-    """Streams of two producers that change where nobody says so; boundaries, and a revisit."""
+    """Streams of two producers that change without being told; boundaries, and a revisit."""
     p = Producers()
     script: list[Phase] = []
     for tag in ("a", "b"):
@@ -169,7 +169,7 @@ def drifting(rng: random.Random) -> list[Phase]:
 
 
 def drifting_script() -> list[Phase]:
-    """One producer: its boundary comes right behind the batch that showed the change, then one behind data of the next."""
+    """One producer: its boundary comes directly after the batch that showed the change, then another later."""
     p = Producers()
     return [
         [p.learnable("p", "a", int(batch >= 16)) for batch in range(22)],
@@ -221,7 +221,7 @@ SCRIPTS: dict[Subject, tuple[Callable[[], list[Phase]], dict[str, Any]]] = {
 
 
 def every_step(faults: Iterable[Fault] = FAULTS, *, alone: bool, about: Subject = "tasks", stride: int = 1) -> Tally:
-    """A fault at the first, the second, ... operation of a script, or every so many, until none is left to meet.
+    """A fault at the first, the second, ... operation of a script, or every n-th, until none is left to meet.
 
     alone: a kill ends only the process that meets it. about: tasks that are learned, streams that change, or what cannot be
     learned.
@@ -241,14 +241,14 @@ def every_step(faults: Iterable[Fault] = FAULTS, *, alone: bool, about: Subject 
 def random_crashes(runs: int, seed: int = 0, variant: Variant = SOUND, *, cut: bool, about: Subject | None = None) -> Tally:
     """Kills or power cuts at random operations of random scripts; half of the runs have a second one soon after.
 
-    about: as for `every_step`, by default what the variant is about.
+    about: as for `every_step`; by default, what the variant breaks.
     """
     tally, about = Tally(), about or variant.about
     tree = SCRIPTS[about][1]
     for number in range(runs):
         rng = random.Random(f"{seed}/{number}")
         script = kept_script() if about == "kept" else drifting(rng) if about == "drift" else two_producers(rng)
-        aim = rng.choice((None, "ingest: sync"))  # when most is at stake: much is written, nothing is synced
+        aim = rng.choice((None, "ingest: sync"))  # when most is at stake: much is written, nothing synced
         plan = _TwicePlan(rng.randint(1, 200), rng.choice(("kill", "torn")), aim, rng.choice((0, rng.randint(1, 20))))
         expected = partial(undisturbed, script, tree=tree)
         _run(tally, script, plan, expected, seed=number, cut=cut, alone=rng.random() < 0.3, variant=variant, tree=tree)
@@ -275,7 +275,7 @@ def log_cuts(runs: int, seed: int = 0, variant: Variant = SOUND) -> Tally:
 
 
 def broken_variants(runs: int, log_runs: int, seed: int = 0) -> dict[str, int]:
-    """The tests of the tests: how many violations are found in a daemon that is broken, by the way in which it is."""
+    """The tests of the tests: how many violations are found in each daemon that is broken on purpose."""
     found = {}
     for name, variant in VARIANTS.items():
         worlds = random_crashes(runs, seed, variant, cut=True).violations
@@ -284,7 +284,7 @@ def broken_variants(runs: int, log_runs: int, seed: int = 0) -> dict[str, int]:
 
 
 class _TwicePlan(Plan):
-    """A plan with another fault of its kind so many operations after the first."""
+    """A plan with another fault of its kind a number of operations after the first."""
 
     def __init__(self, at: int, fault: Fault, aim: str | None, second: int) -> None:
         super().__init__(at, fault, aim)
@@ -304,7 +304,7 @@ def _run(
     expected: Callable[[list[tuple[str, int]]], dict[str, Any]],
     **options: Any,
 ) -> None:
-    """One run; its end is compared with what is expected of the order in which it stored the messages."""
+    """One run; its end is compared with what is expected for the order in which it stored the messages."""
     with small_world(script, plan, **options) as world:
         try:
             end = world.run()
@@ -339,7 +339,7 @@ def undisturbed(
 def small_world(
     script: Sequence[Phase], plan: Plan | None = None, tree: dict[str, Any] = TREE, **options: Any
 ) -> Iterator[World]:
-    """A world in a directory that goes with it."""
+    """A world in a directory that is removed with it."""
     with tempfile.TemporaryDirectory(prefix="streamcl-faults-") as directory:
         world = World(Path(directory), tree, script, plan, **options)
         try:

@@ -1,8 +1,8 @@
-"""A simulated disk: real files, of which it remembers what a power cut cannot take away, and a fault at the N-th operation.
+"""A simulated disk: real files, of which it knows what a power cut cannot take away, and a fault at the N-th operation.
 
 The model of a power cut. What was synced stays. Of bytes that were not, every 512-byte sector is new, zero or garbled,
 and the file ends anywhere in between. Names that were created, renamed or removed since their directory was synced have
-changed or not, each for itself or in their order, as on file systems with and without an ordered journal.
+changed or not, each independently or in their order, as on file systems with and without an ordered journal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GONE = ".gone"  # unlinked files, kept aside so that their inode numbers are not
 
 
 class Killed(BaseException):
-    """The process ended at this very operation; nothing of it runs on."""
+    """The process ended at exactly this operation; none of its code runs on."""
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Plan:
     """Which operation meets which fault. The operations of all processes are counted together, from 1.
 
     fault: ``kill`` ends the process before the operation; ``torn`` ends it half-way through a write; ``error`` fails it (an
-    acknowledgement is lost); ``full`` lets half a write fail for want of room. aim: the one operation to wait for from
+    acknowledgement is lost); ``full`` lets half a write fail for lack of room. aim: the one operation to wait for from
     there on, None for any. hit: what was met, once it was.
     """
 
@@ -59,7 +59,7 @@ class Plan:
 
 
 class Volume:
-    """A directory tree and what of it is certain to survive."""
+    """A directory tree, and what in it is certain to survive."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -75,7 +75,7 @@ class Volume:
         return [path for path in self.root.rglob("*") if path.is_file() and GONE not in path.parts]
 
     def changed(self, directory: Path, *names: tuple[Path, int | None]) -> None:
-        """One change of a directory: names that now stand for an inode, or for none."""
+        """One change of a directory: names that now refer to an inode, or to none."""
         self.changes.setdefault(directory, []).append(list(names))
 
     def sync_directory(self, directory: Path) -> None:
@@ -101,7 +101,7 @@ class Volume:
             path.rename(kept)
 
     def cut_power(self, after: Path, rng: random.Random) -> None:
-        """Leave in the directory `after` one of the states in which the disk may come back."""
+        """Leave in the directory `after` one of the states that the disk may have after a power cut."""
         for changes in self.changes.values():
             kept = changes[: rng.randint(0, len(changes))]
             if rng.random() < 0.5:
@@ -116,7 +116,7 @@ class Volume:
 
 
 def surviving(synced: bytes, now: bytes, rng: random.Random) -> bytes:
-    """What a power cut leaves of a file: the synced part for certain, of the rest anything: little, or nearly all."""
+    """What a power cut leaves of a file: the synced part for certain, and any part of the rest."""
     length = rng.choice((len(now), rng.randint(min(len(synced), len(now)), len(now))))
     data, damaged = bytearray(now[:length]), rng.choice((0.1, 0.5))
     for start in range(0, length, SECTOR):
@@ -196,7 +196,7 @@ class SimulatedDisk(Disk):
         self.volume.sync_directory(path)
 
     def truncate(self, fd: int, length: int) -> None:
-        """Cut a file to a length."""
+        """Truncate a file to a length."""
         self._meet("truncate")
         super().truncate(fd, length)
 
@@ -215,7 +215,7 @@ class SimulatedDisk(Disk):
         self.volume.changed(target.parent, (target, source.stat().st_ino))
 
     def unlink(self, path: Path) -> None:
-        """Remove a file; one that is gone already is fine."""
+        """Remove a file, if it is still there."""
         if not path.exists():
             return
         self._meet("unlink")

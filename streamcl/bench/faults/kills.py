@@ -1,7 +1,7 @@
-"""``kill -9`` of the real daemon at random moments, while a real producer streams; a daemon left in peace is fed the same.
+"""``kill -9`` of the real daemon at random moments, while a real producer streams; an undisturbed daemon is fed the same.
 
-After every round the two must agree to the bit: parameters, posterior, every task's samples and loss, and the count of
-batches. The producer itself notices an acknowledged message that is gone.
+After every round the two must agree bitwise: parameters, posterior, every task's samples and loss, and the count of
+batches. The producer itself notices if an acknowledged message is lost.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Killed:
 
 
 def random_kills(kills: int, seed: int = 0, say: Callable[[str], None] = lambda text: None) -> Killed:
-    """So many kills; returns what came of them."""
+    """Kill that many times; returns what was found."""
     rng, result = random.Random(seed), Killed()
     with (
         tempfile.TemporaryDirectory(prefix="streamcl-kills-") as home,
@@ -132,7 +132,7 @@ def _feed(producer: Producer, story: Story, errors: list[BaseException]) -> None
 
 
 def _harass(daemon: LocalDaemon, feeder: threading.Thread, rng: random.Random, result: Killed, kills: int) -> None:
-    """Kill the daemon or one of its processes, again and again, until the feeder has come through or it was enough."""
+    """Kill the daemon or one of its processes, again and again, until the feeder has finished or has had enough."""
     while result.total < kills:
         feeder.join(rng.uniform(0.0, LONGEST_WAIT))
         if not feeder.is_alive():
@@ -159,7 +159,7 @@ def _harass(daemon: LocalDaemon, feeder: threading.Thread, rng: random.Random, r
 
 
 def _differences(daemon: LocalDaemon, peaceful: LocalDaemon) -> list[str]:
-    """What the two do not agree on."""
+    """What the two disagree on."""
     one, other = _learned(daemon), _learned(peaceful)
     return [f"{name}: {one[name]!r} is not {other[name]!r}"[:300] for name in one if one[name] != other[name]]
 

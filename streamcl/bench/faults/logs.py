@@ -1,7 +1,7 @@
-"""Power cuts of the log alone: many short lives of a writer, each compared with what it was told.
+"""Power cuts of the log alone: many short lives of a writer, each compared with what it had been told was durable.
 
-Thousands of these take the time of a few whole worlds, so they reach the rare states: a lost record with sound ones behind
-it, of the same length as those that the next life writes in their place.
+Thousands of these take as long as a few whole worlds, so they reach rare states: a lost record with sound ones after it,
+of the same length as those that the next life writes in their place.
 """
 
 from __future__ import annotations

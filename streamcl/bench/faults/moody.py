@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 Mood = Literal["well", "never", "rows"]
 SIDE = 64  # of the table: 16 KiB
-ODD = 50.0  # an input beyond it is what the mood `rows` is about
+ODD = 50.0  # inputs beyond it are what the mood `rows` refuses
 
 mood: Mood = "well"
 

@@ -17,7 +17,7 @@ VARIANT_RUNS, VARIANT_LOG_RUNS = 30, 300
 
 
 def run(crashes: int, log_cuts: int, kills: int, seed: int, out: Path | None) -> int:
-    """Run the campaigns, print and write what came of them; 1 if a promise was broken or a broken daemon not noticed."""
+    """Run the campaigns, print and write the results; 1 if a promise was broken or a broken daemon went unnoticed."""
     figures: dict[str, Any] = {"benchmark": "faults", "seed": seed, "versions": versions()}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "a fault at every operation": lambda: campaigns.every_step(alone=False).plain(),

@@ -1,4 +1,4 @@
-"""A long life: tasks learned, fed again and asked about without end; memory, file handles and segments are counted."""
+"""A long run: tasks are learned, fed again and queried without end; memory, file handles and segments are counted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Course:
     boundaries: int = 0
 
     def count(self, daemon: LocalDaemon) -> None:
-        """Look once; at a moment without an open task."""
+        """Look once, at a moment without an open task."""
         assert daemon.process is not None
         for role, pid in {"supervisor": daemon.process.pid, **daemon.children()}.items():
             self.memory.setdefault(role, []).append(anonymous_kib(pid))

@@ -1,7 +1,7 @@
 """The judges of every message, without sockets, disk or torch: hostile messages around a clean stream.
 
-After every message: no exception, a reply within the contract, its id the request's. At the end the log of the clean stream
-is what it is without the hostile messages, record for record; what is trained is a function of that log.
+After every message: no exception, and a reply within the contract that carries the request's id. At the end the log of the
+clean stream must equal, record for record, that of a run without hostile messages; training is a function of that log.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from streamcl.storage.state import StateDirectory
 
 SOCKETS = ("stream", "admin", "predict")
 SLOW_SECONDS = 1.0
-WARM_SHARE = 0.25  # of the messages, after which memory must stay where it is
+WARM_SHARE = 0.25  # of the messages, after which memory must not grow
 GROWTH_KIB = 8 * 1024
 HOSTILE = tuple(Peer(f"hostile-{number}".encode(), False, False) for number in range(4))
 HONEST = Peer(b"honest", False, False)
@@ -70,7 +70,7 @@ class Found:
 
 
 class _Log:
-    """The log in memory: encoded records and their arrays, forgotten once counted into a running list."""
+    """The log in memory: encoded records and their arrays, forgotten once they have been digested into a list."""
 
     def __init__(self) -> None:
         self.kept: list[tuple[bytes, tuple[bytes, ...]]] = []
@@ -186,7 +186,7 @@ def _id(parts: Frames) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as text that can be compared, NaN and all."""
+    """A value as text that can be compared, even NaN."""
     try:
         return repr(value)
     except RecursionError:
@@ -194,7 +194,7 @@ def _text(value: Any) -> str:
 
 
 def run(messages: int, seed: int, hostile: bool = True, every: int = 500) -> tuple[Found, list[Any]]:
-    """So many hostile messages around a clean stream; what was found, and the log."""
+    """A number of hostile messages around a clean stream; returns what was found, and the log."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="streamcl-fuzz-") as directory:
         bench = Bench(directory)
@@ -212,7 +212,7 @@ def run(messages: int, seed: int, hostile: bool = True, every: int = 500) -> tup
 
 
 def anonymous_kib_of_this_process() -> int:
-    """Resident memory that is its own."""
+    """Resident memory of its own, without shared pages."""
     import os
 
     return anonymous_kib(os.getpid())
@@ -224,7 +224,7 @@ def campaign(messages: int, seed: int) -> Found:
     _, alone = run(messages, seed, hostile=False)
     found.clean = log == alone
     if not found.clean:
-        found.broken.append("the clean stream's log is not what it is without the hostile messages")
+        found.broken.append("the clean stream's log differs from that without hostile messages")
     if found.memory[1:] and found.memory[-1] - found.memory[0] > GROWTH_KIB:
         found.broken.append(f"memory grew: {found.memory} KiB")
     if found.slowest > SLOW_SECONDS:

@@ -53,7 +53,7 @@ def _breach(socket: str, header: Any, arrays: int) -> str | None:
         return f"not a map of version 1: {str(header)[:200]}"
     fields = REPLIES[socket].get(header.get("type", ""))
     if fields is None:
-        return f"{header.get('type')!r} is no reply of the {socket} socket"
+        return f"{header.get('type')!r} is not a reply of the {socket} socket"
     for name, types in fields.items():
         if type(header.get(name)) not in types:
             return f"{header['type']}.{name}: {str(header.get(name))[:200]}"

@@ -1,6 +1,6 @@
 """Fuzzing that looks at which lines a message reaches: ``python -m streamcl.bench.fuzz.guided [-runs=N] [CORPUS]``.
 
-Needs atheris (pip install 'streamcl[fuzz]'). An input is a byte for the socket, then frames, each behind its length in two
+Needs atheris (pip install 'streamcl[fuzz]'). An input is a byte for the socket, then frames, each after its length in two
 bytes. Stops at the first message that breaks a promise, and prints it.
 """
 
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     import atheris
 
     for name in [name for name in sys.modules if name.startswith("streamcl.") and ".fuzz" not in name]:
-        del sys.modules[name]  # imported again, this time with every branch counted
+        del sys.modules[name]  # imported again, with every branch counted this time
     with atheris.instrument_imports(include=["streamcl.protocol", "streamcl.daemon", "streamcl.errors"]):
         from streamcl.bench.fuzz.bench import HOSTILE, SOCKETS, Bench
 

@@ -1,4 +1,4 @@
-"""Messages that nobody honest sends: sound ones with something wrong, and pure noise.
+"""Messages that no honest client sends: sound ones with something wrong, and pure noise.
 
 Never names a task of the clean stream (`CLEAN`), so no mutant can be a message that the clean stream's outcome depends on.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-CLEAN = "clean"  # what the honest producer and its tasks are called
+CLEAN = "clean"  # the names of the honest producer and its tasks
 FEATURES, CLASSES = 4, 3
 NAMES = ("hostile-1", "hostile-2", "", "a" * 128, "a" * 129, "../x", "ä", "\x00", "x\n", "hostile 3", "-", "*")
 NUMBERS = (0, 1, 2, 3, -1, 2**31, 2**53, 2**62, 2**63 - 1, 2**64 - 1, -(2**63), 0.0, 0.5, 1.0, 1e300, -0.0)

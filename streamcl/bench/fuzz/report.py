@@ -17,7 +17,7 @@ from streamcl.bench.versions import versions
 
 
 def run(messages: int, socket_messages: int, guided: int, seed: int, out: Path | None) -> int:
-    """Run the campaigns, print and write what came of them; 1 if a promise was broken."""
+    """Run the campaigns, print and write the results; 1 if a promise was broken."""
     figures: dict[str, Any] = {"benchmark": "fuzz", "seed": seed, "versions": versions()}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "without sockets": lambda: bench.campaign(messages, seed).plain(),

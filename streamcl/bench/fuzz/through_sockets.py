@@ -1,7 +1,7 @@
 """Hostile messages through real sockets, from keys with every right but `admin`, around a clean stream.
 
 No process may end, no question of an honest client may go unanswered, no reply may be outside the contract, memory and file
-handles must stay where they are, and the posterior at the end must be, to the bit, that of the clean stream alone.
+handles must not grow, and the posterior at the end must be bitwise that of the clean stream alone.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Hostile:
         self.sockets = {name: _dealer(daemon.endpoints[name], keys) for name in SOCKETS}
 
     def send(self, rng: random.Random, number: int) -> None:
-        """So many messages, and now and then bytes that are not even ZeroMQ."""
+        """A number of messages, and now and then bytes that are not even ZeroMQ."""
         for _ in range(number):
             name = rng.choice(SOCKETS)
             with contextlib.suppress(zmq.Again):

@@ -1,7 +1,7 @@
-"""``streamcl bench speed``: what streamcl costs over what it does, as ratios taken in one run on one machine.
+"""``streamcl bench speed``: what streamcl costs beside the plainest loops that do the same, as ratios of one run.
 
-Every row times streamcl and its yardstick in turn, many times, and compares medians. The yardsticks are the least that the
-socket, the disk and PyTorch can be asked for (`bare`).
+Every row times streamcl and its yardstick in turn, many times, and compares medians. The yardsticks are the plainest
+loops that use the socket, the disk or PyTorch (`bare`).
 """
 
 from __future__ import annotations

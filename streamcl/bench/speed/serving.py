@@ -1,4 +1,4 @@
-"""What the daemon costs those around it: a prediction while it trains, memory, and the time until it is ready."""
+"""What the daemon costs its users: a prediction while it trains, memory, and the time until it is ready."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 def memory() -> Row:
-    """All processes' proportional memory after a task, against what model, optimiser and penalty come to.
+    """All processes' proportional memory after a task, against the size of model, optimiser and penalty.
 
     Per parameter: theta, gradient and two moments in float32; the penalty's two vectors in float32 on the device and in
     float64 as the master that is checkpointed; the predictor's theta.

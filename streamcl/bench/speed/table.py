@@ -1,4 +1,4 @@
-"""Rows of a comparison: two things timed in turn, the ratio of their medians, and whether it is good enough."""
+"""Rows of a comparison: two things timed in turns, the ratio of their medians, and whether the goal is met."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def timed(action: Callable[[], Any]) -> Timed:
 def interleaved(one: Timed, other: Timed, rounds: int) -> tuple[float, float]:
     """Medians of what both return, called in turn, after one call each that does not count.
 
-    Machines are noisy: noise that comes in waves meets both.
+    In turns, so that noise that comes in waves affects both.
     """
     taken: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):

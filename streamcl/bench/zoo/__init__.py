@@ -1,4 +1,4 @@
-"""``streamcl bench zoo``: whatever people write is learned right or refused in words; there is no third outcome."""
+"""``streamcl bench zoo``: whatever people write is learned correctly or refused with a reason, nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every architecture of the zoo: tried as on a first batch, learned as one task, its Fisher held against a loop.
+"""Every architecture of the zoo: tried as on a first batch, learned as one task, its Fisher compared with a loop.
 
 Two ways to the same Fisher are compared with the oracle: what entered the posterior at the boundary (rows in one block),
 and the same parameters' Fisher taken in blocks of uneven sizes, where a layout that fits by accident would show.
@@ -40,8 +40,8 @@ FACTORY = "streamcl.bench.zoo.architectures:build"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of an architecture. error: of its Fisher, relative to the largest entry. words: of the refusal, or what
-    was said about rows taken one by one, or what went wrong."""
+    """The outcome for an architecture. error: of its Fisher, relative to the largest entry. words: the refusal, or the note
+    about rows taken one by one, or what went wrong."""
 
     architecture: str
     dtype: str
@@ -52,7 +52,7 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Whether it is one of the two outcomes that there may be."""
+        """Whether it is one of the two permitted outcomes."""
         return self.outcome in ("learned", "refused")
 
 
