@@ -22,12 +22,12 @@ from streamcl.daemon.link import Link
 from streamcl.daemon.recovery import take_over
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.tasks import Tasks
+from streamcl.entries import Standing
 from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.session import StreamSession, Terms
 from streamcl.schema import Signature
 from streamcl.storage.disk import Disk
-from streamcl.storage.ledger import Standing
 from streamcl.storage.log import LogWriter
 from streamcl.storage.quarantine import Failure
 from streamcl.storage.records import Batch, Boundary, array_spec
