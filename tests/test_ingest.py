@@ -12,6 +12,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from streamcl import entries
 from streamcl.config import from_tree
 from streamcl.daemon import words
 from streamcl.daemon.channel import Channel
@@ -22,7 +23,7 @@ from streamcl.daemon.link import Link
 from streamcl.daemon.recovery import take_over
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.tasks import Tasks
-from streamcl.entries import Standing
+from streamcl.entries import Entry, Standing
 from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.session import StreamSession, Terms
@@ -101,9 +102,9 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     desk.close()
 
 
-def entry(lsn: int, kind: str = "boundary", **fields: Any) -> dict[str, Any]:
+def entry(lsn: int, kind: str = "boundary", **fields: Any) -> Entry:
     known = {"task": "a", "producer": "p", "seq": 2, "samples": 4, "loss": 0.5, "seconds": 0.1, "closed_at": 0.0}
-    return {"kind": kind, "lsn": lsn, "weight": 1.0, "factor": None, "origin": "stream", **known, **fields}
+    return entries.from_plain({"kind": kind, "lsn": lsn, "weight": 1.0, "factor": None, **known, **fields})
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

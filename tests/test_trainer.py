@@ -130,5 +130,5 @@ def test_a_commit_yields_what_it_waits_for(tmp_path: Path) -> None:
     disk = NotedDisk()
     trainer, _ = learn_a_task(tmp_path / "state", disk)
     disk.full_at = "take checkpoint"
-    events = list(trainer.commit.checkpoint(trainer.learner))
+    events = list(trainer.commit.checkpoint(trainer.replay))
     assert [type(event) for event in events] == [commit.Full, commit.Written]
