@@ -8,12 +8,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from streamcl.version import __version__
+
 if TYPE_CHECKING:
     from streamcl.client import Admin, Prediction, Producer, Reader
     from streamcl.errors import ConfigError, Damaged, ModelRefused, Refused, StreamclError, UnknownFormat, Unreachable
     from streamcl.estimator import Learner
 
-__version__ = "0.1.0"
 __all__ = [
     "Admin",
     "ConfigError",

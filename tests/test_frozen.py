@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from streamcl import snapshot
 from streamcl.bench.local import LocalDaemon
 from streamcl.errors import Damaged
+from streamcl.schema import Signature
 from streamcl.storage import checkpoint, doctor, frozen, published, verified
 from streamcl.storage.container import REFERENCE
 from streamcl.storage.disk import Disk
@@ -18,7 +20,22 @@ from streamcl.storage.state import StateDirectory
 from streamcl.storage.versions import Versions
 
 DISK = Disk()
-META: dict[str, Any] = {"consolidations": 1}
+META = snapshot.Meta(
+    fingerprint={"model": {"factory": "ä"}},
+    next_lsn=7,
+    steps=20,
+    samples=40,
+    batches=5,
+    consolidations=3,
+    train_loss=0.5,
+    labels=[(0, 0), (-1, 2)],
+    open_task=None,
+    prequential={"overall": {"accuracy": [40, 0.5]}},
+    drift={"seen": b"bytes"},
+    signature=Signature((3,), False, ()),
+    ledger=2,
+    sequences={"p": (0, 9)},
+)
 LARGE = np.arange(LEAST_BYTES // 4, dtype="<i4").reshape(64, -1)
 
 
@@ -104,12 +121,12 @@ def test_one_number_that_changes_after_all_is_saved_and_the_old_file_goes(tmp_pa
 
 def test_a_publication_notices_a_change_of_the_whole_array(tmp_path: Path) -> None:
     store, path = FrozenStore(tmp_path, DISK), StateDirectory(tmp_path).parameters
-    published.publish(path, META, store.referred(state(large=LARGE), whole=False))
+    published.publish(path, {}, store.referred(state(large=LARGE), whole=False))
     found = published.read(path, Frozen(tmp_path))
     assert found is not None
     np.testing.assert_array_equal(found[1]["fixed.large"], LARGE)
     assert path.stat().st_size < LEAST_BYTES
-    published.publish(path, META, store.referred(state(large=LARGE + 1), whole=False))
+    published.publish(path, {}, store.referred(state(large=LARGE + 1), whole=False))
     found = published.read(path, Frozen(tmp_path))
     assert found is not None
     np.testing.assert_array_equal(found[1]["fixed.large"], LARGE + 1)
@@ -148,8 +165,8 @@ def test_nothing_is_removed_while_a_file_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("harm", ["flipped", "missing", "another"])
 def test_an_unsound_file_is_damage_to_whoever_reads_it(tmp_path: Path, harm: str) -> None:
     store = FrozenStore(tmp_path, DISK)
-    checkpoint.save(tmp_path, {**META, "next_lsn": 0, "open_task": None, "batches": 0, "ledger": 0}, {}, DISK)
-    meta = verified.load(tmp_path / checkpoint.NAME).meta
+    checkpoint.save(tmp_path, replace(META, next_lsn=0, batches=0, ledger=0), {}, DISK)
+    meta = checkpoint.read(tmp_path).meta
     arrays = store.referred(state(large=LARGE, other=LARGE + 1))
     checkpoint.save(tmp_path, meta, arrays, DISK)
     one, other = (store.path(digest) for digest in frozen.references(arrays).values())

@@ -12,6 +12,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from streamcl import entries
 from streamcl.config import from_tree
 from streamcl.daemon import words
 from streamcl.daemon.channel import Channel
@@ -22,7 +23,7 @@ from streamcl.daemon.link import Link
 from streamcl.daemon.recovery import take_over
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.tasks import Tasks
-from streamcl.entries import Consolidated, Held, Revisited, Standing
+from streamcl.entries import Entry, Standing
 from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.session import StreamSession, Terms
@@ -101,10 +102,9 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     desk.close()
 
 
-def closed(lsn: int, kind: type[Consolidated] = Consolidated, **fields: Any) -> Consolidated:
-    """What the trainer says of a task that was learned."""
-    known = {"task": "a", "producer": "p", "seq": 2, "samples": 4, "weight": 1.0, "loss": 0.5, "seconds": 0.1}
-    return kind(lsn=lsn, **{**known, **fields})
+def entry(lsn: int, kind: str = "boundary", **fields: Any) -> Entry:
+    known = {"task": "a", "producer": "p", "seq": 2, "samples": 4, "loss": 0.5, "seconds": 0.1, "closed_at": 0.0}
+    return entries.from_plain({"kind": kind, "lsn": lsn, "weight": 1.0, "factor": None, **known, **fields})
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def test_an_outcome_counts_once_however_often_it_is_said(desk: Desk) -> None:
     desk.produce("hello", producer="p")
     desk.produce("batch", {"x": X, "y": Y}, task="a")
     desk.produce("boundary", task="a")
-    desk.trainer_says(words.Done(entry=closed(1)), words.Done(entry=closed(1)))
+    desk.trainer_says(words.Done(entry=entry(1)), words.Done(entry=entry(1)))
     assert [answer["type"] for answer in desk.stream.take()] == ["done"]
     assert desk.ingest.metrics.as_map()["streamcl_boundaries_total"] == 1.0
 
@@ -130,7 +130,7 @@ def test_a_boundary_that_comes_again_is_told_again_what_came_of_it(desk: Desk) -
     desk.produce("hello", producer="p")
     desk.produce("batch", {"x": X, "y": Y}, task="a")
     desk.produce("boundary", task="a")
-    desk.trainer_says(words.Done(entry=closed(1)))
+    desk.trainer_says(words.Done(entry=entry(1)))
     desk.stream.take()
     desk.seq = 1
     ack, done = desk.produce("boundary", task="a")
@@ -265,14 +265,12 @@ def test_a_message_finds_the_task_it_closed_also_after_that_changed(tmp_path: Pa
     session = StreamSession(Terms(mode="factors"))
     tasks = Tasks(session, tmp_path, Standing(), [])
     session.apply(0, Boundary(producer="p", epoch=0, seq=2, task="a"), 1)
-    tasks.take(closed(0))
+    tasks.take(entry(0))
     assert tasks.closed_by("p", 2) == tasks.standing.tasks["a"]
     assert tasks.closed_by("p", 3) is None
-    tasks.take(closed(1, Revisited, seq=5))
+    tasks.take(entry(1, "revisit", seq=5))
     assert tasks.closed_by("p", 2) is None
     assert tasks.closed_by("p", 5) == tasks.standing.tasks["a"]
-    assert not tasks.is_news(closed(1, Revisited, seq=5))
-    tasks.take(Held(lsn=2, task="b", producer="p", seq=7, samples=4, first_lsn=1, end_lsn=2))
-    held = tasks.closed_by("p", 7)
-    assert held is not None
-    assert tasks.verdict(held)["type"] == "failed"
+    assert not tasks.is_news(entry(1, "revisit", seq=5))
+    tasks.take(entry(2, "held", task="b", seq=7, first_lsn=1, end_lsn=2))
+    assert tasks.verdict(tasks.closed_by("p", 7) or {})["type"] == "failed"

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from streamcl import snapshot
 from streamcl.config import from_tree
 from streamcl.conventions import to_scale
 from streamcl.core.gaussian import Gaussian
@@ -100,7 +101,7 @@ def test_an_unstable_learning_rate_is_warned_of_with_one_that_would_do(optimizer
     unstable, _ = optimisation(penalty=penalty, optimizer=optimizer, learning_rate=0.1)
     warning = unstable.warning(128)
     assert warning is not None
-    rate = float(warning.split(" would do")[0].split()[-1])
+    rate = float(warning.split(" would work")[0].split()[-1])
     assert 0 < rate < 0.1
     stable, _ = optimisation(penalty=penalty, optimizer=optimizer, learning_rate=rate)
     assert stable.warning(128) is None
@@ -317,13 +318,13 @@ def test_parameters_that_changed_places_since_are_refused_not_loaded(
     monkeypatch.setattr("streamcl.models.linear", lambda input_shape, outputs: Turned(input_shape[0], outputs, order))
     first = Run(tmp_path, model=model)
     first.task("a", 1)
-    meta, tensors = first.learner.snapshot()
-    meta = msgpack.unpackb(msgpack.packb(meta))
+    meta, tensors = first.replay.snapshot(0)
+    meta = snapshot.from_plain(msgpack.unpackb(msgpack.packb(snapshot.to_plain(meta))))
     order = names
-    again = Learner(from_tree({"model": model, "posterior": {"mode": "factors"}}), first.factors)
+    again = Learner(from_tree({"model": model, "posterior": {"mode": "factors"}}), LogStore(first.reader), first.factors)
     if taken:
-        again.restore(meta, tensors, first.reader, first.learner.standing)
+        again.restore(meta, tensors, first.learner.standing)
         assert np.array_equal(again.snapshot()[1]["theta"], tensors["theta"])
     else:
         with pytest.raises(ConfigError, match=r"a\.weight .* where the other has b\.weight"):
-            again.restore(meta, tensors, first.reader, first.learner.standing)
+            again.restore(meta, tensors, first.learner.standing)

@@ -637,7 +637,7 @@ def test_patience_lasts_as_long_as_the_daemon_is_at_work_and_ends_with_its_reaso
     outbox.passed(25.0)
     again = outbox.hear(welcome(1, working=False, waiting="paused"), 25.0)
     assert not any(isinstance(effect, Waiting) for effect in again)  # each reason once
-    assert outbox.passed(26.5) == [GaveUp("nothing has moved for 10 s: paused; everything sent is stored")]
+    assert outbox.passed(26.5) == [GaveUp("there has been no progress for 10 s: paused; everything sent is stored")]
 
 
 def test_where_nobody_answers_it_says_so() -> None:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from streamcl.schema import LabelMap, Signature
 from torch import Tensor
 
 from streamcl.config import Config, from_tree
@@ -23,6 +22,7 @@ from streamcl.learning.data import TaskData
 from streamcl.learning.evaluation import Prequential
 from streamcl.learning.network import Network
 from streamcl.learning.optimisation import Optimisation, mean_nll
+from streamcl.schema import LabelMap, Signature
 
 ROWS, FEATURES, WAIT = 26, 5, 120.0
 T = TypeVar("T")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 
-from streamcl import __version__
+from streamcl.version import __version__
 
 
 def versions() -> dict[str, str]:

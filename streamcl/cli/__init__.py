@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from streamcl import __version__
 from streamcl.cli.parser import Parser
 from streamcl.cli.remedies import REMEDIES
 from streamcl.errors import ConfigError, DataError, Refused, StreamclError
+from streamcl.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

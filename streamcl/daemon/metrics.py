@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 
-from streamcl import __version__
 from streamcl.daemon.words import Progress
 from streamcl.entries import Consolidated, Revisited
 from streamcl.protocol.session import StreamSession
+from streamcl.version import __version__
 
 MAX_LABELS = 1000
 EXEMPLAR_CHARACTERS = 100  # of the 128 that OpenMetrics allows

@@ -10,7 +10,6 @@ from typing import Any
 
 import structlog
 
-from streamcl import __version__
 from streamcl.daemon import words
 from streamcl.daemon.chronicle import Chronicle
 from streamcl.daemon.metrics import Metrics
@@ -25,6 +24,7 @@ from streamcl.storage.audit import Audit
 from streamcl.storage.history import History
 from streamcl.storage.log import TornTail
 from streamcl.storage.records import Batch
+from streamcl.version import __version__
 
 NOTED = {"held": "failed", "still-aside": "failed", "rollback-failed": "failed"}  # kinds of entries as events
 AUDITED = frozenset(  # requests of operators that change anything

@@ -189,12 +189,19 @@ class Stream:
             while (pending := self.waiting.first(producer)) is not None and not self._must_wait(pending):
                 self.waiting.take_first(producer)
                 try:
-                    self._authorise_as(producer, pending.peer, pending.message)  # rights may have changed since it came
+                    self._authorise_again(producer, pending)
                     self._store(producer, pending)
                 except Refused as refused:
                     self._refuse_waiting(producer, pending, refused)
         if self.session.signature is None:
             self._try_next()
+
+    def _authorise_again(self, producer: str, pending: Pending) -> None:
+        """Since it came, rights may have changed, and a newer process may have taken its producer's name over."""
+        identity = self.replies.connections.of(pending.peer)
+        if identity is not None:
+            self.session.producers.check_epoch(producer, identity.epoch)
+        self._authorise_as(producer, pending.peer, pending.message)
 
     def _try_next(self) -> None:
         for producer in self.waiting.producers():

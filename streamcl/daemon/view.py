@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from streamcl import __version__
 from streamcl.config import Config
 from streamcl.daemon.chronicle import Chronicle
 from streamcl.daemon.link import Link
@@ -19,6 +18,7 @@ from streamcl.daemon.words import Progress
 from streamcl.entries import Confirmed, Consolidated, Entry, Held
 from streamcl.protocol.session import KEPT_REMEDY, StreamSession
 from streamcl.storage.quarantine import Failure
+from streamcl.version import __version__
 
 SILENCE_SECONDS = 30.0
 PAUSED = "training is paused (`streamcl resume` lets it go on)"
