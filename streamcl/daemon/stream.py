@@ -33,7 +33,11 @@ GROUP_BYTES = 32 << 20  # at most this much is synced together, so that no ackno
 
 
 class Stream:
-    """Takes what producers send, on one port."""
+    """Takes what producers send, on one port.
+
+    Large, because one message meets every part here: what is checked, what waits, what is stored and what is answered must
+    be in one order, which no part may know alone.
+    """
 
     def __init__(
         self,

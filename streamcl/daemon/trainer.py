@@ -73,6 +73,9 @@ class Trainer:
     new_learner: makes a learner that knows nothing yet. reader: of the log. kept: which records stay there. pause: waits
     until a channel can be read, or for so long. watch: told when a record begins, when the learner comes up for air, when
     it goes on, and when what a record changed is durable and published.
+
+    Large, because one thread does everything: between any two steps it may have to report, publish, listen or wait, and
+    what may happen when is decided here alone.
     """
 
     def __init__(
