@@ -34,7 +34,7 @@ DISK_FULL = "the disk is full; nothing is taken in until there is room"
 
 
 class Observers:
-    """One method for each kind of thing that happens; that is what makes it long. They share nothing but where it is shown."""
+    """One method for each kind of thing that happens, which makes it long; all they share is where it is shown."""
 
     def __init__(
         self,
