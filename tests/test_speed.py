@@ -12,7 +12,7 @@ from streamcl.bench.growth import Point, growth
 from streamcl.bench.speed.boundary import Boundaries
 from streamcl.bench.speed.table import Row
 from streamcl.cli import main
-from streamcl.daemon.trainer import FOLLOWED_AT_ONCE
+from streamcl.daemon.quiet import FOLLOWED_AT_ONCE
 
 TREE: dict[str, Any] = {"model": {"args": {"hidden": [8]}, "classes": 10}}
 
