@@ -12,12 +12,18 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.utils.multiclass import check_classification_targets, unique_labels
-from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from streamcl.estimator import Learner
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.utils.multiclass import check_classification_targets, unique_labels
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        f"streamcl.sklearn needs scikit-learn 1.6 or newer ({error}): pip install 'streamcl[sklearn]'"
+    ) from error
 
 Array = npt.NDArray[Any]
 

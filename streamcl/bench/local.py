@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,26 @@ FREE_ENDPOINTS = {
     "admin": "tcp://127.0.0.1:*",
     "http": "127.0.0.1:0",
 }
+FIRST_PORT, PORTS, BLOCKS = 15_000, 80, 200  # of each process, below what systems give to outgoing connections
+_turns = itertools.count()
+
+
+def own_endpoints() -> dict[str, str]:
+    """Free loopback ports that no outgoing connection is given, so that a daemon finds its own free when it starts again.
+
+    Each process takes those of its own block in turn.
+    """
+    ports = (FIRST_PORT + os.getpid() % BLOCKS * PORTS + turn % PORTS for turn in _turns)
+    free = (port for port in ports if _is_free(port))
+    return {name: endpoint.rpartition(":")[0] + f":{next(free)}" for name, endpoint in FREE_ENDPOINTS.items()}
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 class LocalDaemon:
@@ -42,7 +64,7 @@ class LocalDaemon:
     def __init__(self, tree: Mapping[str, Any], state_dir: Path | None = None, code: Path | None = None) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="streamcl-") if state_dir is None else None
         self.state_dir = Path(self._temporary.name) / "state" if self._temporary else Path(str(state_dir))
-        self.tree = {"endpoints": FREE_ENDPOINTS, **tree, "state_dir": str(self.state_dir)}
+        self.tree = {"endpoints": own_endpoints(), **tree, "state_dir": str(self.state_dir)}
         self.code = code
         self.command = [sys.executable, "-m", "streamcl"]
         self.process: subprocess.Popen[bytes] | None = None
