@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,13 +45,14 @@ from streamcl.learning.data import Array, Block
 from streamcl.learning.failing import Unlearnable
 from streamcl.learning.network import Network
 from streamcl.learning.predictive import averaged, predict
+from streamcl.learning.tasks import OpenTask
 from streamcl.protocol import messages
 from streamcl.protocol.frames import NamedArrays, check_finite, portable
 from streamcl.protocol.restoring import restore
 from streamcl.protocol.session import StreamSession, Terms
 from streamcl.replay import Replay
 from streamcl.schema import Signature, chosen
-from streamcl.snapshot import under
+from streamcl.snapshot import Meta, under
 from streamcl.storage import container, verified
 from streamcl.storage.disk import Disk
 from streamcl.storage.log import Entry as Stored
@@ -142,6 +143,8 @@ class Learner:
         self._session = StreamSession(Terms.of(self.config))
         self._session.producers.hello(messages.Hello(producer=ITSELF))
         self._replay = self._fresh()
+        self._place: tuple[Meta, dict[str, npt.NDArray[Any]]]
+        self._since: list[Stored]
         self._mark_place()
 
     def _fresh(self) -> Replay:
@@ -183,6 +186,38 @@ class Learner:
         header = {"type": "boundary", "seq": self._next_seq, "task": task, "weight": weight}
         message = messages.decode(header, messages.Boundary)
         return self._take(self._session.admit_boundary(ITSELF, message)) or {}
+
+    def rename(self, name: str) -> None:
+        """Give the open task another name, before its boundary makes it known by that.
+
+        Raises Refused ``unknown_task`` where none is open, ``task_mismatch`` during a revisit or with drift, which has
+        names of its own, ``task_closed`` where the name is taken.
+        """
+        opened = self._learner.open_task
+        if opened is None:
+            raise Refused("unknown_task", "no task is open; its first batch opens one")
+        if name == opened.name:
+            return
+        messages.decode({"type": "batch", "seq": 1, "task": name}, messages.Batch)
+        if opened.revisited is not None or self._session.of_stream:
+            raise Refused("task_mismatch", f"task {opened.name!r}: a revisit, or a task of drift's, keeps its name")
+        if name in self._session.closed:
+            raise Refused("task_closed", f"task {name!r} is closed already; expected a name that is not taken")
+        self._rename(opened, name)
+
+    def _rename(self, opened: OpenTask, name: str) -> None:
+        self._memory.records = {
+            lsn: replace(stored, record=msgspec.structs.replace(stored.record, task=name))
+            if stored.record.task == opened.name
+            else stored
+            for lsn, stored in self._memory.records.items()
+        }
+        self._since = [self._memory.records[stored.lsn] for stored in self._since]
+        meta, tensors = self._place
+        if meta.open_task is not None:
+            meta = msgspec.structs.replace(meta, open_task=msgspec.structs.replace(meta.open_task, name=name))
+            self._place = meta, tensors
+        opened.name = self._session.open_task = self._session.open_tag = name
 
     def revisit(self, task: str, damping: float | None = None) -> None:
         """Reopen a consolidated task (``posterior.mode`` factors or online): feed it again, then its `boundary`.
@@ -437,11 +472,21 @@ class Learner:
 
     def _go_back(self) -> None:
         """To behind the last record that was learned."""
+        while not self._has_come_back():
+            pass
+
+    def _has_come_back(self) -> bool:
+        """Learn again what was learned since; False where a record of it fails now, which is noted for the next attempt."""
         self._replay = self._fresh()
         meta, tensors = self._place
         self._replay.restore(meta, _copied(tensors), standing(self._entries))
         for stored in self._since:
-            _run(self._replay.apply(stored))
+            try:
+                _run(self._replay.apply(stored))
+            except Unlearnable as error:
+                self._note(stored, error)
+                return False
+        return True
 
     @property
     def _learner(self) -> learning.Learner:

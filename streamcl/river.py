@@ -93,10 +93,13 @@ class _Estimator(base.Estimator):
     def end_task(self, name: str | None = None) -> dict[str, Any]:
         """Consolidate the rows since the last task's end; those that follow are of another one.
 
-        name: of the task that ends, where `learn_many` and `learn_one` were not told one. Returns the boundary's figures;
-        raises Refused ``unknown_task`` where there are no rows, ``unlearnable`` where none of them could be learned.
+        name: of the task that ends, by default task-1, task-2 and so on. Returns the boundary's figures; raises Refused
+        ``unknown_task`` where there are no rows, ``task_closed`` where the name is taken, ``unlearnable`` where none of the
+        rows could be learned.
         """
-        figures = self._learner.boundary(self._learner.open_task or name or self._next_task())
+        if name is not None:
+            self._learner.rename(name)
+        figures = self._learner.boundary(self._learner.open_task or self._next_task())
         self._rows, self._tasks = 0, self._tasks + 1
         return figures
 

@@ -94,11 +94,14 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
     def end_task(self, name: str | None = None, weight: float | None = None) -> dict[str, Any]:
         """Consolidate the open task and let its rows go; the rows that follow are of another one.
 
-        name: of the open task. weight: lambda_t, by default scale * N_t. Returns the boundary's figures, as
-        `streamcl.Learner.boundary`; raises as it does.
+        name: of the task that ends, by default as `partial_fit` named it, or task-1, task-2 and so on. weight: lambda_t, by
+        default scale * N_t. Returns the boundary's figures; raises Refused as `streamcl.Learner.boundary`, and
+        ``task_closed`` where the name is taken.
         """
         check_is_fitted(self, "learner_")
-        figures = self.learner_.boundary(name or self.learner_.open_task or f"task-{self.n_tasks_ + 1}", weight)
+        if name is not None:
+            self.learner_.rename(name)
+        figures = self.learner_.boundary(self.learner_.open_task or f"task-{self.n_tasks_ + 1}", weight)
         self.n_tasks_ += 1
         return figures
 

@@ -244,6 +244,33 @@ def test_what_is_kept_goes_only_when_dropped() -> None:
     assert [task["samples"] for task in one.tasks()] == [40, 40]
 
 
+def test_a_task_renamed_is_learned_as_if_it_had_been_called_so(tmp_path: Path) -> None:
+    one, other = (Learner({"model": {"classes": 3}}, module=Odd()) for _ in range(2))
+    for each, name in ((one, "before"), (other, "after")):
+        each.observe(*rows(0), task="a", boundary=True)
+        each.observe(*rows(1), task=name)
+        each.observe(*rows(2), task=name)
+    for taken, code in (("a", "task_closed"), ("", "bad_header")):
+        with pytest.raises(Refused, match=code):
+            one.rename(taken)
+    one.rename("after")
+    one.save(tmp_path / "learner")
+    for each in (one, Learner.load(tmp_path / "learner", module=Odd()), other):
+        with pytest.warns(RuntimeWarning, match="odd rows"):  # so that it goes back, and comes again
+            each.observe(*odd_rows(3), task="after")
+        assert each.boundary("after") | {"seconds": 0} == {
+            "task": "after",
+            "kind": "boundary",
+            "samples": 80,
+            "set_aside": 40,
+            "loss": each.tasks()[-1]["loss"],
+            "seconds": 0,
+        }
+        np.testing.assert_array_equal(each.parameters().theta, one.parameters().theta)
+    with pytest.raises(Refused, match="unknown_task"):
+        one.rename("x")
+
+
 class Interrupted(nn.Module):
     """Is interrupted from the keyboard once."""
 

@@ -51,7 +51,10 @@ def test_tasks_end_when_told_and_by_themselves() -> None:
     for x, y in rows[:40]:
         model.learn_one(x, y)
     assert [task["samples"] for task in model.learner.tasks()] == [30]
+    with pytest.raises(Refused, match="task_closed"):
+        model.end_task("task-1")
     assert model.end_task("by hand")["samples"] == 10
+    assert [task["task"] for task in model.learner.tasks()] == ["task-1", "by hand"]
     with pytest.raises(Refused, match="unknown_task"):
         model.end_task()
     for x, y in rows[40:]:

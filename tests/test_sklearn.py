@@ -43,7 +43,9 @@ def test_one_task_after_another_is_what_the_learner_learns() -> None:
     for name, part in (("low", y < 5), ("high", y >= 5)):
         model.partial_fit(x[part], y[part], classes=range(10), task=name)
         assert model.end_task(name)["samples"] == part.sum()
-    assert [task["task"] for task in model.learner_.tasks()] == ["low", "high"]
+    model.partial_fit(x[:50], y[:50]).partial_fit(x[50:90], y[50:90])
+    assert model.end_task("named at its end")["samples"] == 90
+    assert [task["task"] for task in model.learner_.tasks()] == ["low", "high", "named at its end"]
     assert model.predict_proba(x, samples=2).shape == (len(x), 10)
     with pytest.raises(Refused, match="task_closed"):
         model.partial_fit(x[:5], y[:5], task="low")
