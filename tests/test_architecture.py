@@ -69,11 +69,8 @@ def exists(name: str) -> bool:
 def floors(container: str = "streamcl") -> tuple[tuple[str, ...], ...]:
     """The floors of the import rules within a package, from the top: the names of their modules, from the package down."""
     rules = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    (layers,) = [
-        rule["layers"] for rule in rules if rule["type"] == "layers" and rule.get("containers", ["streamcl"]) == [container]
-    ]
-    floors = (re.split(r"\s*[|:]\s*", layer) for layer in layers)
-    return tuple(tuple(module.removeprefix(f"{container}.") for module in floor) for floor in floors)
+    (layers,) = [rule["layers"] for rule in rules if rule["type"] == "layers" and rule["containers"] == [container]]
+    return tuple(tuple(re.split(r"\s*[|:]\s*", layer)) for layer in layers)
 
 
 def floor(name: str) -> tuple[int, int]:
