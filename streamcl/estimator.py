@@ -131,6 +131,9 @@ class Learner:
 
     Tasks as in the daemon: the first batch of a task opens it, `boundary` consolidates it into the posterior and lets its
     rows go. Not safe to use from several threads at once.
+
+    What holds it together: every call is one record, and session, learner, rows and factors take it in or are put back
+    together.
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None, module: nn.Module | None = None) -> None:

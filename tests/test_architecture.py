@@ -1,4 +1,5 @@
-"""The architecture page is true: what it names exists, and no sentence of its walks leads back up."""
+"""The architecture page is true: what it names exists, its floors are those of the import rules, and no sentence of its
+walks leads back up."""
 
 from __future__ import annotations
 
@@ -65,28 +66,43 @@ def exists(name: str) -> bool:
 
 
 @cache
-def floors() -> tuple[tuple[str, ...], ...]:
-    """The floors of the import rules, from the top."""
-    (contract,) = [
-        contract
-        for contract in tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-        if contract["type"] == "layers"
-    ]
-    return tuple(tuple(re.split(r"\s*[|:]\s*", layer)) for layer in contract["layers"])
+def floors(container: str = "streamcl") -> tuple[tuple[str, ...], ...]:
+    """The floors of the import rules within a package, from the top: the names of their modules, from the package down."""
+    rules = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [rule["layers"] for rule in rules if rule["type"] == "layers" and rule["containers"] == [container]]
+    return tuple(tuple(re.split(r"\s*[|:]\s*", layer)) for layer in layers)
 
 
-def floor(name: str) -> int:
-    """How many floors are above it."""
-    return next(
-        number
-        for number, floor in enumerate(floors())
-        if any(f"streamcl.{name}.".startswith(f"{module}.") for module in floor)
-    )
+def floor(name: str) -> tuple[int, int]:
+    """How many floors are above it; of a part of the daemon, also within that."""
+    package, _, rest = name.partition(".")
+    return _above(floors(), package), _above(floors("streamcl.daemon"), rest) if package == "daemon" else 0
+
+
+def _above(floors: tuple[tuple[str, ...], ...], name: str) -> int:
+    found = [number for number, floor in enumerate(floors) if name.split(".")[0] in floor]
+    assert found, f"{name}: on no floor"
+    return found[0]
+
+
+def drawn(after: str) -> list[list[str]]:
+    """The floors that the page draws in the block behind this text: the names at the left of each line."""
+    block = PAGE.partition(after)[2].partition("\n\n")[0]
+    return [line.strip().split("   ")[0].split() for line in block.splitlines() if re.match(r" {4}\w", line)]
 
 
 @pytest.mark.parametrize("name", sorted(set(named(PAGE))))
 def test_what_the_page_names_exists(name: str) -> None:
     assert exists(name), f"{name}: streamcl/docs/architecture.md names it, and it is not there"
+
+
+@pytest.mark.parametrize(
+    ("after", "container"),
+    [("modules that know nothing of each other.\n\n", "streamcl"), ("there are floors too:\n\n", "streamcl.daemon")],
+)
+def test_the_floors_are_those_of_the_import_rules(after: str, container: str) -> None:
+    ruled = [floor for floor in floors(container) if floor != ("__main__",)]
+    assert [set(floor) for floor in drawn(after)] == [set(floor) for floor in ruled]
 
 
 @pytest.mark.parametrize("title", WALKS)

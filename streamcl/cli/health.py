@@ -34,9 +34,9 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--state-dir", help="the daemon's state directory, where its address is found (default: the file's)"
     )
-    parser.add_argument("--live", action="store_true", help="ask ask only whether it answers at all")
+    parser.add_argument("--live", action="store_true", help="ask only whether it answers at all")
     parser.add_argument(
-        "--timeout", type=float, default=5.0, metavar="SECONDS", help="how long how long to wait for an answer (default: 5)"
+        "--timeout", type=float, default=5.0, metavar="SECONDS", help="how long to wait for an answer (default: 5)"
     )
     add_json(parser)
 

@@ -103,9 +103,7 @@ def _add_abandon_and_forget(commands: Any) -> None:
         "Give up the open revisit: parameters and posterior return to those from before it.",
         "streamcl abandon",
     )
-    parser.add_argument(
-        "task", metavar="TASK", nargs="?", help="only if this is the task that is being revisited that is being revisited"
-    )
+    parser.add_argument("task", metavar="TASK", nargs="?", help="only if this is the task that is being revisited")
     add_connection(parser, "admin")
     add_json(parser)
     parser = command(

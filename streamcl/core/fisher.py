@@ -134,6 +134,9 @@ class DiagonalFisher:
     parameters: of that module. kind: ``exact``, ``mc`` or ``empirical``. generator: for ``mc``, on the module's device.
     by_loop: take every sample by itself. total: [P] float64, the sum over all samples added. unvectorised: why per-sample
     gradients had to be taken one by one, None where they did not. loop_seconds: what that took.
+
+    What holds it together: one sum, and the plan of how each parameter's part of it is taken; closed forms, per-sample
+    gradients and the loop add to the same sum, are checked against one another, and change the plan where they differ.
     """
 
     def __init__(

@@ -83,7 +83,11 @@ def _absolute(config: Config) -> Config:
 
 @dataclass(slots=True)
 class Supervisor:
-    """Starts, watches and ends the working processes."""
+    """Starts, watches and ends the working processes.
+
+    What holds it together: one loop in which signals, words, deaths and deadlines all bear on one question, which processes
+    shall run; what can be said of a single one is `Child`'s.
+    """
 
     config: Config
     lock: StateLock

@@ -197,6 +197,9 @@ class _Kept:
 class Outbox:
     """One producer's messages between `offer` and the daemon's disk.
 
+    What holds it together: the conversation, the sequence kept and the caller's patience move together; whatever is heard,
+    or not heard, changes all three.
+
     epoch: fences older processes of the name. clocked: the epoch is a clock's, so where it is behind another may be taken
     until the first welcome. durable, applied: as the daemon last said. credit: messages that may be unacknowledged.
     """

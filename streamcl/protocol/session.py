@@ -167,6 +167,9 @@ class Room:
 class StreamSession:
     """The state that every producer's messages are judged by.
 
+    What holds it together: one task is open at a time, so each decision about a task asks for the open one and for what has
+    become of all others; a record stored, or told of by the trainer, changes both at once.
+
     open_tag: what producers call the open task; its name, but for drift. next_lsn: of the record to come. With drift:
     opened_lsn, of the record that opened the tag; ahead, LSN and bytes on disk of each batch that is not trained on yet.
     held: tasks that could not be learned. set_aside: rows of batches that could not be learned, by task. resolving: of
