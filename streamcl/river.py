@@ -78,7 +78,13 @@ class _Estimator(base.Estimator):
         args = {} if self.module is not None else {"args": {"hidden": list(self.hidden)}}
         tree: dict[str, dict[str, Any]] = {
             "model": {"likelihood": self._likelihood, **args, **self._model()},
-            "train": {"learning_rate": self.learning_rate, "epochs": self.epochs, "seed": self.seed, "device": "cpu"},
+            "train": {
+                "learning_rate": self.learning_rate,
+                "epochs": self.epochs,
+                "seed": self.seed,
+                "dtype": "float64",
+                "device": "cpu",
+            },
             "posterior": {"scale": self.scale},
         }
         for section, values in (self.config or {}).items():
