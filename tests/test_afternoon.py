@@ -20,6 +20,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from streamcl.bench.local import LocalDaemon
+from streamcl.storage.container import VERSION
 
 PATIENCE = 90.0
 ROW_BYTES = 20 * 4 + 8
@@ -251,9 +252,9 @@ def test_a_state_directory_of_a_newer_version_is_refused_and_left_as_it_is(desk:
     desk.stop()
     path = desk.state / "checkpoint"
     raw = bytearray(path.read_bytes())
-    raw[8:12] = (int.from_bytes(raw[8:12], "little") + 1).to_bytes(4, "little")  # the version, and the header's checksum
+    raw[8:12] = (VERSION + 1).to_bytes(4, "little")  # the format, and the header's checksum
     raw[28:32] = zlib.crc32(raw[:28]).to_bytes(4, "little")
     path.write_bytes(raw)
     said = desk.type("serve", "--config", desk.place / "streamcl.toml", status=2)
-    assert f"{path}: format 2; this streamcl reads up to 1: upgrade it" in said
+    assert f"{path}: format {VERSION + 1}; this streamcl reads up to {VERSION}: upgrade it" in said
     assert path.read_bytes() == raw

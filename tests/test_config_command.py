@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from streamcl import config
-from streamcl.bench.local import LocalDaemon
+from streamcl.bench.local import FREE_ENDPOINTS, LocalDaemon
 from streamcl.cli import main
 from streamcl.errors import ConfigError
 
@@ -220,11 +220,12 @@ def test_a_key_that_needs_a_new_state_directory_is_explained_before_the_start_an
     status, out, _ = run("config", "check", path)
     assert (status, "which it fits" in out) == (0, True)
     flags = ("--posterior.mode", "factors", "--model.classes", "4", "--train.dtype", "float64")
+    free = [text for name, value in FREE_ENDPOINTS.items() for text in (f"--endpoints.{name}", value)]
     status, out, _ = run("config", "check", path, *flags, "--json")
     found = {problem["key"]: problem for problem in json.loads(out)["problems"]}
     assert (status, set(found)) == (2, {"posterior.mode", "model.classes", "train.dtype"})
     assert all(problem["needs_new_state_dir"] for problem in found.values())
-    serve = [sys.executable, "-m", "streamcl", "serve", "--config", str(path), *flags, "--endpoints.http", "127.0.0.1:0"]
+    serve = [sys.executable, "-m", "streamcl", "serve", "--config", str(path), *flags, *free]
     refused = subprocess.run(serve, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 2
     for said in ("model.classes was 3, is 4", "posterior.mode was 'single'", "new state directory", "streamcl export"):

@@ -5,6 +5,7 @@ What cannot be run in a test is listed in `NOT_RUN` with the reason, and checked
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -122,24 +123,35 @@ def surroundings() -> dict[str, Any]:
     }
 
 
+def outcome(code: str, directory: Path) -> dict[str, Any]:
+    """What a page's code leaves behind, run as a module of its own."""
+    path = directory / "page.py"
+    path.write_text(code)
+    spec = importlib.util.spec_from_file_location("page", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    vars(module).update(surroundings())
+    spec.loader.exec_module(module)
+    return vars(module)
+
+
 @pytest.mark.parametrize("code", python_blocks("with a daemon"))
 def test_python_that_speaks_to_a_daemon_works(
-    code: str, start: Callable[..., LocalDaemon], monkeypatch: pytest.MonkeyPatch
+    code: str, start: Callable[..., LocalDaemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     endpoints = start({"model": {"classes": 3}}).endpoints
     for name, endpoint in (("Producer", "stream"), ("Reader", "predict"), ("Admin", "admin")):
         monkeypatch.setattr(client, name, partial(getattr(client, name), endpoints[endpoint]))
-    namespace = surroundings()
-    exec(code, namespace)
+    namespace = outcome(code, tmp_path)
     assert "boundary(" in code
     probabilities = namespace["prediction"].probs if "prediction" in namespace else namespace["probabilities"]
     assert probabilities.shape == (len(namespace["x"]), 3)
 
 
 @pytest.mark.parametrize("code", python_blocks("in process"))
-def test_python_in_process_works(code: str) -> None:
-    namespace = surroundings()
-    exec(code, namespace)
+def test_python_in_process_works(code: str, tmp_path: Path) -> None:
+    namespace = outcome(code, tmp_path)
     assert "boundary(" in code or "end_task(" in code
     if "probabilities" in namespace:
         assert len(namespace["probabilities"]) == len(namespace["x"])

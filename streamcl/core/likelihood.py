@@ -71,8 +71,8 @@ class Categorical:
     def _checked(self, output: Tensor) -> Tensor:
         if output.ndim != 2 or output.shape[1] != self.classes:
             raise WrongOutput(
-                f"model output: expected [n, {self.classes}] logits, got {list(output.shape)}; set model.classes to the number of "
-                "the model's outputs, or give it as many as there are classes"
+                f"model output: expected [n, {self.classes}] logits, got {list(output.shape)}; set model.classes to the "
+                "number of the model's outputs, or give it as many as there are classes"
             )
         return output
 
