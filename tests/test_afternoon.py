@@ -22,6 +22,8 @@ from safetensors.numpy import load_file
 from streamcl.bench.local import LocalDaemon
 from streamcl.storage.container import VERSION
 
+pytestmark = pytest.mark.campaign
+
 PATIENCE = 90.0
 ROW_BYTES = 20 * 4 + 8
 BUDGET = 150_000

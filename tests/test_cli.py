@@ -225,6 +225,7 @@ def test_the_command_line_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.campaign
 def test_the_demo_shows_forgetting_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     matrices = demo.run(tmp_path, tasks=2, epochs=10)
     assert demo.forgotten(matrices["streamcl"]) < demo.forgotten(matrices["fine-tuning"]) - 0.1

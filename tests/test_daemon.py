@@ -78,6 +78,7 @@ def test_the_same_stream_gives_the_same_bits(start: Callable[..., LocalDaemon], 
     assert_equal(daemon, undisturbed)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("moments", [(2, 7), (5, 6, 11), (1, 14)])
 def test_killed_and_started_again_it_ends_with_the_same_bits(
     start: Callable[..., LocalDaemon], undisturbed: list[np.ndarray], moments: tuple[int, ...]
@@ -148,6 +149,7 @@ def children(daemon: LocalDaemon, role: str) -> list[int]:
     return found
 
 
+@pytest.mark.campaign
 def test_stopped_and_started_again_it_goes_on_in_the_middle_of_a_task(
     start: Callable[..., LocalDaemon], undisturbed: list[np.ndarray]
 ) -> None:

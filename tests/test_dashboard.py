@@ -21,6 +21,8 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from streamcl.bench.local import LocalDaemon
 
+pytestmark = pytest.mark.campaign
+
 PATIENCE = 60.0
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 TREE: dict[str, Any] = {

@@ -24,6 +24,8 @@ from streamcl.daemon.serve import Supervisor
 from streamcl.daemon.words import Ready
 from streamcl.errors import Unreachable
 
+pytestmark = pytest.mark.campaign
+
 LETHAL = """
 import ctypes, os, pathlib, signal
 import torch

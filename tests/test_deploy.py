@@ -32,6 +32,8 @@ from streamcl.binding import KEPT
 from streamcl.cli import build_parser, main
 from streamcl.daemon.metrics import Metrics
 
+pytestmark = pytest.mark.campaign
+
 DEPLOY = Path(__file__).parents[1] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yaml"
 DASHBOARD = DEPLOY / "grafana" / "streamcl.json"

@@ -47,6 +47,7 @@ def shell_lines(page: Path) -> Iterator[str]:
             yield from (part.strip() for part in line.partition("  #")[0].split(";") if part.strip())
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", sorted(REPLAYED))
 def test_the_commands_of_a_page_print_what_it_shows(name: str, tmp_path: Path) -> None:
     wrong = []
@@ -61,6 +62,7 @@ def test_no_other_page_has_commands_with_output() -> None:
     assert {page.name for page in PAGES if BLOCK.search(page.read_text())} == REPLAYED
 
 
+@pytest.mark.campaign
 def test_the_commands_of_the_readme_work(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 200)
@@ -136,6 +138,7 @@ def outcome(code: str, directory: Path) -> dict[str, Any]:
     return vars(module)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("code", python_blocks("with a daemon"))
 def test_python_that_speaks_to_a_daemon_works(
     code: str, start: Callable[..., LocalDaemon], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -214,6 +217,7 @@ def figureless(text: str) -> list[str]:
     return [re.sub(r"\d+\.\d+(e-\d+)?$", "#", line.strip()) for line in values]
 
 
+@pytest.mark.campaign
 def test_the_whole_client_of_the_protocol_page_works(start: Callable[..., LocalDaemon], tmp_path: Path) -> None:
     (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     (tmp_path / "client.py").write_text(code)

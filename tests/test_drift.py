@@ -192,6 +192,7 @@ def test_a_steady_stream_stays_one_task(start: Callable[..., LocalDaemon]) -> No
     assert tasks(daemon) == []
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("checkpoint", [True, False])
 def test_a_crash_before_or_amid_the_change_leaves_the_same_tasks_and_parameters(
     start: Callable[..., LocalDaemon], checkpoint: bool
@@ -267,6 +268,7 @@ def killing_all(daemon: LocalDaemon) -> None:
                 daemon.start()
 
 
+@pytest.mark.campaign
 @pytest.mark.timeout(400)
 def test_where_it_splits_depends_on_the_rows_alone(start: Callable[..., LocalDaemon]) -> None:
     ends = {}
@@ -319,6 +321,7 @@ def test_a_boundary_right_behind_the_change_is_told_the_task_that_drift_closed(s
         assert first["weight"] == 0.01 * first["samples"]
 
 
+@pytest.mark.campaign
 def test_a_boundary_after_a_change_known_to_all_is_answered_too_and_after_a_restart(
     start: Callable[..., LocalDaemon],
 ) -> None:
@@ -361,6 +364,7 @@ def test_a_change_found_by_a_revisited_name_is_passed_over(start: Callable[..., 
     assert done["task"] == "a.3"
 
 
+@pytest.mark.campaign
 def test_a_state_directory_with_drifts_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
     """Of aca4cef: ingest had written the boundary of `a` into the log, `a.2` was open; killed."""
     name = "state-with-drift-of-an-earlier-version.tar.gz"

@@ -15,6 +15,8 @@ from waiting import PATIENCE, until
 from streamcl.bench.local import LocalDaemon
 from streamcl.errors import StreamclError
 
+pytestmark = pytest.mark.campaign
+
 
 def tree(directory: Path, mode: str = "factors", **train: Any) -> dict[str, Any]:
     return {

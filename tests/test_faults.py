@@ -14,6 +14,8 @@ from streamcl.bench.faults.disk import surviving
 from streamcl.bench.faults.kills import random_kills
 from streamcl.cli import main
 
+pytestmark = pytest.mark.campaign
+
 
 @pytest.mark.parametrize("alone", [False, True], ids=["all processes", "one process"])
 @pytest.mark.parametrize("fault", campaigns.FAULTS)

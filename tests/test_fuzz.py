@@ -15,6 +15,8 @@ from streamcl.bench.fuzz.mutants import KINDS, mutant
 from streamcl.protocol import frames, messages
 from streamcl.protocol.session import StreamSession
 
+pytestmark = pytest.mark.campaign
+
 
 def test_hostile_messages_break_no_promise_without_sockets() -> None:
     found = bench.campaign(20_000, seed=1)

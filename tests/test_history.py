@@ -49,6 +49,7 @@ def test_each_tier_sums_counts_and_averages_values(path: Path) -> None:
         assert reader.last_sample() == START + 7198
 
 
+@pytest.mark.campaign
 def test_it_stays_small_however_long_the_daemon_runs(path: Path) -> None:
     history = History(path)
     step = 3000  # seconds; nearly twelve years of them

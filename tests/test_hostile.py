@@ -187,6 +187,7 @@ def test_four_gigabytes_announced_cost_nothing(attacked: Attacked) -> None:
     assert attacked.memory() - before < 16 * MIB
 
 
+@pytest.mark.campaign
 def test_silent_connections_are_bounded_and_ended(attacked: Attacked) -> None:
     before, memory = attacked.handles(), attacked.memory()
     silent = [sockets.create_connection(("127.0.0.1", attacked.port("stream"))) for _ in range(500)]

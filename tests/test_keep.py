@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from waiting import PATIENCE, until
+
+pytestmark = pytest.mark.campaign
 
 
 @contextmanager

@@ -219,6 +219,7 @@ def test_a_restart_with_a_mended_model_learns_every_row(
         assert producer.boundary("b")["samples"] == 30
 
 
+@pytest.mark.campaign
 def test_a_mended_model_is_tried_like_a_new_one_and_a_worse_one_is_refused(
     start: Callable[..., LocalDaemon], mood: Callable[[str], None]
 ) -> None:

@@ -26,6 +26,8 @@ from streamcl.daemon import logs
 from streamcl.daemon.logs import configure
 from streamcl.errors import ConfigError
 
+pytestmark = pytest.mark.campaign
+
 PATIENCE = 60.0
 SMALL: dict[str, Any] = {"model": {"args": {"hidden": [8]}, "classes": 3}, "train": {"epochs": 1}}
 SECRET = 31337.5  # a value of somebody's data

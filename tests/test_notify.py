@@ -17,6 +17,8 @@ import pytest
 from streamcl.bench.local import LocalDaemon
 from streamcl.daemon.notify import Notifier
 
+pytestmark = pytest.mark.campaign
+
 PATIENCE = 60.0
 SMALL = {"model": {"args": {"hidden": [8]}, "classes": 3}, "train": {"epochs": 1}}
 

@@ -21,7 +21,10 @@ from streamcl.daemon import words
 from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.processes import Child, Forked, reap
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process is started by itself")
+pytestmark = [
+    pytest.mark.campaign,
+    pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process is started by itself"),
+]
 
 ALL = {"nursery", "ingest", "trainer", "predictor"}
 LINEAR = {"model": {"factory": "streamcl.models:linear", "classes": 3}, "train": {"epochs": 1}}

@@ -9,6 +9,8 @@ import pytest
 
 from streamcl.bench import peers
 
+pytestmark = pytest.mark.campaign
+
 
 def test_it_runs_without_the_peers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

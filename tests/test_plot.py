@@ -21,6 +21,8 @@ from streamcl.cli import main
 from streamcl.plots import NothingToDraw, Past
 from streamcl.storage.history import History
 
+pytestmark = pytest.mark.campaign
+
 Run = Callable[..., tuple[int, str, str]]
 START = 1_700_000_000.0
 

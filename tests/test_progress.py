@@ -20,6 +20,8 @@ from streamcl import config
 from streamcl.bench.local import LocalDaemon
 from streamcl.cli import words
 
+pytestmark = pytest.mark.campaign
+
 TREE = {
     "model": {"args": {"hidden": [256, 256]}, "classes": 3},
     "train": {"epochs": 30, "batch_size": 32},

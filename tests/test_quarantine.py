@@ -205,6 +205,7 @@ def test_poison_in_a_revisit_leaves_the_old_factor(start: Callable[..., LocalDae
     np.testing.assert_array_equal(before.precision, after.precision)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("role", ["trainer", "ingest", "predictor"])
 def test_a_process_that_hangs_is_ended_and_started_again(start: Callable[..., LocalDaemon], role: str) -> None:
     daemon = start(tree(watchdog_seconds=5.0))
@@ -223,6 +224,7 @@ def test_a_process_that_hangs_is_ended_and_started_again(start: Callable[..., Lo
     assert "no progress" in daemon.log_text()
 
 
+@pytest.mark.campaign
 def test_a_long_consolidation_is_progress(start: Callable[..., LocalDaemon]) -> None:
     """The watchdog follows steps, not records: many epochs may take longer than its patience."""
     daemon = start(tree(watchdog_seconds=5.0, epochs=4000, batch_size=8))

@@ -94,6 +94,7 @@ def test_the_sum_of_the_factors_is_the_single_penalty(start: Callable[..., Local
     np.testing.assert_allclose(prior_shift + np.sum(shifts, axis=0), expected.shift, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(("order", "damping", "sweeps"), [(order, 1.0, 10) for order in ORDERS] + [("mixed", None, 40)])
 def test_sweeps_of_revisits_end_at_the_joint_posterior_mean(
     start: Callable[..., LocalDaemon], order: str, damping: float | None, sweeps: int
@@ -298,6 +299,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         return outcome(daemon)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("moments", [(3, 9, 10, 11), (12, 13, 14), (8, 15, 16), (17, 18)])
 def test_killed_in_revisits_it_ends_with_the_same_bits(
     start: Callable[..., LocalDaemon], undisturbed: list[Any], moments: tuple[int, ...]

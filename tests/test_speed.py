@@ -15,6 +15,8 @@ from streamcl.cli import main
 from streamcl.daemon.quiet import FOLLOWED_AT_ONCE
 from streamcl.daemon.words import Penalties
 
+pytestmark = pytest.mark.campaign
+
 TREE: dict[str, Any] = {"model": {"args": {"hidden": [8]}, "classes": 10}}
 
 

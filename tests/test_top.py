@@ -23,6 +23,8 @@ from streamcl.cli import main
 from streamcl.cli.screen import draw
 from streamcl.cli.watch import Seen
 
+pytestmark = pytest.mark.campaign
+
 TREE = {
     "model": {"args": {"hidden": [64]}, "classes": 3},
     "train": {"epochs": 2},

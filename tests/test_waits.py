@@ -131,6 +131,7 @@ def test_a_barrier_that_nobody_meets_ends_with_its_name(start: Callable[..., Loc
             producer.boundary("a", barrier={"other": 5})
 
 
+@pytest.mark.campaign
 def test_work_is_waited_for_however_long_it_takes(start: Callable[..., LocalDaemon]) -> None:
     tree = {**TREE, "train": {"epochs": 4000, "batch_size": 8}}
     daemon = start(tree)
@@ -143,6 +144,7 @@ def test_work_is_waited_for_however_long_it_takes(start: Callable[..., LocalDaem
             assert time.monotonic() - began > 2 * 0.8  # 32,000 steps: or this shows nothing
 
 
+@pytest.mark.campaign
 def test_a_daemon_that_stands_still_ends_every_wait(start: Callable[..., LocalDaemon]) -> None:
     daemon = start(TREE)
     learn(daemon, "a")

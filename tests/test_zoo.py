@@ -16,6 +16,8 @@ from streamcl.cli import main
 from streamcl.core import provenance
 from streamcl.core.closed_forms import Dense, Site
 
+pytestmark = pytest.mark.campaign
+
 FIGURES = Path(__file__).parents[1] / "streamcl" / "bench" / "figures" / "zoo.json"
 WORDS_OF_A_REMEDY = ("look for ", "use ", "Use ", "call ", "expected ", "make ", "let ")
 
