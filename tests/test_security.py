@@ -456,6 +456,7 @@ def test_a_wrong_policy_leaves_the_old_one_and_says_so(house: House) -> None:
         (f'[[grant]]\nkey = "{NOBODY.public}"\nroles = ["produce"]\n', "producers"),
         (f'[[grant]]\nkey = "{NOBODY.public}"\nroles = ["read"]\n' * 2, "two for one key"),
     ],
+    ids=lambda value: value if len(value) < 20 else "policy",  # not the key, which is another each time
 )
 def test_a_policy_that_says_nothing_clear_is_refused(text: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
