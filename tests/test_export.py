@@ -18,6 +18,8 @@ from safetensors.numpy import load_file
 from streamcl.bench.local import LocalDaemon
 from streamcl.cli import main
 
+pytestmark = pytest.mark.campaign
+
 TOP = Path(__file__).parents[1]
 HOWTO = TOP / "streamcl" / "docs" / "howto.md"
 MODELS = """

@@ -255,6 +255,7 @@ def headed(input_shape, outputs):
 MOST = 1 << 20
 
 
+@pytest.mark.campaign
 def test_a_frozen_backbone_is_in_no_checkpoint_version_or_publication(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,8 @@ from streamcl.keys import Keys
 from streamcl.protocol import frames, messages
 from streamcl.protocol.session import StreamSession, Terms
 
+pytestmark = pytest.mark.campaign
+
 MIB = 1024  # KiB
 TREE: dict[str, Any] = {"model": {"args": {"hidden": [8]}, "classes": 3}, "train": {"epochs": 1}}
 GRANTS: dict[str, dict[str, Any]] = {

@@ -111,6 +111,7 @@ def test_sweeps_of_revisits_end_at_the_joint_posterior_mean(
         assert [task["revisits"] for task in admin.tasks()] == [sweeps] * TASKS
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("case", ["dead feature", "scale", "prior at the initial weights"])
 def test_the_joint_mean_is_reached_also_when(start: Callable[..., LocalDaemon], case: str) -> None:
     dead, m0 = case == "dead feature", 0.0
