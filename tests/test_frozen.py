@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import snapshots
 from msgspec.structs import replace
 
-from streamcl import snapshot
 from streamcl.bench.local import LocalDaemon
 from streamcl.errors import Damaged
-from streamcl.schema import Signature
 from streamcl.storage import checkpoint, doctor, frozen, published, verified
 from streamcl.storage.container import REFERENCE
 from streamcl.storage.disk import Disk
@@ -20,22 +19,7 @@ from streamcl.storage.state import StateDirectory
 from streamcl.storage.versions import Versions
 
 DISK = Disk()
-META = snapshot.Meta(
-    fingerprint={"model": {"factory": "ä"}},
-    next_lsn=7,
-    steps=20,
-    samples=40,
-    batches=5,
-    consolidations=3,
-    train_loss=0.5,
-    labels=[(0, 0), (-1, 2)],
-    open_task=None,
-    prequential={"overall": {"accuracy": [40, 0.5]}},
-    drift={"seen": b"bytes"},
-    signature=Signature((3,), False, ()),
-    ledger=2,
-    sequences={"p": (0, 9)},
-)
+META = replace(snapshots.META, open_task=None)
 LARGE = np.arange(LEAST_BYTES // 4, dtype="<i4").reshape(64, -1)
 
 

@@ -16,12 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 from msgspec.structs import replace
+from snapshots import META
 
 from streamcl import entries, snapshot
 from streamcl.entries import Consolidated, Forgotten
 from streamcl.errors import Damaged, StateInUse, UnknownFormat
-from streamcl.schema import Signature
-from streamcl.snapshot import OpenTaskState
 from streamcl.storage import checkpoint, container, ledger, log, published, quarantine, segments, verified
 from streamcl.storage.disk import Buffer, Disk, SyncFailed
 from streamcl.storage.lock import StateLock
@@ -434,22 +433,6 @@ def test_after_a_boundary_recovery_begins_a_new_segment(tmp_path: Path) -> None:
 
 DTYPES = st.sampled_from(["<f4", "<f8", "<f2", "<i8", "<i4", "|u1", "|b1"])
 SHAPES = numpy_strategies.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
-META = snapshot.Meta(
-    fingerprint={"model": {"factory": "ä"}},
-    next_lsn=7,
-    steps=20,
-    samples=40,
-    batches=5,
-    consolidations=3,
-    train_loss=0.5,
-    labels=[(0, 0), (-1, 2)],
-    open_task=OpenTaskState("t", 4, suspects=((5, 8),)),
-    prequential={"overall": {"accuracy": [40, 0.5]}},
-    drift={"seen": b"bytes"},
-    signature=Signature((3,), False, ()),
-    ledger=2,
-    sequences={"p": (0, 9)},
-)
 OTHER = replace(META, next_lsn=9)
 ARRAYS = {
     "theta": np.arange(5, dtype="<f4"),
