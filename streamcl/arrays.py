@@ -13,13 +13,19 @@ DTYPES = ("<f4", "<f8", "<f2", "<i8", "<i4", "|u1")  # that travel, and are stor
 def as_array(values: Any) -> npt.NDArray[Any]:
     """A NumPy array of anything array-like; torch tensors by way of the host, without importing torch.
 
-    Booleans become 0 and 1, integers of other widths int64.
+    Booleans become 0 and 1, integers of other widths int64, bfloat16 float32; what is sparse becomes dense.
     """
     if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
+        values = _on_the_host(values)
     array = np.asarray(values)
     if array.dtype == np.bool_:
         return array.astype(np.uint8)
     if array.dtype.kind in "iu" and array.dtype.str not in DTYPES:
         return array.astype(np.int64)
     return array
+
+
+def _on_the_host(tensor: Any) -> Any:
+    dense = tensor if str(tensor.layout) == "torch.strided" else tensor.to_dense()
+    known = dense.float() if str(dense.dtype) == "torch.bfloat16" else dense
+    return known.detach().cpu().numpy()

@@ -39,7 +39,7 @@ from streamcl.entries import (
     figures,
     standing,
 )
-from streamcl.errors import ConfigError, Refused, UnknownFormat
+from streamcl.errors import ConfigError, ModelRefused, Refused, UnknownFormat
 from streamcl.learning import learner as learning
 from streamcl.learning.data import Array, Block
 from streamcl.learning.failing import Unlearnable
@@ -137,7 +137,9 @@ class Learner:
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None, module: nn.Module | None = None) -> None:
-        self.config = _settings(dict(config or {}), module)
+        if config is not None and not isinstance(config, Mapping):
+            raise ConfigError(f"configuration: expected a mapping of keys, got {type(config).__name__}")
+        self.config = _settings(_plain(config or {}), module)
         self._module = copy.deepcopy(module)
         self._memory = Memory()
         self._entries: list[Entry] = []
@@ -165,7 +167,7 @@ class Learner:
         again at the boundary, with a RuntimeWarning now. Raises Refused (``task_closed task_mismatch bad_shape bad_array
         bad_label nonfinite no_credit``), and ModelRefused with the first batch where the model cannot be learned.
         """
-        arrays = {"x": _checked("x", x), "y": _checked("y", y)}
+        arrays = {"x": self._checked("x", x), "y": self._checked("y", y)}
         header = {"type": "batch", "seq": self._next_seq, "task": task, "boundary": boundary}
         message = messages.decode(header, messages.Batch)
         nbytes = sum(array.nbytes for array in arrays.values())
@@ -177,7 +179,10 @@ class Learner:
     def _try_model(self, batch: Record, arrays: Mapping[str, Array]) -> None:
         assert isinstance(batch, Batch)
         rows = chosen(arrays["x"], arrays["y"])
-        self._learner.try_model(Signature.of(*rows), *rows, batch.new_labels, lambda: None)
+        try:
+            self._learner.try_model(Signature.of(*rows), *rows, batch.new_labels, lambda: None)
+        except ModelRefused as error:
+            raise _interrupt(error) or error from error.__cause__
 
     def boundary(self, task: str = "default", weight: float | None = None) -> dict[str, Any]:
         """Consolidate the open task and let its rows go. weight: lambda_t, by default the configured scale times N_t.
@@ -255,7 +260,8 @@ class Learner:
         During a revisit, with the parameters from before it. Raises Refused ``not_ready`` before the first batch,
         ``bad_shape bad_array nonfinite``.
         """
-        rows = _checked("x", x)
+        samples = messages.decode({"type": "predict", "samples": samples}, messages.Predict).samples
+        rows = self._checked("x", x)
         with self._served() as network:
             outputs = self._outputs(network, rows, samples)
         labels = self._learner.labels.labels() if self.config.model.likelihood == "categorical" else None
@@ -267,6 +273,18 @@ class Learner:
         posterior = self._learner.posterior
         assert posterior is not None
         return averaged(network, rows, posterior.total, samples, self.config.train.seed + self._learner.steps)
+
+    def _checked(self, name: str, values: Any) -> Array:
+        """An array as the wire would carry it; raises Refused ``bad_array nonfinite``, also beyond what the model takes."""
+        array = portable(name, as_array(values))
+        check_finite(name, array)
+        if array.dtype.str == "<f8" and self.config.train.dtype == "float32" and array.size:
+            largest = float(np.abs(array).max())
+            if largest > np.finfo(np.float32).max:
+                raise Refused(
+                    "nonfinite", f"{name}: {largest:g} is beyond float32; scale it, or use train.dtype = 'float64'"
+                )
+        return array
 
     @contextmanager
     def _served(self) -> Iterator[Network]:
@@ -422,8 +440,8 @@ class Learner:
             try:
                 return _run(self._replay.apply(stored))
             except Unlearnable as error:
-                if isinstance(error.__cause__, KeyboardInterrupt):
-                    raise error.__cause__ from None
+                if (interrupt := _interrupt(error)) is not None:
+                    raise interrupt from None
                 self._note(stored, error)
                 self._go_back()
 
@@ -516,8 +534,13 @@ def _settings(tree: dict[str, Any], module: nn.Module | None) -> Config:
     for key in ("model.factory", "model.args"):
         if _is_given(tree, key):
             raise ConfigError(f"configuration: expected either a module or {key}, got both")
-    model = {**tree.get("model", {}), "factory": f"{type(module).__module__}:{type(module).__qualname__}"}
+    model = {**tree.get("model", {}), "factory": _described(module)}
     return configuration.from_tree({**tree, "model": model})
+
+
+def _described(module: nn.Module) -> str:
+    """What stands for a module in the configuration: the name of its class."""
+    return f"{type(module).__module__}:{type(module).__qualname__.replace('<locals>.', '')}"
 
 
 def _is_given(tree: Mapping[str, Any], key: str) -> bool:
@@ -543,16 +566,34 @@ def _as_given(saved: Mapping[str, Any], module: nn.Module | None) -> dict[str, A
     return kept
 
 
+def _interrupt(error: Exception) -> BaseException | None:
+    """Ctrl-C, or an end that a signal's handler asked for, which the learner would take for the model's doing."""
+    cause = error.__cause__
+    return cause if isinstance(cause, KeyboardInterrupt | SystemExit) else None
+
+
+def _plain(tree: Any) -> Any:
+    """A configuration with dotted keys nested, and numbers of NumPy's as Python's own; raises ConfigError."""
+    if isinstance(tree, np.generic):
+        return tree.item()
+    if isinstance(tree, list | tuple):
+        return [_plain(value) for value in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    plain: dict[str, Any] = {}
+    for key, value in tree.items():
+        section, dot, name = str(key).partition(".")
+        if dot:
+            plain[section] = {**plain.get(section, {}), **_plain({name: value})}
+        else:
+            given = _plain(value)
+            plain[section] = {**plain[section], **given} if isinstance(given, dict) and section in plain else given
+    return plain
+
+
 def _copies(module: nn.Module) -> Callable[[], nn.Module]:
     """A factory of copies."""
     return lambda: copy.deepcopy(module)
-
-
-def _checked(name: str, values: Any) -> Array:
-    """An array as the wire would carry it; raises Refused ``bad_array nonfinite``."""
-    array = portable(name, as_array(values))
-    check_finite(name, array)
-    return array
 
 
 def _copied(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -231,6 +231,8 @@ class Classifier(_Estimator, base.MiniBatchClassifier):
 
     def _places(self, labels: Sequence[Any]) -> Array:
         """The output of every label, int64; a new one takes the next."""
+        if any(label is None for label in labels):
+            raise ValueError("y: expected a label, got None; learn from the row once its label has come")
         fresh = list(dict.fromkeys(label for label in labels if label not in self._outputs))
         if len(self._outputs) + len(fresh) > self.classes:
             raise ValueError(

@@ -7,7 +7,8 @@ they are: put a scaler in front, as for any network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -83,6 +84,16 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             tree[section] = {**tree.get(section, {}), **values}
         return tree
 
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What fails leaves the estimator as it was."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise
+
     def _begin(self, model: dict[str, Any]) -> None:
         self.learner_ = Learner(self._tree(model), self.module)
         self.n_tasks_ = 0
@@ -120,11 +131,12 @@ class Classifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any) -> Self:
         """Begin afresh, and learn rows X [n, d] with labels y [n] as one task, consolidated."""
-        X, y = validate_data(self, X, y, dtype=np.float64)
-        self._set_classes(y, None)
-        self._begin({"classes": max(2, len(self.classes_))})
-        self._observe(X, self._outputs(y), None)
-        self.end_task()
+        with self._whole():
+            X, y = validate_data(self, X, y, dtype=np.float64)
+            self._set_classes(y, None)
+            self._begin({"classes": max(2, len(self.classes_))})
+            self._observe(X, self._outputs(y), None)
+            self.end_task()
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, *, task: str | None = None) -> Self:
@@ -173,16 +185,18 @@ class Classifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 class Regressor(RegressorMixin, _Estimator):  # type: ignore[misc]
     """A regressor with Gaussian noise; its variance is ``config["model"]["noise_variance"]``, 1 by default.
 
-    Arguments as in `_Estimator`'s docstring: hidden, learning_rate, epochs, batch_size, prior_precision, scale, mode,
-    random_state, config, module.
+    So scale the targets as well as the inputs: to about unit variance, as with TransformedTargetRegressor. Arguments as in
+    `_Estimator`'s docstring: hidden, learning_rate, epochs, batch_size, prior_precision, scale, mode, random_state, config,
+    module.
     """
 
     def fit(self, X: Any, y: Any) -> Self:
         """Begin afresh, and learn rows X [n, d] with targets y, [n] or [n, k], as one task, consolidated."""
-        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
-        self._begin({})
-        self._observe(X, np.ascontiguousarray(y, "<f8"), None)
-        self.end_task()
+        with self._whole():
+            X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+            self._begin({})
+            self._observe(X, np.ascontiguousarray(y, "<f8"), None)
+            self.end_task()
         return self
 
     def partial_fit(self, X: Any, y: Any, *, task: str | None = None) -> Self:

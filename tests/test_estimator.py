@@ -357,3 +357,79 @@ def test_drift_closes_tasks_in_this_process_too() -> None:
     told = next(each for each in closed if each is not None)
     assert told["origin"] == "drift"
     assert one.open_task == "s.2"
+
+
+# -- what a newcomer tried ---------------------------------------------------------------------------------------------
+
+
+class Ended(Interrupted):
+    """As `Interrupted`, but by a handler that ends the process."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return super().forward(x)
+        except KeyboardInterrupt:
+            raise SystemExit(3) from None
+
+
+@pytest.mark.parametrize(("module", "kind"), [(Interrupted, KeyboardInterrupt), (Ended, SystemExit)])
+def test_an_interrupt_is_never_taken_for_the_models_doing(module: type[Interrupted], kind: type[BaseException]) -> None:
+    one = Learner({"model": {"classes": 3}}, module=module())
+    for call in (lambda: one.observe(*rows(0), task="a"), lambda: one.boundary("a")):
+        for _ in range(2):
+            Interrupted.calls = 1
+            with pytest.raises(kind):
+                call()
+            Interrupted.calls = -1
+            one.open_task or one.observe(*rows(0), task="a")
+    assert one.boundary("a")["set_aside"] == 0
+
+
+def test_keys_may_be_dotted_and_numbers_numpys_own() -> None:
+    nested = learner(train={"epochs": 4, "learning_rate": 0.5, "device": "cpu"})
+    dotted = Learner(
+        {"model": MODEL, "train.epochs": np.int64(4), "train.learning_rate": np.float64(0.5), "train": {"device": "cpu"}}
+    )
+    assert dotted.config == nested.config
+    with pytest.raises(ConfigError, match="unknown key"):
+        Learner({"train.rate": 1})
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        Learner("train.epochs")  # type: ignore[arg-type]
+
+
+def test_a_class_defined_in_a_function_is_a_module_too() -> None:
+    class Local(nn.Linear):
+        pass
+
+    one = Learner({"model": {"classes": 3}}, module=Local(FEATURES, 3))
+    one.observe(*rows(0), boundary=True)
+
+
+def test_numbers_beyond_the_models_are_refused() -> None:
+    one = learner()
+    one.observe(*rows(0), task="a")
+    x, y = rows(1)[0].astype("<f8") * 1e200, rows(1)[1]
+    for call in (lambda: one.observe(x, y, task="a"), lambda: one.predict(x)):
+        with pytest.raises(Refused, match=r"nonfinite: x: .* beyond float32"):
+            call()
+
+
+@pytest.mark.parametrize("samples", [-1, 1.5, "3", None, 10**9])
+def test_so_many_draws_are_refused(samples: Any) -> None:
+    one = learner()
+    one.observe(*rows(0))
+    with pytest.raises(Refused, match="samples"):
+        one.predict(rows(1)[0], samples=samples)
+
+
+def test_a_prediction_has_what_its_likelihood_predicts() -> None:
+    one = learner()
+    one.observe(*rows(0))
+    assert not hasattr(one.predict(rows(1)[0]), "mean")
+
+
+def test_tensors_of_any_kind_are_taken() -> None:
+    one = Learner({"model": {"classes": 3}})
+    for x in (torch.ones(3, 2, dtype=torch.bfloat16), torch.ones(3, 2).to_sparse(), torch.ones(3, 2, dtype=torch.float16)):
+        one.observe(x, [0, 1, 2])
+    assert one.boundary()["samples"] == 9

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes, load_digits, load_iris
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from streamcl import Refused
+from streamcl import ModelRefused, Refused
 from streamcl.sklearn import Classifier, Regressor
 
 
@@ -72,3 +73,16 @@ def test_a_regressor_gives_deviations_and_takes_several_targets() -> None:
     assert mean.shape == deviation.shape == (len(x), 2)
     assert np.allclose(deviation, 0.5)
     assert (model.predict(x, return_std=True, samples=8)[1] > 0.5).all()
+
+
+def test_a_fit_that_fails_leaves_the_estimator_as_it_was() -> None:
+    x, y = load_iris(return_X_y=True)
+    fitted, fresh = Classifier(epochs=2).fit(x, y), Classifier(module=nn.Linear(9, 3))
+    before = fitted.predict_proba(x)
+    fitted.set_params(module=nn.Linear(9, 3))
+    for model in (fitted, fresh):
+        with pytest.raises(ModelRefused):
+            model.fit(x, y)
+    np.testing.assert_array_equal(fitted.predict_proba(x), before)
+    with pytest.raises(NotFittedError):
+        fresh.predict(x)

@@ -30,17 +30,22 @@ class Prediction:
     @property
     def probs(self) -> Array:
         """Probabilities, [n, classes] or like the targets (Bernoulli)."""
-        return self.arrays["probs"]
+        return self._found("probs")
 
     @property
     def mean(self) -> Array:
         """Predictive means, like the targets (Gaussian)."""
-        return self.arrays["mean"]
+        return self._found("mean")
 
     @property
     def variance(self) -> Array:
         """Predictive variances, like the targets (Gaussian)."""
-        return self.arrays["variance"]
+        return self._found("variance")
+
+    def _found(self, name: str) -> Array:
+        if name not in self.arrays:
+            raise AttributeError(f"this likelihood predicts {', '.join(self.arrays)}, no {name}")
+        return self.arrays[name]
 
     @property
     def label(self) -> Array:
