@@ -285,3 +285,8 @@ def figures(entry: Entry) -> dict[str, Any]:
     names = ("task", "kind", "samples", "loss", "seconds", "origin", "undone", "warning")
     known = {name: getattr(entry, name) for name in names if getattr(entry, name, None) is not None}
     return known | ({"kind": "boundary"} if isinstance(entry, Confirmed) else {})
+
+
+def closing_figures(entry: Consolidated | Confirmed) -> dict[str, Any]:
+    """As `figures`, of a boundary that was learned: also how many rows were set aside."""
+    return {**figures(entry), "set_aside": entry.rows_aside if isinstance(entry, Consolidated) else 0}

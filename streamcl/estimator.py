@@ -28,15 +28,13 @@ from streamcl.client import ParameterVectors, Prediction
 from streamcl.config import Config
 from streamcl.core import stored as stored_state
 from streamcl.entries import (
-    Closing,
     Confirmed,
     Consolidated,
     Entry,
     Held,
     Standing,
     StillAside,
-    by_drift,
-    figures,
+    closing_figures,
     standing,
 )
 from streamcl.errors import ConfigError, ModelRefused, Refused, UnknownFormat
@@ -139,7 +137,10 @@ class Learner:
     def __init__(self, config: Mapping[str, Any] | None = None, module: nn.Module | None = None) -> None:
         if config is not None and not isinstance(config, Mapping):
             raise ConfigError(f"configuration: expected a mapping of keys, got {type(config).__name__}")
-        self.config = _settings(_plain(config or {}), module)
+        self._begin(_settings(_plain(config or {}), module), module)
+
+    def _begin(self, settings: Config, module: nn.Module | None) -> None:
+        self.config = settings
         self._module = copy.deepcopy(module)
         self._memory = Memory()
         self._entries: list[Entry] = []
@@ -149,7 +150,6 @@ class Learner:
         self._session.producers.hello(messages.Hello(producer=ITSELF))
         self._replay = self._fresh()
         self._place: tuple[Meta, dict[str, npt.NDArray[Any]]]
-        self._since: list[Stored]
         self._mark_place()
 
     def _fresh(self) -> Replay:
@@ -220,7 +220,6 @@ class Learner:
             else stored
             for lsn, stored in self._memory.records.items()
         }
-        self._since = [self._memory.records[stored.lsn] for stored in self._since]
         meta, tensors = self._place
         if meta.open_task is not None:
             meta = msgspec.structs.replace(meta, open_task=msgspec.structs.replace(meta.open_task, name=name))
@@ -280,7 +279,7 @@ class Learner:
         check_finite(name, array)
         if array.dtype.str == "<f8" and self.config.train.dtype == "float32" and array.size:
             largest = float(np.abs(array).max())
-            if largest > np.finfo(np.float32).max:
+            if largest > float(np.finfo(np.float32).max):  # as a float32, it would be compared as one
                 raise Refused(
                     "nonfinite", f"{name}: {largest:g} is beyond float32; scale it, or use train.dtype = 'float64'"
                 )
@@ -387,7 +386,7 @@ class Learner:
     def _restored(self, plain: Mapping[str, Any], arrays: Mapping[str, Any], module: nn.Module | None) -> Self:
         if plain.get("format") != FORMAT:
             raise UnknownFormat(f"a learner of format {plain.get('format')}: this version reads format {FORMAT}; upgrade")
-        Learner.__init__(self, _as_given(plain, module), module)
+        self._begin(_saved_settings(plain, module), module)
         for lsn, record, nbytes in plain["records"]:
             own = under(f"{ROWS}{lsn}.", arrays)
             self._memory.records[lsn] = Stored(lsn, msgspec.convert(record, Record), _copied(own), nbytes)
@@ -428,7 +427,6 @@ class Learner:
             raise
         self._session.apply(stored.lsn, stored.record, stored.nbytes)
         self._session.producers.synced()
-        self._since.append(stored)
         if outcome is not None:
             self._settle(outcome)
         self._session.trained(self._learner.next_lsn)
@@ -458,12 +456,8 @@ class Learner:
         self._entries.append(entry)
         if outcome.factor is not None:
             self._memory.factors[entry.lsn] = _copied(outcome.factor.state())
-        session.took_effect(entry.lsn)
-        if isinstance(entry, Closing):
-            session.consolidated(entry.task, entry.lsn, by_drift=by_drift(entry))
-        session.settle(learner.standing)
-        needed = learner.next_lsn if learner.open_task is None else learner.open_task.first_lsn
-        self._memory.keep_only(needed, learner.standing.kept(), learner.standing.factors())
+        session.take_entry(entry, learner.standing)
+        self._memory.keep_only(learner.needed, learner.standing.kept(), learner.standing.factors())
         session.room.total_spool = self._memory.held_bytes()
         for lsn in self._failures.keys() - self._memory.records.keys():
             del self._failures[lsn]
@@ -482,14 +476,14 @@ class Learner:
             return None
         if isinstance(entry, Consolidated) and entry.warning:
             warnings.warn(f"task {entry.task!r}: {entry.warning}", RuntimeWarning, stacklevel=4)
-        return {**figures(entry), "set_aside": entry.rows_aside if isinstance(entry, Consolidated) else 0}
+        return closing_figures(entry)
 
     # -- where it was ----------------------------------------------------------------------------------------------
 
     def _mark_place(self) -> None:
         """From here on, records are learned again where one of them fails."""
         meta, tensors = self._replay.snapshot(len(self._entries))
-        self._place, self._since = (meta, _copied(tensors)), list[Stored]()
+        self._place = meta, _copied(tensors)
 
     def _go_back(self) -> None:
         """To behind the last record that was learned."""
@@ -501,7 +495,9 @@ class Learner:
         self._replay = self._fresh()
         meta, tensors = self._place
         self._replay.restore(meta, _copied(tensors), standing(self._entries))
-        for stored in self._since:
+        for stored in list(self._memory.records.values()):
+            if not meta.next_lsn <= stored.lsn < self._session.next_lsn:
+                continue  # in the snapshot already, or not learned yet
             try:
                 _run(self._replay.apply(stored))
             except Unlearnable as error:
@@ -548,22 +544,20 @@ def _is_given(tree: Mapping[str, Any], key: str) -> bool:
     return section in tree and (not name or name in tree[section])
 
 
-def _as_given(saved: Mapping[str, Any], module: nn.Module | None) -> dict[str, Any]:
-    """A saved learner's configuration as it was given; raises ConfigError where its module is missing, or one too many."""
-    tree = saved["config"]
-    if saved["module"] and module is None:
-        made_of = tree["model"]["factory"]
-        raise ConfigError(
-            f"the learner was made of a module, {made_of}: expected one like it, Learner.load(path, module=...)"
-        )
-    if module is not None and not saved["module"]:
-        raise ConfigError(f"the learner was made with model.factory {tree['model']['factory']!r}: expected no module")
-    left_out = {*NO_EFFECT, *(("model.factory", "model.args") if module is not None else ())}
-    kept: dict[str, Any] = {}
-    for section, values in tree.items():
-        if section not in left_out:
-            kept[section] = {name: value for name, value in values.items() if f"{section}.{name}" not in left_out}
-    return kept
+def _saved_settings(saved: Mapping[str, Any], module: nn.Module | None) -> Config:
+    """A saved learner's configuration; raises ConfigError where its module is missing, or one too many."""
+    settings = configuration.from_tree(saved["config"])
+    made_of = settings.model.factory
+    if module is None:
+        if saved["module"]:
+            raise ConfigError(
+                f"the learner was made of a module, {made_of}: expected one like it, Learner.load(path, module=...)"
+            )
+        return settings
+    if not saved["module"]:
+        raise ConfigError(f"the learner was made with model.factory {made_of!r}: expected no module")
+    model = msgspec.structs.replace(settings.model, factory=_described(module))
+    return msgspec.structs.replace(settings, model=model)
 
 
 def _interrupt(error: Exception) -> BaseException | None:

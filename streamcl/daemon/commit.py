@@ -164,8 +164,7 @@ class Commit:
 
     def _drop(self, learner: Learner) -> Dropped:
         """Unlink what the checkpoint has absorbed for good: records of closed tasks, factors that were replaced."""
-        task, posterior, holds = learner.open_task, learner.posterior, learner.standing
-        first = learner.next_lsn if task is None else task.first_lsn
+        first, posterior, holds = learner.needed, learner.posterior, learner.standing
         log.drop_before(self.state.log, first, self.disk, self.kept(holds))
         if posterior is not None and posterior.keeps_factors:
             self.factors.keep_only(holds.factors().union(*self._version_factors.values()))
@@ -202,8 +201,8 @@ class Commit:
 
     def _forgive(self, learner: Learner) -> Iterator[Event]:
         """Failures of records that are neither kept nor to come are no longer of use: none of their rows is lost."""
-        task, holds = learner.open_task, learner.standing
-        first, kept = learner.next_lsn if task is None else task.first_lsn, holds.kept()
+        first, holds = learner.needed, learner.standing
+        kept = holds.kept()
         held = {entry.lsn for entry in holds.held.values()}
         failures = [
             failure

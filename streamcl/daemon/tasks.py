@@ -23,8 +23,7 @@ from streamcl.entries import (
     RolledBack,
     Standing,
     StillAside,
-    by_drift,
-    figures,
+    closing_figures,
     standing,
 )
 from streamcl.protocol.session import KEPT_REMEDY, StreamSession
@@ -47,17 +46,9 @@ class Tasks:
 
     def take(self, entry: Entry) -> None:
         """A record took effect: what it changed holds for everything that comes now."""
-        session, holds = self.session, self.standing
         self._last_lsn, self._by_message = entry.lsn, None
-        holds.take(entry, lambda count: standing(ledger.read(self.directory, count)))
-        session.took_effect(entry.lsn)
-        consolidated = isinstance(entry, Consolidated)
-        if isinstance(entry, Closing):
-            session.consolidated(entry.task, entry.lsn, by_drift=by_drift(entry))
-        if not isinstance(entry, Consolidated) or session.held or session.set_aside or entry.aside:
-            session.settle(holds)
-        if consolidated:  # by the names that are taken now
-            session.consolidated(entry.task, entry.lsn, by_drift=by_drift(entry))
+        self.standing.take(entry, lambda count: standing(ledger.read(self.directory, count)))
+        self.session.take_entry(entry, self.standing)
 
     def closed_by(self, producer: str, seq: int) -> Closing | None:
         """The entry of the task that this message closed, if it is consolidated already, or held."""
@@ -85,7 +76,7 @@ class Tasks:
         if isinstance(entry, Held):
             message = f"{self.reason(entry.task)}; its rows are kept: {KEPT_REMEDY}"
             return {"type": "failed", "task": entry.task, "samples": entry.samples, "message": message}
-        return {"type": "done", **figures(entry), "set_aside": entry.rows_aside if isinstance(entry, Consolidated) else 0}
+        return {"type": "done", **closing_figures(entry)}
 
 
 def in_words(entry: Entry, reason: str) -> str:

@@ -134,6 +134,11 @@ class Learner:
         """Optimiser steps so far."""
         return self._steps if self.fitting is None else self.fitting.steps
 
+    @property
+    def needed(self) -> int:
+        """The oldest position whose rows are still needed, but for those that are kept: the first of the open task."""
+        return self.next_lsn if self.open_task is None else self.open_task.first_lsn
+
     # -- the model -----------------------------------------------------------------------------------------------
 
     def try_model(

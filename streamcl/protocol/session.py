@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from streamcl.config import Config
-from streamcl.entries import Standing
+from streamcl.entries import Closing, Consolidated, Entry, Standing, by_drift
 from streamcl.errors import Refused
 from streamcl.naming import numbered, stream_name, stream_of
 from streamcl.protocol import messages
@@ -534,6 +534,16 @@ class StreamSession:
         self.closed = {*standing.closed(), *self._closing_lsns.values()}
         self.forgotten.update(standing.forgotten)
         self.held, self.set_aside, self.freed = frozenset(standing.held), standing.set_aside(), dict(standing.freed)
+
+    def take_entry(self, entry: Entry, standing: Standing) -> None:
+        """A record took effect: what it changed, which `standing` has already, holds for everything that comes now."""
+        self.took_effect(entry.lsn)
+        if isinstance(entry, Closing):
+            self.consolidated(entry.task, entry.lsn, by_drift=by_drift(entry))
+        if not isinstance(entry, Consolidated) or self.held or self.set_aside or entry.aside:
+            self.settle(standing)
+        if isinstance(entry, Consolidated):  # by the names that are taken now
+            self.consolidated(entry.task, entry.lsn, by_drift=by_drift(entry))
 
     def took_effect(self, lsn: int) -> None:
         """A record has, and all before it: nobody need wait for them any more."""
