@@ -26,8 +26,44 @@ from streamcl.errors import ConfigError
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0.0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
+Auto = Literal["auto"]
+NOTED_RATE, RATE = 1e-3, 3e-3  # of steps in the parameters' own coordinates, and in the penalty's
+ROWS = 64  # automatically, in a step at a boundary, and while data arrive where the stream does not choose
+EPOCHS, STEPS = (5, 20), 500  # automatically: within these bounds, passes that make so many steps
 LAST_PORT = 65535
+PERCEPTRON, RANDOM_FEATURES = (
+    "streamcl.models:mlp",
+    "streamcl.models:random_features",
+)  # what a learner's model is by default
+OF_NETWORKS = (  # keys that say nothing to an exact learner
+    "train.optimizer",
+    "train.learning_rate",
+    "train.batch_size",
+    "train.epochs",
+    "train.tolerance",
+    "train.autocast",
+    "posterior.prior_mean",
+    "posterior.convention",
+    "posterior.gamma",
+    "posterior.curvature",
+    "posterior.expectation",
+    "posterior.fisher",
+    "posterior.share",
+    "model.scenario",
+)
+DETECTORS: Mapping[str, Mapping[str, float]] = {  # River's, and what it calls their settings; of false alarms, see howto.md
+    "adwin": {"clock": 32, "max_buckets": 5, "min_window_length": 5},  # drift_delta is its delta
+    "page_hinkley": {"min_instances": 30, "delta": 0.02, "threshold": 50.0, "alpha": 0.9999},
+    "kswin": {"alpha": 1e-4, "window_size": 300, "stat_size": 100},
+    "ddm": {"warm_start": 500, "drift_threshold": 4.0},
+    "hddm_a": {"drift_confidence": 1e-5},
+    "hddm_w": {"drift_confidence": 1e-6, "lambda_val": 0.02},
+}
 IPC_PATH_BYTES = 107  # what the kernel takes
+MORE_EXPECTED = {  # of a key, where its type does not say it all
+    "posterior.half_life": "; half-lives are in rows (5000), not in time: a record carries none that a replay could trust",
+}
+LIKE, VERY_LIKE = 0.65, 0.8  # a name and one that may have been meant, from 0 to 1
 PREFIX = "STREAMCL_"  # of environment variables: STREAMCL_TRAIN__EPOCHS
 
 
@@ -45,45 +81,83 @@ class Endpoints(_Section, frozen=True):
 
 
 class Model(_Section, frozen=True):
-    """The network and its likelihood."""
+    """The network and its likelihood; or, with learner exact, the map of rows to features beneath a Gaussian head.
 
-    factory: str = "streamcl.models:mlp"
+    learner: network (trained) or exact (sums, solved for). classes: how many labels a network takes at most; auto: any
+    number, its outputs grow as labels come. An exact learner takes any labels. scenario: whether tasks bring labels
+    (class), share them (domain), or are told by name to whoever asks for a prediction (task). likelihood: auto is gaussian
+    where the first batch is of a table whose targets are real numbers, else categorical.
+    """
+
+    learner: Literal["network", "exact"] = "network"
+    factory: str = PERCEPTRON
     args: dict[str, Any] = {}
-    likelihood: Literal["categorical", "bernoulli", "gaussian"] = "categorical"
-    classes: Positive = 10
-    noise_variance: PositiveFloat = 1.0
+    likelihood: Literal["auto", "categorical", "bernoulli", "gaussian"] = "auto"
+    classes: Positive | Auto = "auto"
+    scenario: Literal["class", "domain", "task"] = "class"
+    noise_variance: PositiveFloat | Auto = "auto"
+
+    @property
+    def family(self) -> Literal["categorical", "bernoulli", "gaussian"]:
+        """How targets are distributed; where that is left to the first batch, categorical until `settled` says more."""
+        return "categorical" if self.likelihood == "auto" else self.likelihood
+
+    @property
+    def maker(self) -> str:
+        """The factory; an exact learner's default is random features, where a network's is a perceptron."""
+        return RANDOM_FEATURES if self.learner == "exact" and self.factory == PERCEPTRON else self.factory
+
+    @property
+    def outputs(self) -> int | None:
+        """How many labels there may be; None for any number."""
+        return None if self.learner == "exact" or self.classes == "auto" else self.classes
 
 
 class Train(_Section, frozen=True):
-    """Incremental steps while data arrives, then `epochs` over the whole task at its boundary."""
+    """Incremental steps while data arrives, then `epochs` over the whole task at its boundary.
+
+    workers: processes of this machine that share the rows of every step and sum; under `torchrun`, its own number holds.
+    """
 
     optimizer: Literal["adam", "sgd", "lbfgs"] = "adam"
-    learning_rate: PositiveFloat = 1e-3
-    batch_size: Positive = 64
-    epochs: Positive = 5
+    learning_rate: PositiveFloat | Auto = "auto"
+    batch_size: Positive | Auto = "auto"
+    epochs: Positive | Auto = "auto"
     tolerance: NonNegative = 0.0
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     autocast: Literal["off", "bfloat16"] = "off"
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     watchdog_seconds: Annotated[float, msgspec.Meta(ge=5.0)] = 300.0
+    workers: Positive = 1
+
+    @property
+    def rows(self) -> int:
+        """In a step over a whole task."""
+        return ROWS if self.batch_size == "auto" else self.batch_size
 
 
 class Posterior(_Section, frozen=True):
-    """The quadratic penalty: its form, and how much each task weighs.
+    """The quadratic penalty: its form, where its curvature is taken, and how much each task weighs.
 
-    keep: how many of the last boundaries can be rolled back.
+    prior_precision: automatically 1, or what the evidence says of an exact learner. half_life: of what an exact learner
+    knows, in rows; 0 forgets nothing.
+    share: how much of a task's factor a revisit takes out (power EP's alpha); damping: how far the factor then goes to the
+    new one. keep: how many of the last boundaries can be rolled back.
     """
 
     mode: Literal["single", "factors", "multi-anchor", "online"] = "single"
-    prior_precision: PositiveFloat = 1.0
+    prior_precision: PositiveFloat | Auto = "auto"
+    half_life: NonNegative = 0.0
     prior_mean: Literal["zero", "init"] = "zero"
     scale: NonNegative = 1.0
     convention: Convention = "streamcl"
     gamma: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.95
-    curvature: Literal["diagonal", "kronecker"] = "diagonal"
+    curvature: Literal["auto", "diagonal", "kronecker", "full"] = "auto"
+    expectation: Literal["posterior", "mode"] = "posterior"
     fisher: Literal["exact", "mc", "empirical"] = "exact"
-    damping: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.5
+    share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] | Auto = "auto"
+    damping: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] | Auto = "auto"
     keep: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 3
 
     @property
@@ -91,22 +165,81 @@ class Posterior(_Section, frozen=True):
         """The scale in ``lambda_t = scale * N_t``, converted from `convention`."""
         return to_scale(self.convention, self.scale)
 
+    @property
+    def effective_prior_precision(self) -> float:
+        """Of a network's parameters."""
+        return 1.0 if self.prior_precision == "auto" else self.prior_precision
+
+    @property
+    def as_in_the_note(self) -> bool:
+        """Whether it is Huszár's: a diagonal at the optimum, with what goes with it."""
+        return self.curvature == "diagonal" and self.expectation == "mode"
+
+    @property
+    def keeps_middle(self) -> bool:
+        """Whether the mean of the tasks' optima is kept beside the penalty, to follow what they lose together."""
+        return self.mode in ("single", "online") and not self.as_in_the_note
+
+    @property
+    def effective_share(self) -> float:
+        """Of a task's factor that a revisit takes out: all of it in the note."""
+        return self.share if self.share != "auto" else 1.0 if self.as_in_the_note else 0.3
+
+    @property
+    def effective_damping(self) -> float:
+        """Of a revisit, unless it says so itself."""
+        return self.damping if self.damping != "auto" else 0.5 if self.as_in_the_note else 1.0
+
+
+class Input(_Section, frozen=True):
+    """What becomes of rows before the model has them, by their columns.
+
+    scale: numbers to mean 0 and variance 1, far ones drawn in: tables (those with a schema; plain arrays are taken as they
+    are), auto (plain arrays too) or none. missing: numbers are the column's mean, and an input says so; or refused.
+    categories: words are an input each, or a fixed direction each (embedding), or refused.
+    """
+
+    scale: Literal["tables", "auto", "none"] = "tables"
+    missing: Literal["mean", "refuse"] = "mean"
+    categories: Literal["one-hot", "embedding", "refuse"] = "one-hot"
+
 
 class Stream(_Section, frozen=True):
     """The terms for producers: when tasks close, how much they may send ahead and store.
 
     on_failure: whether new tasks wait (hold) or go on (set-aside) while one that could not be learned is kept.
-    drift_delta: ADWIN's significance. drift_rows: of a task before drift may close it.
+    drift_delta: ADWIN's significance. drift_rows: of a task before drift may close it. boundary_rows: of a task that closes
+    by its rows; boundary_seconds: of one that closes by its age. budget_seconds: that boundaries may take a day.
+    least_rows: of a task before its age, the budget or a fall of the score may close it. score_fall: that closes a task,
+    from its best `score_window` rows to its newest. drift_detector: River's; drift_args: its settings, by River's names;
+    drift_on: what it watches. recurring: whether a task that is like an earlier one is told to be, or learned as a revisit
+    of it; recurring_distance: how far apart they may be.
     """
 
-    boundary: Literal["explicit", "on-change", "drift"] = "explicit"
+    boundary: Literal["explicit", "on-change", "rows", "time", "budget", "score", "drift"] = "explicit"
+    boundary_rows: Positive = 10_000
+    boundary_seconds: PositiveFloat = 86_400.0
+    budget_seconds: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)] = 3_600.0
+    least_rows: Positive = 500
+    score_fall: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.1
+    score_window: Annotated[int, msgspec.Meta(ge=10)] = 1000
     drift_delta: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.002
     drift_rows: Positive = 500
+    drift_detector: Literal["adwin", "page_hinkley", "kswin", "ddm", "hddm_a", "hddm_w"] = "adwin"
+    drift_args: dict[str, Any] = {}
+    drift_on: Literal["score", "inputs"] = "score"
+    recurring: Literal["off", "tell", "revisit"] = "off"
+    recurring_distance: PositiveFloat = 0.2
     task_bytes: Positive = 8589934592
     on_failure: Literal["hold", "set-aside"] = "hold"
     credit: Positive = 16
     tasks: Positive = 100_000
     producers: Positive = 100_000
+
+    @property
+    def ends_tasks(self) -> bool:
+        """Whether the daemon itself ends tasks, so that what producers name is a stream of them."""
+        return self.boundary not in ("explicit", "on-change")
 
 
 class Evaluation(_Section, frozen=True):
@@ -129,6 +262,19 @@ class Security(_Section, frozen=True):
     http_key: str = ""
 
 
+class Follow(_Section, frozen=True):
+    """Of `streamcl follow`: whose predictions are served here. None of it concerns a daemon that learns.
+
+    endpoint: where the daemon answers predictions. key: the follower's secret key file. server_key: the daemon's public
+    key, or its file. interval: seconds between two publications that are fetched, at least.
+    """
+
+    endpoint: str = ""
+    key: str = ""
+    server_key: str = ""
+    interval: NonNegative = 0.0
+
+
 class Log(_Section, frozen=True):
     """The daemon's log on standard error: from which level on, and in which format (auto: for people on a terminal)."""
 
@@ -139,7 +285,7 @@ class Log(_Section, frozen=True):
 class Config(_Section, frozen=True):
     """A whole, checked configuration.
 
-    >>> Config().train.batch_size
+    >>> Config().train.rows
     64
     """
 
@@ -148,10 +294,35 @@ class Config(_Section, frozen=True):
     model: Model = Model()
     train: Train = Train()
     posterior: Posterior = Posterior()
+    input: Input = Input()
     stream: Stream = Stream()
     evaluation: Evaluation = Evaluation()
     security: Security = Security()
+    follow: Follow = Follow()
     log: Log = Log()
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        if self.train.learning_rate != "auto":
+            return self.train.learning_rate
+        return NOTED_RATE if self.posterior.as_in_the_note else RATE
+
+    @property
+    def learns_rate(self) -> bool:
+        """Whether the stream chooses rate and minibatches while data arrive: Adam's, where neither is set."""
+        train = self.train
+        left = train.learning_rate == "auto" and train.batch_size == "auto" and train.optimizer == "adam"
+        return left and not self.posterior.as_in_the_note
+
+    def epochs(self, samples: int) -> int:
+        """Passes over a task of so many rows at its boundary; automatically, as many as make enough steps."""
+        if self.train.epochs != "auto":
+            return self.train.epochs
+        if self.posterior.as_in_the_note:
+            return EPOCHS[0]
+        needed = -(-STEPS * self.train.rows // max(1, samples))
+        return min(max(EPOCHS[0], needed), EPOCHS[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +384,7 @@ class Gathered:
                 if (value := lookup(self.tree, key)) is not None:
                     _set(values, key, msgspec.convert(value, hint))
             except msgspec.ValidationError as error:
-                problems.append(Problem(key, _expected(str(error), hint, value)))
+                problems.append(Problem(key, _expected(str(error), hint, value) + MORE_EXPECTED.get(key, "")))
         config = msgspec.convert(values, Config)
         wrong = {problem.key for problem in problems}
         problems += [found for found in _whole(config) if not wrong & {found.key, *found.also}]
@@ -334,7 +505,8 @@ def _take_text(gathered: Gathered, key: str, text: str, origin: Origin) -> None:
     try:
         value = _parse(key, text)
     except tomllib.TOMLDecodeError:
-        gathered.unread.append(Problem(key, f"expected a TOML value such as {_example(key)}, got {text!r}", origin))
+        said = f"expected a TOML value such as {_example(key)}, got {text!r}{MORE_EXPECTED.get(key, '')}"
+        gathered.unread.append(Problem(key, said, origin))
     else:
         _set(gathered.tree, key, value)
     gathered.origins[key] = origin
@@ -353,7 +525,7 @@ def _parse(key: str, text: str) -> Any:
     """A flag's or variable's text in the type of its key: strings as they are, the rest as a TOML value."""
     hint = next((hint for name, hint, _ in all_keys() if name == key), None)
     bare = _bare(hint)
-    if hint is None or bare is str or get_origin(bare) is Literal:
+    if hint is None or bare is str or get_origin(bare) is Literal or (text == "auto" and Auto in get_args(hint)):
         return text
     return tomllib.loads(f"value = {text}")["value"]
 
@@ -363,7 +535,9 @@ def _bare(hint: Any) -> Any:
 
 
 def _example(key: str) -> str:
-    default = next((default for name, _, default in all_keys() if name == key), 1)
+    hint, default = next(((hint, default) for name, hint, default in all_keys() if name == key), (int, 1))
+    if default == "auto" and ("int" in str(hint) or "float" in str(hint)):  # or a number
+        return "5" if "int" in str(hint) else "0.5"
     return "{ hidden = [256, 256] }" if isinstance(default, dict) else str(default)
 
 
@@ -388,14 +562,17 @@ def _nearest(key: str, known: list[str], sections: set[str]) -> str:
 
 
 def _near(key: str, known: list[str]) -> str | None:
-    """The key meant: of this name in another section, else of the nearest name in this section, else in any."""
+    """The key meant: of this name in another section, else of a name near in this section, also at its beginning, else of
+    one that is very near in another."""
     section, _, leaf = key.rpartition(".")
     leaves = {name.rpartition(".")[2]: name for name in known}
     here = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
-    for names in (here, leaves):
-        near = [leaf] if leaf in names else difflib.get_close_matches(leaf, names, n=1)
+    beginnings = {name[: len(leaf)]: name for name in reversed(here)}
+    for names, cutoff in ((here, LIKE), (beginnings, VERY_LIKE), (leaves, VERY_LIKE)):
+        near = [leaf] if leaf in names else difflib.get_close_matches(leaf, names, n=1, cutoff=cutoff)
         if near:
-            return names[near[0]]
+            found = beginnings[near[0]] if names is beginnings else near[0]
+            return here[found] if names is beginnings else names[found]
     near = difflib.get_close_matches(key, [name for name in known if "." not in name], n=1)
     return near[0] if near else None
 
@@ -417,21 +594,45 @@ def _expected(error: str, hint: Any, value: Any) -> str:
     return f"expected {wanted}, got {value!r}"
 
 
+def settled(config: Config, real: bool) -> Config:
+    """The configuration once the first batch has come. real: its targets are real numbers."""
+    if config.model.likelihood != "auto":
+        return config
+    model = msgspec.structs.replace(config.model, likelihood="gaussian" if real else "categorical")
+    return msgspec.structs.replace(config, model=model)
+
+
+OF_MODEL = ("model", "train", "posterior", "input")  # the sections that say how rows become predictions
+
+
+def of_model(config: Config) -> dict[str, Any]:
+    """The sections that a prediction depends on, as plain containers; no place, address or secret is among them."""
+    return {name: msgspec.to_builtins(getattr(config, name)) for name in OF_MODEL}
+
+
+def with_model(config: Config, sections: Mapping[str, Any]) -> Config:
+    """A configuration with the sections that `of_model` gave; raises ConfigError where another version made them."""
+    made = from_tree({name: sections[name] for name in OF_MODEL if name in sections})
+    return msgspec.structs.replace(config, **{name: getattr(made, name) for name in OF_MODEL})
+
+
+def finds_likelihood(config: Config) -> bool:
+    """Whether the first batch decides it: not where labels are all that makes sense."""
+    return config.model.likelihood == "auto" and not config.evaluation.directory and config.model.scenario == "class"
+
+
 def _whole(config: Config) -> Iterator[Problem]:
-    """What no single key's type can express; also options that this version does not have yet."""
+    """What no single key's type can express."""
     train, posterior = config.train, config.posterior
-    if posterior.curvature == "kronecker":
-        yield Problem("posterior.curvature", "'kronecker' is not available in this version of streamcl")
     if train.autocast != "off" and (train.dtype != "float32" or train.optimizer == "lbfgs"):
         text = f"{train.autocast} requires train.dtype float32 and optimizer adam or sgd, got {train.dtype} and "
         yield Problem("train.autocast", text + train.optimizer, also=("train.dtype", "train.optimizer"))
     if config.evaluation.directory and config.model.likelihood == "gaussian":
         text = "an accuracy is a share of right answers; expected model.likelihood categorical or bernoulli, got gaussian"
         yield Problem("evaluation.directory", text, also=("model.likelihood",))
-    if config.stream.boundary == "drift" and train.optimizer == "lbfgs":
-        text = "drift shows in the errors of a model that learns while data arrive; expected train.optimizer adam or sgd, "
-        text += "got lbfgs, which learns only at boundaries"
-        yield Problem("stream.boundary", text, also=("train.optimizer",))
+    yield from _of_learner(config)
+    yield from _of_stream(config.stream, train.optimizer)
+    yield from _of_recurring(config)
     for key, number in _numbers(config):
         if not math.isfinite(number):
             yield Problem(key, f"expected a finite number, got {number}")
@@ -442,13 +643,96 @@ def _whole(config: Config) -> Iterator[Problem]:
         yield Problem("model.factory", f"expected 'package.module:callable', got {config.model.factory!r}")
     yield from _addresses(config.endpoints)
     yield from _exposure(config.endpoints, config.security)
+    followed = config.follow.endpoint
+    wrong = (_wrong_endpoint(followed) or _no_port(followed)) if followed else None
+    if wrong is not None:
+        yield Problem("follow.endpoint", wrong)
+
+
+def _of_stream(stream: Stream, optimizer: str) -> Iterator[Problem]:
+    """Keys about when tasks end."""
+    if (stream.boundary, stream.drift_on) in (("drift", "score"), ("score", "score")) and optimizer == "lbfgs":
+        what = "drift" if stream.boundary == "drift" else "a fall of the score"
+        text = f"{what} shows in the errors of a model that learns while data arrive; expected train.optimizer adam or "
+        text += "sgd, got lbfgs, which learns only at boundaries"
+        yield Problem("stream.boundary", text, also=("train.optimizer",))
+    if stream.drift_on == "inputs" and stream.boundary == "score":
+        yield Problem("stream.drift_on", "inputs have no score; expected score with stream.boundary score, got inputs")
+    if stream.drift_on == "inputs" and stream.drift_detector == "ddm":
+        text = "ddm finds a rise only, of errors; expected adwin, page_hinkley, kswin, hddm_a or hddm_w with drift_on "
+        yield Problem("stream.drift_detector", f"{text}inputs, got ddm", also=("stream.drift_on",))
+    if stream.drift_detector != "adwin" and stream.drift_delta != Stream().drift_delta and stream.boundary == "drift":
+        text = f"ADWIN's significance, which {stream.drift_detector} has not; its own settings are stream.drift_args: "
+        yield Problem("stream.drift_delta", text + ", ".join(DETECTORS[stream.drift_detector]))
+    for name, value in stream.drift_args.items():
+        wrong = _wrong_setting(stream.drift_detector, name, value)
+        if wrong is not None:
+            yield Problem("stream.drift_args", wrong, also=("stream.drift_detector",))
+    yield from _of_kswin(stream)
+
+
+def _of_recurring(config: Config) -> Iterator[Problem]:
+    stream, mode = config.stream, config.posterior.mode
+    if stream.recurring != "off" and not stream.ends_tasks:
+        text = "tasks that come back are recognised where the daemon ends them; expected stream.boundary rows, time, "
+        text += f"budget, score or drift, got {stream.boundary}"
+        yield Problem("stream.recurring", text, also=("stream.boundary",))
+    elif stream.recurring == "revisit" and mode != "factors":
+        text = f"a revisit takes the task's own factor out: expected posterior.mode factors, got {mode}; or recurring tell"
+        yield Problem("stream.recurring", text, also=("posterior.mode",))
+
+
+def _wrong_setting(detector: str, name: str, value: Any) -> str | None:
+    """What is wrong with one of a detector's settings."""
+    known = DETECTORS[detector]
+    if name not in known:
+        own = "; its delta is stream.drift_delta" if detector == "adwin" else ""
+        return f"{detector} has no {name!r} here; expected {', '.join(known)}{own}"
+    whole = isinstance(known[name], int)
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value > 0:
+        return f"{name}: expected a {'whole ' if whole else ''}number greater than 0, got {value!r}"
+    if name in ("alpha", "drift_confidence", "lambda_val") and value >= 1:
+        return f"{name}: expected a number between 0 and 1, got {value!r}"
+    return None
+
+
+def _of_kswin(stream: Stream) -> Iterator[Problem]:
+    sizes = {**DETECTORS["kswin"], **stream.drift_args}
+    given = [sizes["window_size"], sizes["stat_size"]]
+    if stream.drift_detector == "kswin" and all(isinstance(size, int) for size in given) and given[0] < 2 * given[1]:
+        text = f"kswin compares stat_size rows with as many older ones; expected window_size of at least {2 * given[1]}"
+        yield Problem("stream.drift_args", f"{text}, got {given[0]}", also=("stream.drift_detector",))
+
+
+def _of_learner(config: Config) -> Iterator[Problem]:
+    """Keys that have no effect on the configured learner."""
+    if config.model.learner == "network":
+        if config.posterior.half_life:
+            text = "a half-life is an exact learner's: expected model.learner exact, or posterior.half_life 0"
+            yield Problem("posterior.half_life", text, also=("model.learner",))
+        if config.model.scenario == "domain" and config.model.family != "categorical":
+            text = f"tasks that share their labels have labels: expected categorical, got {config.model.likelihood!r}"
+            yield Problem("model.scenario", text, also=("model.likelihood",))
+        return
+    for key, _, default in all_keys():
+        if key in OF_NETWORKS and (value := _value(config, key)) != default:
+            text = f"has no effect with model.learner exact, which takes no steps; leave it out, got {value!r}"
+            yield Problem(key, text, also=("model.learner",))
+    if config.posterior.mode not in ("single", "factors"):
+        text = f"expected single or factors with model.learner exact, got {config.posterior.mode!r}"
+        yield Problem("posterior.mode", text, also=("model.learner",))
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def _numbers(config: Config) -> Iterator[tuple[str, float]]:
     for key, _, _ in all_keys():
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
+        value = _value(config, key)
         if isinstance(value, float):
             yield key, value
 
@@ -474,6 +758,13 @@ def _wrong_endpoint(endpoint: str) -> str | None:
         return f"expected tcp://HOST:PORT or ipc://PATH, got {endpoint!r}"
     if len(endpoint.removeprefix("ipc://").encode()) > IPC_PATH_BYTES:
         return f"expected a path of at most {IPC_PATH_BYTES} bytes, got {endpoint!r}"
+    return None
+
+
+def _no_port(endpoint: str) -> str | None:
+    """What is wrong with an endpoint that is to be connected to."""
+    if endpoint.startswith("tcp://") and endpoint.rpartition(":")[2] in ("*", "0"):
+        return f"expected the port that the daemon answers predictions at, as tcp://HOST:5758, got {endpoint!r}"
     return None
 
 

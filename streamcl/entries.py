@@ -15,6 +15,13 @@ import msgspec
 from streamcl.errors import UnknownFormat
 
 MOST_FREED = 200  # names, which a `welcome` holds
+BY_ITSELF = {  # what ends a stream's tasks, as an entry's `origin` has it and as people read it
+    "drift": "drift",
+    "rows": "the number of its rows",
+    "time": "its age",
+    "budget": "the budget of boundaries",
+    "score": "a fall of its score",
+}
 
 Places = tuple[tuple[int, int], ...]  # of batches: LSN and rows of each
 
@@ -52,8 +59,14 @@ class Consolidated(_Entry, frozen=True, tag="boundary"):
 
     samples: N_t. weight: lambda_t. loss: mean NLL at the optimum, in nats a sample. revisits: how often it was fed again.
     factor: the number of its factor, None where none is kept. potential: of that factor at the optimum. aside: batches that
-    could not be learned and are kept. warning: for the operator. origin: ``drift`` where a change of the stream closed it,
-    reason: of what kind; lsn is then the batch that showed it. added: rows were added to a task that had been consolidated.
+    could not be learned and are kept. warning: for the operator. origin: what closed it where the daemon did (`BY_ITSELF`),
+    reason: in words; lsn is then the batch that showed it, or the record by which the clock did. added: rows were added to
+    a task that had been consolidated.
+    cost: what this boundary cost the tasks before it, by their quadratic, in nats. chance: what the task's rows would cost
+    without a look at them, in nats a sample (`core.chance`). None where an older version wrote it. recurs: the earlier task
+    whose rows its own look like, which is its own name where it was learned as a revisit; likeness: how much, in words.
+    scores: of an exact learner of classes, or of zeros and ones, whose rises are of this: half the squared error of its
+    scores, a row, at the optimum, and what it is for guessing.
     """
 
     samples: int = 0
@@ -67,6 +80,11 @@ class Consolidated(_Entry, frozen=True, tag="boundary"):
     origin: str | None = None
     reason: str | None = None
     added: bool = False
+    cost: float | None = None
+    chance: float | None = None
+    recurs: str | None = None
+    likeness: str | None = None
+    scores: tuple[float, float] | None = None
 
     @property
     def rows_aside(self) -> int:
@@ -194,19 +212,25 @@ class Standing:
 
     tasks: the newest entry of each consolidated task, in the order they were first learned; its ``aside`` is what is still
     kept. forgotten: withdrawn tasks. held: by task, the entry of a boundary at which nothing could be learned. freed: the
-    newest names whose task was undone or dropped, so that its data may come again: by the LSN of what did it.
+    newest names whose task was undone or dropped, so that its data may come again: by the LSN of what did it. risen: what
+    the tasks have lost together since each was learned, by the boundaries' costs, in nats; uncounted: whether the cost of
+    some boundary is not known. weight: of all tasks.
     """
 
     tasks: dict[str, Consolidated] = field(default_factory=dict)
     forgotten: set[str] = field(default_factory=set)
     held: dict[str, Held] = field(default_factory=dict)
     freed: dict[str, int] = field(default_factory=dict)
+    risen: float = 0.0
+    weight: float = 0.0
+    uncounted: bool = False
 
     def take(self, entry: Entry, earlier: Callable[[int], Standing]) -> None:
         """One more entry. earlier: what stood after so many entries, for a rollback."""
         task = entry.task
         match entry:
             case Consolidated():
+                self._count(entry)
                 self.tasks[task] = entry
                 self.held.pop(task, None)
             case Confirmed() if task in self.tasks:  # who asked for a boundary that already stands
@@ -214,6 +238,7 @@ class Standing:
             case Held():
                 self.held[task] = entry
             case Forgotten():
+                self._discount(task)
                 self.tasks.pop(task, None)
                 self.held.pop(task, None)
                 self.forgotten.add(task)
@@ -222,7 +247,27 @@ class Standing:
                 self._free([] if task in self.tasks else [task], entry.lsn)
             case RolledBack():
                 self._free(entry.undone, entry.lsn)
-                self.tasks = self._as_kept(earlier(entry.to).tasks)
+                then = earlier(entry.to)
+                self.tasks = self._as_kept(then.tasks)
+                self.risen, self.weight, self.uncounted = then.risen, then.weight, then.uncounted
+
+    def _count(self, entry: Consolidated) -> None:
+        """What a boundary cost the tasks before it. One that was learned again has lost nothing any more."""
+        known = self.tasks.get(entry.task)
+        if known is not None and known.lsn == entry.lsn:  # said again, with what closed it
+            return
+        if not entry.added:
+            self._discount(entry.task)
+        self.weight += entry.weight - (known.weight if entry.added and known is not None else 0.0)
+        self.risen += entry.cost or 0.0
+        self.uncounted |= entry.cost is None and entry.samples > 0
+
+    def _discount(self, task: str) -> None:
+        """A task's part goes: what it has lost itself is not known here, and taken to be what all have, by weight."""
+        known = self.tasks.get(task)
+        if known is not None and self.weight > 0:
+            self.risen *= max(0.0, 1 - known.weight / self.weight)
+            self.weight -= known.weight
 
     def _replace(self, task: str, **fields: Any) -> None:
         self.tasks[task] = msgspec.structs.replace(self.tasks[task], **fields)
@@ -276,13 +321,14 @@ def standing(entries: Sequence[Entry]) -> Standing:
 
 
 def by_drift(entry: Entry) -> bool:
-    """Whether this is a boundary that a change of the stream has set: `lsn` is the batch that showed it."""
-    return isinstance(entry, Closing) and entry.origin == "drift"
+    """Whether the daemon has set this boundary: `lsn` is the batch that showed a change of the stream, or that made the
+    task's rows as many as there are to be, or the record by which the clock ended it."""
+    return isinstance(entry, Closing) and entry.origin in BY_ITSELF
 
 
 def figures(entry: Entry) -> dict[str, Any]:
     """What the sender of a record is told about it; `origin` where it was drift that closed the task before."""
-    names = ("task", "kind", "samples", "loss", "seconds", "origin", "undone", "warning")
+    names = ("task", "kind", "samples", "loss", "seconds", "origin", "recurs", "undone", "warning")
     known = {name: getattr(entry, name) for name in names if getattr(entry, name, None) is not None}
     return known | ({"kind": "boundary"} if isinstance(entry, Confirmed) else {})
 

@@ -35,6 +35,11 @@ class Refused(StreamclError):
         return f"{self.code}: {self.message}"
 
 
+def no_model_yet() -> Refused:
+    """``not_ready``: of what is asked before the first batch."""
+    return Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
+
+
 class Unreachable(StreamclError):
     """No answer from the daemon within the time allowed."""
 

@@ -21,12 +21,15 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from streamcl import columns as tables
 from streamcl import config as configuration
-from streamcl import entries, snapshot
+from streamcl import dataframes, entries, gauge, snapshot
 from streamcl.arrays import as_array
 from streamcl.client import ParameterVectors, Prediction
+from streamcl.client.reader import named as labels_named
 from streamcl.config import Config
 from streamcl.core import stored as stored_state
+from streamcl.core.reduce import ALONE, Reduction
 from streamcl.entries import (
     Confirmed,
     Consolidated,
@@ -37,19 +40,23 @@ from streamcl.entries import (
     closing_figures,
     standing,
 )
-from streamcl.errors import ConfigError, ModelRefused, Refused, UnknownFormat
+from streamcl.errors import ConfigError, ModelRefused, Refused, UnknownFormat, no_model_yet
+from streamcl.inputs import encoded
+from streamcl.learning import kinds, scenario
 from streamcl.learning import learner as learning
-from streamcl.learning.data import Array, Block
+from streamcl.learning.data import Array, Block, Rows
 from streamcl.learning.failing import Unlearnable
+from streamcl.learning.kinds import AnyModel
 from streamcl.learning.network import Network
-from streamcl.learning.predictive import averaged, predict
-from streamcl.learning.tasks import OpenTask
+from streamcl.learning.open_task import OpenTask
+from streamcl.learning.outcomes import Outcome
+from streamcl.learning.predictive import Predicted, predict
 from streamcl.protocol import messages
 from streamcl.protocol.frames import NamedArrays, check_finite, portable
 from streamcl.protocol.restoring import restore
 from streamcl.protocol.session import StreamSession, Terms
-from streamcl.replay import Replay
-from streamcl.schema import Signature, chosen
+from streamcl.replay import Replay, run_through
+from streamcl.schema import chosen
 from streamcl.snapshot import Meta, under
 from streamcl.storage import container, verified
 from streamcl.storage.disk import Disk
@@ -64,6 +71,7 @@ NO_EFFECT = (
     "security",
     "log",
     "train.watchdog_seconds",
+    "train.workers",
     "posterior.keep",
     "stream.credit",
     "stream.producers",
@@ -103,6 +111,11 @@ class _Rows:
         arrays = self.memory.records[lsn].arrays
         return arrays["x"], arrays["y"]
 
+    def columns(self, lsn: int) -> tables.Columns | None:
+        """Of one batch's table."""
+        record = self.memory.records[lsn].record
+        return record.schema if isinstance(record, Batch) else None
+
     def batches(self, first: int, end: int, verify: bool = True) -> Iterator[tuple[int, int]]:
         """Position and rows of every batch between."""
         for lsn, stored in sorted(self.memory.records.items()):
@@ -125,7 +138,9 @@ class Learner:
     """A continual learner in this process.
 
     config: keys as in the daemon's TOML file, nested; those that only a daemon has a use for are refused. module: the model
-    itself, instead of ``model.factory``; it is copied, and its parameters are where learning starts. Raises ConfigError.
+    itself, instead of ``model.factory``; it is copied, and its parameters are where learning starts. reduction: with
+    `core.ranks.Ranks`, in every process of a `torch.distributed` group that makes the same calls with the same rows, each
+    does its part of the work and all come to the same. Raises ConfigError.
 
     Tasks as in the daemon: the first batch of a task opens it, `boundary` consolidates it into the posterior and lets its
     rows go. Not safe to use from several threads at once.
@@ -134,14 +149,18 @@ class Learner:
     together.
     """
 
-    def __init__(self, config: Mapping[str, Any] | None = None, module: nn.Module | None = None) -> None:
+    predicts_as_scored = False  # an exact learner: by the head of the last solution, and not one of all rows so far
+
+    def __init__(
+        self, config: Mapping[str, Any] | None = None, module: nn.Module | None = None, *, reduction: Reduction = ALONE
+    ) -> None:
         if config is not None and not isinstance(config, Mapping):
             raise ConfigError(f"configuration: expected a mapping of keys, got {type(config).__name__}")
-        self._begin(_settings(_plain(config or {}), module), module)
+        self._begin(_settings(_plain(config or {}), module), module, reduction)
 
-    def _begin(self, settings: Config, module: nn.Module | None) -> None:
+    def _begin(self, settings: Config, module: nn.Module | None, reduction: Reduction = ALONE) -> None:
         self.config = settings
-        self._module = copy.deepcopy(module)
+        self._module, self._reduction = copy.deepcopy(module), reduction
         self._memory = Memory()
         self._entries: list[Entry] = []
         self._failures: dict[int, dict[str, int]] = {}
@@ -154,33 +173,45 @@ class Learner:
 
     def _fresh(self) -> Replay:
         factory = None if self._module is None else _copies(self._module)
-        learner = learning.Learner(self.config, _Rows(self._memory), _Factors(self._memory), None, factory)
+        learner = learning.Learner(self.config, _Rows(self._memory), _Factors(self._memory), None, factory, self._reduction)
         learner.wary = self._failures
         return Replay(learner)
 
     # -- learning ------------------------------------------------------------------------------------------------
 
-    def observe(self, x: Any, y: Any, task: str = "default", boundary: bool = False) -> dict[str, Any] | None:
+    def observe(
+        self, x: Any, y: Any, task: str = "default", boundary: bool = False, schema: Sequence[Any] | None = None
+    ) -> dict[str, Any] | None:
         """Learn from rows x [n, ...] and y [n] or [n, ...] of a task; the first batch of a task opens it.
 
-        boundary: the task ends with these rows; then returns what `boundary` does. Rows on which the model fails are tried
-        again at the boundary, with a RuntimeWarning now. Raises Refused (``task_closed task_mismatch bad_shape bad_array
-        bad_label nonfinite no_credit``), and ModelRefused with the first batch where the model cannot be learned.
+        x may be a table of pandas, Polars or Arrow, and y then also the name of one of its columns; schema: of an
+        array's columns, as for a `Producer`. boundary: the task ends with these rows; then returns what `boundary`
+        does, as where a task ends by itself (``stream.boundary``). Rows on which the model fails are tried again at the
+        boundary, with a RuntimeWarning now. Raises Refused (``task_closed task_mismatch bad_shape bad_array bad_label
+        nonfinite no_credit``), and ModelRefused with the first batch where the model cannot be learned.
         """
-        arrays = {"x": self._checked("x", x), "y": self._checked("y", y)}
-        header = {"type": "batch", "seq": self._next_seq, "task": task, "boundary": boundary}
+        x, y, named = self._as_table(x, y, schema)
+        lacking = named is not None or self._session.columns is not None
+        arrays = {"x": self._checked("x", x, lacking), "y": self._checked("y", y)}
+        header = {"type": "batch", "seq": self._next_seq, "task": task, "boundary": boundary, "schema": named}
         message = messages.decode(header, messages.Batch)
         nbytes = sum(array.nbytes for array in arrays.values())
+        ended = self._take(self._session.due())
         records = self._session.admit_batch(ITSELF, message, NamedArrays(arrays), nbytes)
-        if self._session.signature is None:
+        first = self._session.signature is None
+        if first:
             self._try_model(records[-1], arrays)
-        return self._take(records, {name: array.copy() for name, array in arrays.items()}, nbytes)
+        told = self._take(records, {name: array.copy() for name, array in arrays.items()}, nbytes) or ended
+        if first and (unscaled := self._learner.inputs.unscaled) is not None:
+            warnings.warn(unscaled, RuntimeWarning, stacklevel=2)
+        return told
 
     def _try_model(self, batch: Record, arrays: Mapping[str, Array]) -> None:
         assert isinstance(batch, Batch)
         rows = chosen(arrays["x"], arrays["y"])
+        tried = Rows("", *rows, batch.new_labels, columns=batch.schema, new_words=batch.new_words)
         try:
-            self._learner.try_model(Signature.of(*rows), *rows, batch.new_labels, lambda: None)
+            self._learner.try_model(tried, lambda: None)
         except ModelRefused as error:
             raise _interrupt(error) or error from error.__cause__
 
@@ -208,7 +239,9 @@ class Learner:
             return
         messages.decode({"type": "batch", "seq": 1, "task": name}, messages.Batch)
         if opened.revisited is not None or self._session.of_stream:
-            raise Refused("task_mismatch", f"task {opened.name!r}: a revisit, or a task of drift's, keeps its name")
+            raise Refused(
+                "task_mismatch", f"task {opened.name!r}: a revisit, or a task that ends by itself, keeps its name"
+            )
         if name in self._session.closed:
             raise Refused("task_closed", f"task {name!r} is closed already; expected a name that is not taken")
         self._rename(opened, name)
@@ -253,31 +286,59 @@ class Learner:
 
     # -- what was learned ------------------------------------------------------------------------------------------
 
-    def predict(self, x: Any, samples: int = 0) -> Prediction:
-        """What the model says of rows x; with samples > 0, averaged over so many draws from the posterior.
+    def predict(
+        self,
+        x: Any,
+        samples: int = 0,
+        uncertainty: bool = False,
+        task: str | None = None,
+        schema: Sequence[Any] | None = None,
+    ) -> Prediction:
+        """What the model says of rows x, an array or a table; with what the posterior leaves open of it, if asked for.
+
+        samples: averaged over so many draws of the outputs, from the linearised predictive ``N(f(x), J Sigma J^T)``.
+        uncertainty: the same in closed form: probabilities after the probit correction, or the outputs' variance added to
+        the noise's. One of the two.
+
+        task: whose rows they are, where `model.scenario` is task: an answer is then one of that task's labels.
 
         During a revisit, with the parameters from before it. Raises Refused ``not_ready`` before the first batch,
-        ``bad_shape bad_array nonfinite``.
+        ``bad_shape bad_array nonfinite``, ``bad_header unknown_task`` for a task that says nothing.
         """
-        samples = messages.decode({"type": "predict", "samples": samples}, messages.Predict).samples
-        rows = self._checked("x", x)
-        with self._served() as network:
-            outputs = self._outputs(network, rows, samples)
-        labels = self._learner.labels.labels() if self.config.model.likelihood == "categorical" else None
-        return Prediction(self._learner.steps, outputs, labels)
+        header = {"type": "predict", "samples": samples, "uncertainty": uncertainty, "task": task}
+        asked = messages.decode(header, messages.Predict)
+        x, _, named = self._as_table(x, None, schema)
+        inputs, sights, sent = self._learner.inputs, self._learner.sights, self._learner.sent
+        rows = self._checked("x", x, named is not None or inputs.pinned is not None)
+        with self._served() as network, network.seeing(*scenario.asked(self.config, network.told, task, sights)):
+            columns = None if named is None else tables.from_plain(named)
+            found = self._predicted(network, encoded(inputs, sent, rows, columns) if sent is not None else rows, asked)
+            labels = None
+            if self._learner.config.model.family == "categorical":
+                labels = labels_named(network.columns().tolist(), inputs.words.known)
+        return Prediction(self._learner.steps, found.arrays, labels, found.note)
 
-    def _outputs(self, network: Network, rows: Array, samples: int) -> dict[str, Array]:
-        if not samples:
-            return predict(network, rows)
-        posterior = self._learner.posterior
-        assert posterior is not None
-        return averaged(network, rows, posterior.total, samples, self.config.train.seed + self._learner.steps)
+    def _predicted(self, network: Network, rows: Array, asked: messages.Predict) -> Predicted:
+        if asked.uncertainty:
+            return kinds.uncertain(network, rows, kinds.posterior_of(self._model))
+        if asked.samples:
+            seed = self.config.train.seed + self._learner.steps
+            return kinds.averaged(network, rows, kinds.posterior_of(self._model), asked.samples, seed)
+        return Predicted(predict(network, rows))
 
-    def _checked(self, name: str, values: Any) -> Array:
+    def _as_table(self, x: Any, y: Any, schema: Sequence[Any] | None) -> tuple[Any, Any, list[dict[str, Any]] | None]:
+        """Rows, targets and their columns, whatever they were given as."""
+        if dataframes.is_table(x):
+            pinned = self._session.columns
+            found = dataframes.batch(x, y, None if pinned is None else pinned.kinds)
+            return found.x, found.y, tables.plain(found.columns or ())
+        return x, y, None if schema is None else tables.plain(tables.from_plain(schema))
+
+    def _checked(self, name: str, values: Any, lacking: bool = False) -> Array:
         """An array as the wire would carry it; raises Refused ``bad_array nonfinite``, also beyond what the model takes."""
         array = portable(name, as_array(values))
-        check_finite(name, array)
-        if array.dtype.str == "<f8" and self.config.train.dtype == "float32" and array.size:
+        check_finite(name, array, missing=lacking)
+        if not lacking and array.dtype.str == "<f8" and self.config.train.dtype == "float32" and array.size:
             largest = float(np.abs(array).max())
             if largest > float(np.finfo(np.float32).max):  # as a float32, it would be compared as one
                 raise Refused(
@@ -288,12 +349,16 @@ class Learner:
     @contextmanager
     def _served(self) -> Iterator[Network]:
         """The network at the parameters that predictions are made with."""
-        network, task = self._network, self._learner.open_task
-        if task is None or not task.before:
+        network = self._model.network
+        if self.predicts_as_scored and not (self._learner.open_task and self._learner.open_task.before):
             yield network
             return
+        served = self._learner.served()
         now = _copied(network.state())
-        network.load(task.before)
+        if served.keys() == now.keys() and all(np.array_equal(served[name], now[name]) for name in served):
+            yield network
+            return
+        network.load(served)
         try:
             yield network
         finally:
@@ -304,9 +369,7 @@ class Learner:
 
         Raises Refused ``not_ready`` before the first batch.
         """
-        network, posterior = self._network, self._learner.posterior
-        assert posterior is not None
-        state = posterior.total.state()
+        network, state = self._model.network, self._model.posterior_state()
         shapes = [list(shape) for shape in network.parameters.shapes]
         theta = np.array(self._learner.served()["theta"], np.float64)
         precision, shift = (
@@ -317,17 +380,32 @@ class Learner:
 
     def tasks(self) -> list[dict[str, Any]]:
         """One map a task, in the order they were first closed: task, samples, weight, loss, revisits, penalty, penalty_rise
-        (both None but in factor mode), closed_at, set_aside, state (consolidated or held)."""
-        followed, standing = self._followed(), self._learner.standing
-        shown = [_shown(entry, followed.get(task), standing) for task, entry in standing.tasks.items()]
+        (both None but in factor mode), closed_at, set_aside, state (consolidated or held); rise_bound (``lower``: as a rule
+        the rise is more, ``chance``: it has come to where guessing does as well), chance (what that costs, in nats a
+        sample), at_chance (None where it is not known)."""
+        followed, standing, lower = self._followed(), self._learner.standing, gauge.understates(self._learner.config)
+        shown = [_shown(entry, followed.get(task), standing, lower) for task, entry in standing.tasks.items()]
         held = [entry for task, entry in standing.held.items() if task not in standing.tasks]
-        return [*shown, *(_shown(entry, None, standing) for entry in held)]
+        return [*shown, *(_shown(entry, None, standing, lower) for entry in held)]
+
+    def past(self) -> dict[str, Any]:
+        """All tasks together: tasks, samples, rise of their mean loss since each was learned (nats a sample, by their
+        quadratic, with what the open task has done; None where nothing is held), rise_bound and at_chance as of `tasks`."""
+        learner = self._learner
+        rises = None
+        if self.config.posterior.mode == "factors":
+            rises = {task: rise for task, (_, rise) in self._followed().items()}
+        task = learner.open_task
+        open_now = learner.model is not None and task is not None and task.revisited is None
+        moved = learner.model.moved(task) if learner.model is not None and open_now else None
+        found = gauge.past(learner.standing, rises, moved, gauge.understates(self._learner.config))
+        return dict(msgspec.to_builtins(found))
 
     def _followed(self) -> dict[str, tuple[float, float]]:
-        posterior = self._learner.posterior
-        if posterior is None:
+        model = self._learner.model
+        if model is None:
             return {}
-        return {task: (penalty, rise) for task, penalty, rise in posterior.follow(self._network.master(), {})}
+        return {task: (penalty, rise) for task, penalty, rise in model.follow({})}
 
     @property
     def open_task(self) -> str | None:
@@ -337,7 +415,7 @@ class Learner:
     @property
     def module(self) -> nn.Module:
         """The model itself, as it is now. Raises Refused ``not_ready`` before the first batch."""
-        return self._network.module
+        return self._model.network.module
 
     # -- kept ----------------------------------------------------------------------------------------------------
 
@@ -349,21 +427,24 @@ class Learner:
         verified.save(Path(path), *self._state(), Disk())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], module: nn.Module | None = None) -> Self:
-        """What `save` wrote. module: as it was given to the learner saved.
+    def load(cls, path: str | os.PathLike[str], module: nn.Module | None = None, *, device: str | None = None) -> Self:
+        """What `save` wrote. module: as it was given to the learner saved. device: instead of its ``train.device``, where
+        that is of another machine.
 
         Raises FileNotFoundError, Damaged, UnknownFormat, ConfigError.
         """
         saved = verified.load(Path(path))
-        return cls.__new__(cls)._restored(saved.meta, saved.tensors, module)
+        return cls.__new__(cls)._restored(_on(saved.meta, device), saved.tensors, module)
 
     def __getstate__(self) -> dict[str, Any]:
         meta, arrays = self._state()
-        return {"saved": b"".join(container.pack(meta, arrays, digests=True)), "module": self._module}
+        saved = b"".join(container.pack(meta, arrays, digests=True))
+        return {"saved": saved, "module": self._module, "predicts_as_scored": self.predicts_as_scored}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         meta, arrays = container.unpack(memoryview(state["saved"]), Path("a copied Learner"))
         self._restored(meta, arrays, state["module"])
+        self.predicts_as_scored = state.get("predicts_as_scored", False)  # not in what older versions have pickled
 
     def _state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         meta, tensors = self._replay.snapshot(len(self._entries))
@@ -432,11 +513,11 @@ class Learner:
         self._session.trained(self._learner.next_lsn)
         return None if outcome is None else outcome.entry
 
-    def _outcome(self, stored: Stored) -> learning.Outcome | None:
+    def _outcome(self, stored: Stored) -> Outcome | None:
         """What a record comes to, with what cannot be learned of it passed over, set aside or held, as in the daemon."""
         while True:
             try:
-                return _run(self._replay.apply(stored))
+                return run_through(self._replay.apply(stored))
             except Unlearnable as error:
                 if (interrupt := _interrupt(error)) is not None:
                     raise interrupt from None
@@ -450,7 +531,7 @@ class Learner:
         if error.stage.startswith("batch"):
             warnings.warn(f"{error}; tried again at the task's boundary", RuntimeWarning, stacklevel=6)
 
-    def _settle(self, outcome: learning.Outcome) -> None:
+    def _settle(self, outcome: Outcome) -> None:
         """What a record changed for good holds for everything that comes now."""
         entry, session, learner = outcome.entry, self._session, self._learner
         self._entries.append(entry)
@@ -499,7 +580,7 @@ class Learner:
             if not meta.next_lsn <= stored.lsn < self._session.next_lsn:
                 continue  # in the snapshot already, or not learned yet
             try:
-                _run(self._replay.apply(stored))
+                run_through(self._replay.apply(stored))
             except Unlearnable as error:
                 self._note(stored, error)
                 return False
@@ -510,11 +591,11 @@ class Learner:
         return self._replay.learner
 
     @property
-    def _network(self) -> Network:
-        network = self._learner.network
-        if network is None:
-            raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
-        return network
+    def _model(self) -> AnyModel:
+        model = self._learner.model
+        if model is None:
+            raise no_model_yet()
+        return model
 
     @property
     def _next_seq(self) -> int:
@@ -585,6 +666,14 @@ def _plain(tree: Any) -> Any:
     return plain
 
 
+def _on(plain: Mapping[str, Any], device: str | None) -> Mapping[str, Any]:
+    """What was saved, as of a learner on this device; None: on its own."""
+    if device is None or plain.get("format") != FORMAT:
+        return plain
+    config = plain["config"]
+    return {**plain, "config": {**config, "train": {**config["train"], "device": device}}}
+
+
 def _copies(module: nn.Module) -> Callable[[], nn.Module]:
     """A factory of copies."""
     return lambda: copy.deepcopy(module)
@@ -594,17 +683,11 @@ def _copied(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any
     return {name: np.array(array) for name, array in arrays.items()}
 
 
-def _run(steps: learning.Steps) -> learning.Outcome | None:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as finished:
-            outcome: learning.Outcome | None = finished.value
-            return outcome
-
-
-def _shown(entry: Consolidated | Held, followed: tuple[float, float] | None, standing: Standing) -> dict[str, Any]:
+def _shown(
+    entry: Consolidated | Held, followed: tuple[float, float] | None, standing: Standing, lower: bool
+) -> dict[str, Any]:
     penalty, rise = followed or (None, None)
+    chances = gauge.figures(entry, rise, None, lower) if isinstance(entry, Consolidated) else dict.fromkeys(gauge.FIGURES)
     weight, loss = (entry.weight, entry.loss) if isinstance(entry, Consolidated) else (0.0, None)
     return {
         "task": entry.task,
@@ -614,6 +697,7 @@ def _shown(entry: Consolidated | Held, followed: tuple[float, float] | None, sta
         "revisits": entry.revisits if isinstance(entry, Consolidated) else 0,
         "penalty": penalty,
         "penalty_rise": rise,
+        **chances,
         "closed_at": entry.closed_at,
         "set_aside": entry.rows_aside if isinstance(entry, Consolidated) else 0,
         "state": "held" if entry.task in standing.held else "consolidated",

@@ -28,6 +28,7 @@ EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_DISCONNECTED
 )
 _numbers = itertools.count()
 
@@ -69,6 +70,13 @@ class Handshake:
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
         self._failures = 0
+        self._cut = False
+
+    def take_cut(self) -> bool:
+        """Whether the connection has ended since this was last asked, as far as `wait` has seen; what was on its way is
+        lost."""
+        cut, self._cut = self._cut, False
+        return cut
 
     def wait(self, timeout_ms: int) -> bool:
         """Whether a message arrives within the time; raises Refused ``not_allowed`` once the client is turned away."""
@@ -79,6 +87,11 @@ class Handshake:
                 return self._socket in ready
             self._take(parse_monitor_message(self._monitor.recv_multipart()))
 
+    @property
+    def sources(self) -> tuple[zmq.Socket[bytes], ...]:
+        """What can be read where `wait` has anything to do."""
+        return self._socket, self._monitor
+
     def close(self) -> None:
         """Stop watching; before the socket is closed."""
         self._socket.monitor(None, 0)
@@ -88,6 +101,8 @@ class Handshake:
         match event["event"]:
             case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._failures = 0
+            case zmq.EVENT_DISCONNECTED:
+                self._cut = True
             case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 public = self._keys.public if self._keys else "none"
                 raise self._refused(
@@ -107,7 +122,8 @@ class Handshake:
                 self._failures += 1
                 if self._failures >= FAILURES:
                     raise self._refused(
-                        f"the handshake failed {FAILURES} times: the daemon's public key is not {self._keys.server}"
+                        f"the handshake failed {FAILURES} times: the daemon's public key is not {self._keys.server}, "
+                        "or the daemon has no key at all"
                     )
 
     def _refused(self, text: str) -> Refused:

@@ -30,7 +30,7 @@ NAME_CHARACTERS = 24
 FEW_BOUNDARIES = 60  # with a marker at each
 WIDE_RANGE = 1e3  # of values, from which an axis is logarithmic
 CHANGES = {"boundary": "0.6", "revisit": "tab:purple"}
-TROUBLES = {"failed": "tab:red", "disk_full": "tab:red", "drift": "tab:orange"}
+TROUBLES = {"failed": "tab:red", "disk_full": "tab:red", "drift": "tab:orange", "score": "tab:orange"}
 
 Row = Mapping[str, Any]
 
@@ -41,24 +41,26 @@ class NothingToDraw(StreamclError):
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A history, read: rows of penalties and accuracies by boundary, samples by time, events in order."""
+    """A history, read: rows of penalties and accuracies by boundary, samples by time, events in order; together: rows of
+    the rise of all tasks, by boundary."""
 
     penalties: list[Row]
     accuracies: list[Row]
     samples: list[Row]
     events: list[Row]
+    together: list[Row] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path, seconds: float | None = None) -> Past:
         """All of it, or the last so many seconds before its end. Raises as HistoryReader does."""
         with HistoryReader(path) as history:
             first, last = history.first_sample() or 0.0, history.last_sample() or 0.0
-            penalties, accuracies = history.penalties(), history.accuracies()
-            end = max([last, *(rows[-1]["time"] for rows in (penalties, accuracies) if rows)])
+            penalties, accuracies, together = history.penalties(), history.accuracies(), history.past()
+            end = max([last, *(rows[-1]["time"] for rows in (penalties, accuracies, together) if rows)])
             since = -math.inf if seconds is None else end - seconds
             samples = history.samples(max(first, since), last, POINTS)
             events = history.events(EVENTS)[::-1]
-        return cls(*(_since(since, rows) for rows in (penalties, accuracies, samples, events)))
+        return cls(*(_since(since, rows) for rows in (penalties, accuracies, samples, events, together)))
 
     def order(self) -> list[str]:
         """Tasks in the order in which they were first learned, as far back as the history goes."""
@@ -108,13 +110,27 @@ def accuracy(past: Past) -> Drawn:
 
 
 def forgetting(past: Past) -> Drawn:
-    """The estimated rise of each task's loss since it was learned, found without its data; a star at each revisit."""
+    """The estimated rise of each task's loss since it was learned, found without its data; a star at each revisit.
+
+    Where the tasks are not followed one by one, of all together.
+    """
+    if not past.penalties and any(row["rise"] is not None for row in past.together):
+        return _forgotten_together(past)
     figure, axes = _followed(past, "rise", "Forgetting, estimated without data", "rise of the loss, nats per sample")
     axes.axhline(0.0, color="0.5", linewidth=0.8)
     latest = _latest(past.penalties, "rise")
     return Drawn(
         figure, {"boundaries": len(_marks(past.penalties)), "mean_rise": _mean(list(latest.values())), "by_task": latest}
     )
+
+
+def _forgotten_together(past: Past) -> Drawn:
+    rows = [row for row in past.together if row["rise"] is not None]
+    figure, axes = _axes("Forgetting, estimated without data", "rise of the mean loss of all tasks, nats per sample")
+    axes.plot(range(len(rows)), [row["rise"] for row in rows], marker="o", color="black", linewidth=2.0)
+    axes.axhline(0.0, color="0.5", linewidth=0.8)
+    _label_boundaries(axes, past, [row["lsn"] for row in rows])
+    return Drawn(figure, {"boundaries": len(rows), "rise_of_all": rows[-1]["rise"]})
 
 
 def penalty(past: Past) -> Drawn:

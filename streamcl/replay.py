@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy.typing as npt
 
+from streamcl.columns import Columns
 from streamcl.entries import Mark, Standing
 from streamcl.learning.data import Block, Rows
 from streamcl.learning.learner import Learner, Steps
+from streamcl.learning.outcomes import Outcome
+from streamcl.learning.watch import ByClock
 from streamcl.snapshot import LearnerState, Meta
 from streamcl.storage.log import Entry as Stored
 from streamcl.storage.log import LogReader
@@ -31,6 +34,11 @@ class LogStore:
         """The rows of one batch; raises Damaged."""
         arrays = next(iter(self.log.read(lsn, lsn + 1, verify))).arrays
         return arrays["x"], arrays["y"]
+
+    def columns(self, lsn: int) -> Columns | None:
+        """As they were sent; raises Damaged."""
+        record = next(iter(self.log.read(lsn, lsn + 1, False))).record
+        return record.schema if isinstance(record, Batch) else None
 
     def batches(self, first: int, end: int, verify: bool = True) -> Iterator[tuple[int, int]]:
         """LSN and rows of every batch from `first` to below `end`; raises Damaged."""
@@ -62,8 +70,10 @@ class Replay:
         match stored.record:
             case Batch() as batch:
                 return (yield from learner.observe(mark, _rows(batch, stored.arrays), batch.boundary))
-            case Boundary(task=task, weight=weight):
-                return (yield from learner.close(mark, task, weight))
+            case Boundary(origin=origin, reason=reason) as boundary if boundary.by_clock:
+                return (yield from learner.end(mark, ByClock(origin, reason or "")))
+            case Boundary(weight=weight):
+                return (yield from learner.close(mark, weight))
             case Revisit(task=task, damping=damping):
                 learner.revisit(mark, task, damping)
                 return None
@@ -94,4 +104,15 @@ class Replay:
 
 
 def _rows(batch: Batch, arrays: Mapping[str, npt.NDArray[Any]]) -> Rows:
-    return Rows(batch.task, arrays["x"], arrays["y"], batch.new_labels, batch.outputs, batch.tag)
+    named = batch.schema, batch.left_out, batch.new_words
+    return Rows(batch.task, arrays["x"], arrays["y"], batch.new_labels, batch.outputs, batch.tag, *named)
+
+
+def run_through(steps: Steps) -> Outcome | None:
+    """What a record comes to, where nobody needs to look up meanwhile."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as finished:
+            outcome: Outcome | None = finished.value
+            return outcome

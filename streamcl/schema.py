@@ -25,7 +25,7 @@ GAUSSIAN = "model.likelihood = 'gaussian' (in a new state directory)"
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """The shape of one row of x and of y, and whether x holds real numbers or integers.
+    """The shape of one row of x and of y, and whether x holds real numbers or integers; and y, in the first batch.
 
     Real numbers (``<f2 <f4 <f8 |u1``) reach the model in the dtype it is trained in; integers (``<i4 <i8``, tokens
     for instance) as int64.
@@ -34,20 +34,22 @@ class Signature:
     x_shape: tuple[int, ...]
     x_integer: bool
     y_shape: tuple[int, ...]
+    y_real: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, x: Array, y: Array) -> Signature:
         """The signature of a batch."""
-        return cls(x.shape[1:], x.dtype.kind == "i", y.shape[1:])
+        return cls(x.shape[1:], x.dtype.kind == "i", y.shape[1:], y.dtype.kind == "f")
 
     def plain(self) -> dict[str, Any]:
         """As plain containers, for a message or a file."""
-        return {"x_shape": list(self.x_shape), "x_integer": self.x_integer, "y_shape": list(self.y_shape)}
+        shapes = {"x_shape": list(self.x_shape), "x_integer": self.x_integer, "y_shape": list(self.y_shape)}
+        return {**shapes, "y_real": True} if self.y_real else shapes
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Signature:
         """What `plain` gave."""
-        return cls(tuple(plain["x_shape"]), plain["x_integer"], tuple(plain["y_shape"]))
+        return cls(tuple(plain["x_shape"]), plain["x_integer"], tuple(plain["y_shape"]), plain.get("y_real", False))
 
     def check_x(self, x: Array) -> None:
         """Raise Refused ``bad_shape`` or ``bad_array`` where x is not rows of this signature."""
@@ -83,6 +85,9 @@ def chosen(x: Array, y: Array) -> tuple[Array, Array]:
     return np.ascontiguousarray(x[places]), np.ascontiguousarray(y[places])
 
 
+COLUMNS = 10  # of a prediction, at first
+
+
 @dataclass(slots=True)
 class LabelMap:
     """The append-only map from the labels that producers send to the model's outputs.
@@ -95,10 +100,18 @@ class LabelMap:
     Label k is output k where there is such an output and no other label has it, `classes` is output 0, and a negative label
     counts from the last output down, on the same condition; any other takes the first output that is left. An output once
     given never moves; what a batch's new labels were given stands in its record.
+
+    classes None: there is no bound, and every label takes the next output. named: labels stand for words.
     """
 
-    classes: int
+    classes: int | None
     outputs: dict[int, int] = field(default_factory=dict)
+    named: bool = False
+
+    @property
+    def known(self) -> int:
+        """How many outputs have been given, up to the last one."""
+        return max(self.outputs.values(), default=-1) + 1
 
     @property
     def direct(self) -> bool:
@@ -106,7 +119,8 @@ class LabelMap:
         return all(label == output for label, output in self.outputs.items()) and self._in_range(self.outputs)
 
     def _in_range(self, labels: Iterable[int]) -> bool:
-        return all(0 <= label < self.classes for label in labels)
+        top = len(self.outputs) if self.classes is None else self.classes
+        return all(0 <= label < top for label in labels)
 
     def new_labels(self, y: Array) -> tuple[int, ...]:
         """The labels of y not yet in the map, in order of appearance; raises Refused ``bad_label``, changes nothing."""
@@ -123,12 +137,15 @@ class LabelMap:
 
     def _knows_all(self, y: Array) -> bool:
         """Whether every label of y has an output already: the common case, found in two passes over y."""
-        if not self.outputs or y.min() < 0 or y.max() > self.classes:
-            return False
+        top = 4 * len(self.outputs) if self.classes is None else self.classes
+        if not self.outputs or y.min() < 0 or y.max() > top:
+            return self.classes is None and all(label in self.outputs for label in np.unique(y).tolist())
         return all(label in self.outputs for label in np.flatnonzero(np.bincount(y)).tolist())
 
     def _check(self, fresh: tuple[int, ...]) -> None:
         together = {*self.outputs, *fresh}
+        if self.classes is None:
+            return
         if len(together) > self.classes:
             raise Refused(
                 "bad_label",
@@ -147,11 +164,14 @@ class LabelMap:
             )
 
     def _go_together(self, labels: Iterable[int]) -> bool:
-        reach = (self.classes - 1) // 2 if self.classes % 2 else -1
+        classes = len(self.outputs) if self.classes is None else self.classes
+        reach = (classes - 1) // 2 if classes % 2 else -1
         return 0 not in labels or self._in_range(labels) or all(abs(label) <= reach for label in labels)
 
     def places(self, fresh: Iterable[int]) -> tuple[int, ...]:
         """The outputs that labels found by `new_labels` get; changes nothing."""
+        if self.classes is None:
+            return tuple(self.known + place for place, _ in enumerate(fresh))
         taken, places = set(self.outputs.values()), []
         for label in fresh:
             wanted = label if label >= 0 else label + self.classes
@@ -190,9 +210,24 @@ class LabelMap:
         values, inverse = np.unique(y, return_inverse=True)
         return np.array([self.outputs[int(value)] for value in values], np.int64)[inverse]
 
+    def order(self) -> list[int]:
+        """The outputs that have a label, in the order of their labels."""
+        return [self.outputs[label] for label in sorted(self.outputs)]
+
+    def columns(self) -> npt.NDArray[np.int64]:
+        """The label of every column of a prediction where there is no bound: of those that have come, in their order.
+
+        But as long as these are numbers from 0 to 9 alone, the columns are all of these, as version 1 has them: column k is
+        label k, and -1 stands for one that has not come.
+        """
+        known = sorted(self.outputs)
+        if self.named or not all(0 <= label < COLUMNS for label in known):
+            return np.array(known, np.int64)
+        return np.array([label if label in self.outputs else -1 for label in range(COLUMNS)], np.int64)
+
     def labels(self) -> npt.NDArray[np.int64]:
         """The label of every output, [classes], -1 where none has been seen yet."""
-        labels = np.full(self.classes, -1, np.int64)
+        labels = np.full(self.known if self.classes is None else self.classes, -1, np.int64)
         for label, output in self.outputs.items():
             labels[output] = label
         return labels

@@ -22,7 +22,7 @@ class OpenTaskState(msgspec.Struct, frozen=True):
     """The task being learned; its rows are in the log.
 
     suspects: LSN and rows of batches that failed as they came; None in older checkpoints, where the quarantine says so.
-    The other fields are those of `learning.tasks.OpenTask`.
+    The other fields are those of `learning.open_task.OpenTask`.
     """
 
     name: str
@@ -31,10 +31,11 @@ class OpenTaskState(msgspec.Struct, frozen=True):
     tag: str | None = None
     stalled: bool = False
     suspects: tuple[tuple[int, int], ...] | None = None
+    start: float | None = None
 
 
 class Drifted(msgspec.Struct, frozen=True):
-    """The task that drift closed last, while no row of its stream has come since, with its figures."""
+    """The task that drift, or its number of rows (origin), closed last, while no row of its stream has come since."""
 
     tag: str | None
     task: str
@@ -43,10 +44,19 @@ class Drifted(msgspec.Struct, frozen=True):
     loss: float | None = None
     seconds: float | None = None
     closed_at: float | None = None
+    origin: str = "drift"
 
 
 class LearnerState(msgspec.Struct, kw_only=True):
-    """What a learner counts. next_lsn: of the next call. labels: pairs of label and output. steady: None where unknown."""
+    """What a learner counts. next_lsn: of the next call. labels: pairs of label and output. steady: None where unknown.
+
+    signature: of rows as they are sent. widths: positions from which on a network has had so many outputs, where there may
+    be any number of labels. narrower: the shapes of its parameters at each of them but the last. sights: with
+    model.scenario task, every task in the order in which they came, and the outputs of its labels. columns: of a table, as
+    pinned. words: of its targets, by their labels. inputs: what its input stage has found, beside its arrays. fills:
+    whether small messages are learned beside earlier rows; sketches: whether curvature that is averaged away is taken of a
+    few vectors a row; neither where an older version began.
+    """
 
     fingerprint: dict[str, Any]
     next_lsn: int
@@ -60,9 +70,18 @@ class LearnerState(msgspec.Struct, kw_only=True):
     prequential: dict[str, Any]
     drift: dict[str, Any] | None = None
     drifted: Drifted | None = None
+    recurring: dict[str, Any] | None = None
     signature: Signature | None
     steady: bool | None = None
     layout: dict[str, Any] | None = None
+    widths: list[tuple[int, int]] = []
+    narrower: list[list[list[int]]] = []
+    columns: dict[str, Any] | None = None
+    words: list[str] = []
+    inputs: dict[str, Any] | None = None
+    sights: list[tuple[str, list[int]]] = []
+    fills: bool = False
+    sketches: bool = False
 
     @property
     def needed(self) -> int:

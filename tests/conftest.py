@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +15,17 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; what the tests start must hear Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from zygote import Zygote
+
 from streamcl.bench.local import LocalDaemon
 
-ANSWER_MS = 30_000
+ANSWER_MS = 60_000
 
 
 class PlainClient:
@@ -64,6 +70,59 @@ class PlainClient:
 
     def close(self) -> None:
         self.socket.close()
+
+
+class _Starting:
+    """How daemons are started: from a warm process, made when it is first needed, but in campaigns, as users start them."""
+
+    def __init__(self) -> None:
+        self.zygote: Zygote | None = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Before any fixture, those of a module among them."""
+        LocalDaemon.popen = subprocess.Popen if item.get_closest_marker("campaign") else self._popen
+
+    def _popen(self, arguments: list[str], **how: Any) -> Any:
+        self.zygote = self.zygote or Zygote()
+        return self.zygote.popen(arguments, **how)
+
+    def pytest_sessionfinish(self) -> None:
+        """The warm process is no longer needed."""
+        if self.zygote is not None:
+            self.zygote.end()
+
+
+class _Drawing:
+    """A test draws the same numbers whatever ran before it in its process, by the global generators and its module's."""
+
+    def __init__(self) -> None:
+        self.states: dict[Any, list[tuple[np.random.Generator, Any]]] = {}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Where the modules' own generators stand once all are imported."""
+        for module in {getattr(item, "module", None) for item in session.items} - {None}:
+            found = [each for each in vars(module).values() if isinstance(each, np.random.Generator)]
+            self.states[module] = [(each, each.bit_generator.state) for each in found]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Before any fixture."""
+        random.seed(0)
+        np.random.seed(0)
+        if "torch" in sys.modules:
+            sys.modules["torch"].manual_seed(0)
+        for generator, state in self.states.get(getattr(item, "module", None), ()):
+            generator.bit_generator.state = state
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Daemons start fast; Hypothesis asks for no speed; nothing is drawn by chance."""
+    settings.register_profile("loaded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("loaded")
+    config.pluginmanager.register(_Drawing())
+    if sys.platform == "linux":
+        config.pluginmanager.register(_Starting())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,8 +18,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from streamcl.bench.local import own_port
+
 MARK = "---the command has ended---"
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 ENDPOINTS = {"STREAM": 5757, "PREDICT": 5758, "ADMIN": 5759, "HTTP": 5780}
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.M | re.S)
 
@@ -54,7 +55,7 @@ class Shell:
     """A bash in a directory, in which the usual endpoints are free ones and `streamcl` is this environment's."""
 
     def __init__(self, directory: Path) -> None:
-        self.ports = {name: free_port() for name in ENDPOINTS}
+        self.ports = {name: own_port() for name in ENDPOINTS}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         own = {variable(name): f"{'' if name == 'HTTP' else 'tcp://'}127.0.0.1:{port}" for name, port in self.ports.items()}
         environment = {**os.environ, **own, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "TERM": "dumb"}
@@ -110,12 +111,6 @@ class Shell:
 
 def variable(name: str) -> str:
     return f"STREAMCL_ENDPOINTS__{name}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def words(lines: list[str]) -> list[str]:

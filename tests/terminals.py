@@ -15,8 +15,23 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[()][A-Z0-9]|\x1b[=>78]")
+
+
+class Still:
+    """Whether nothing new has been written for too long: no letter or number, whatever turns meanwhile."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience, self._last = patience, ""
+        self._deadline = time.monotonic() + patience
+
+    def too_long(self, text: str) -> bool:
+        """Given all that was written so far."""
+        last = re.sub(r"[^\w:.]+", " ", text[-400:])
+        if last != self._last:
+            self._last, self._deadline = last, time.monotonic() + self._patience
+        return time.monotonic() > self._deadline
 
 
 class Terminal:
@@ -64,18 +79,17 @@ class Terminal:
 
     def wait_for(self, *texts: str, patience: float = PATIENCE) -> None:
         """Read on until all of these have been written since the last call."""
-        start = len(self.written)
-        deadline = time.monotonic() + patience
+        start, still = len(self.written), Still(patience)
         while missing := [text for text in texts if text not in ESCAPES.sub("", self.written[start:])]:
-            if time.monotonic() > deadline:
+            if still.too_long(self.text):
                 raise AssertionError(f"{missing} did not come; this did:\n{ESCAPES.sub('', self.written[start:])[-4000:]}")
             self.read()
 
     def end(self, patience: float = PATIENCE) -> int:
         """Read until the command has ended; returns its exit status."""
-        deadline = time.monotonic() + patience
+        still = Still(patience)
         while self.process.poll() is None:
-            assert time.monotonic() < deadline, f"it does not end; it wrote:\n{self.text[-4000:]}"
+            assert not still.too_long(self.text), f"it does not end; it wrote:\n{self.text[-4000:]}"
             self.read()
         while self.read():
             pass

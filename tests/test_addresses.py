@@ -45,7 +45,7 @@ def test_every_endpoint_may_be_ipv6(start: Callable[..., LocalDaemon], tmp_path:
         ("predict", str(tmp_path / "b.npz")),
     ):
         command = [sys.executable, "-m", "streamcl", *words, "--state-dir", str(daemon.state_dir)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
 
 
@@ -91,7 +91,7 @@ def test_loopback_of_ipv6_needs_no_keys_and_a_port_beyond_the_last_is_refused() 
 
 
 def ask(daemon: LocalDaemon, method: str, path: str, body: Any = None) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection(daemon.endpoints["http"], timeout=30)
+    connection = http.client.HTTPConnection(daemon.endpoints["http"], timeout=120)
     try:
         connection.request(method, path, body)
         answer = connection.getresponse()
@@ -116,7 +116,7 @@ def test_head_is_get_without_the_body_and_other_methods_are_405(start: Callable[
 
 def test_curl_asks_with_head(start: Callable[..., LocalDaemon]) -> None:
     daemon = start({"model": MODEL})
-    with socket.create_connection(daemon.endpoints["http"].rsplit(":", 1), timeout=30) as plain:  # type: ignore[arg-type]
+    with socket.create_connection(daemon.endpoints["http"].rsplit(":", 1), timeout=120) as plain:  # type: ignore[arg-type]
         plain.sendall(b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = b"".join(iter(lambda: plain.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.0 200 ")

@@ -117,3 +117,17 @@ def test_a_name_that_is_not_there_is_noticed() -> None:
     assert exists("storage.log.LogWriter.sync")
     assert not exists("storage.log.LogWriter.sink")
     assert not exists("storage.log.synced")
+
+
+def large_classes(tree: ast.Module) -> Iterator[ast.ClassDef]:
+    """Those with more than 25 methods."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and sum(isinstance(each, ast.FunctionDef) for each in node.body) > 25:
+            yield node
+
+
+def test_a_large_class_says_what_holds_it_together() -> None:
+    found = [node for path in SOURCE.rglob("*.py") for node in large_classes(ast.parse(path.read_text()))]
+    assert len(found) > 5
+    silent = [node.name for node in found if "holds it together" not in " ".join((ast.get_docstring(node) or "").split())]
+    assert silent == []

@@ -109,3 +109,14 @@ def test_a_message_brings_descriptors_along_in_its_order() -> None:
         os.close(each)
     sender.close()
     receiver.close()
+
+
+def test_what_the_other_end_said_before_it_ended_is_heard_whoever_speaks_to_it_since() -> None:
+    ours, theirs = Channel.pair()
+    one, other = Channel(ours), Channel(theirs)
+    other.send(words.Fatal(reason="no such module"))
+    other.close()
+    one.send(words.Reload())
+    one.send(words.Reload())
+    assert list(one.receive()) == [words.Fatal(reason="no such module")]
+    assert one.closed

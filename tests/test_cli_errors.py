@@ -36,7 +36,8 @@ FILES = {
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDaemon]:
     """A daemon that has closed a task and has another open."""
-    with LocalDaemon({"train": {"epochs": 1}}, tmp_path_factory.mktemp("errors") / "state") as running:
+    tree = {"model": {"classes": 10}, "train": {"epochs": 1}}
+    with LocalDaemon(tree, tmp_path_factory.mktemp("errors") / "state") as running:
         with running.producer() as producer:
             for task in ("closed", "open"):
                 producer.send(np.ones((2, 2), "<f4"), np.arange(2), task, boundary=task == "closed")

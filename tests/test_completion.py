@@ -25,8 +25,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDaemon]:
     tree = {"model": {"classes": 2}, "train": {"epochs": 1}}
     with LocalDaemon(tree, tmp_path_factory.mktemp("completion") / "state") as running, running.producer() as producer:
         for task in ("monday", "monday in may"):
-            producer.send(np.eye(2, dtype="<f4"), np.arange(2), task, boundary=True)
-        running.admin().checkpoint()
+            producer.send(np.eye(2, dtype="<f4"), np.arange(2), task)
+            producer.boundary(task)
         yield running
 
 
@@ -125,6 +125,8 @@ def test_zsh_takes_the_script_as_a_completion(tmp_path: Path) -> None:
         (["zzz"], "unknown command 'zzz' (`streamcl --help` lists all)"),
         (["serve", "--train.epoch", "3"], "unknown --train.epoch 3; did you mean --train.epochs?"),
         (["status", "--jsn"], "did you mean --json?"),
+        (["--vresion"], "unknown --vresion; did you mean --version?"),
+        (["bench", "--json", "sped"], "did you mean speed?"),
     ],
 )
 def test_a_slip_is_met_with_the_nearest(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -226,7 +226,7 @@ def test_a_key_that_needs_a_new_state_directory_is_explained_before_the_start_an
     assert (status, set(found)) == (2, {"posterior.mode", "model.classes", "train.dtype"})
     assert all(problem["needs_new_state_dir"] for problem in found.values())
     serve = [sys.executable, "-m", "streamcl", "serve", "--config", str(path), *flags, *free]
-    refused = subprocess.run(serve, capture_output=True, text=True, timeout=60, check=False)
+    refused = subprocess.run(serve, capture_output=True, text=True, timeout=120, check=False)
     assert refused.returncode == 2
     for said in ("model.classes was 3, is 4", "posterior.mode was 'single'", "new state directory", "streamcl export"):
         assert said in refused.stderr
@@ -251,4 +251,4 @@ def test_serve_takes_its_keys_from_the_environment_and_the_clients_find_it(
         assert json.loads(run("status", "--json")[1])["mode"] == "online"
     finally:
         serving.terminate()
-        serving.communicate(timeout=60)
+        serving.communicate(timeout=120)

@@ -38,7 +38,11 @@ def rows(n: int = 8, width: int = 4) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDaemon]:
+    """Has learned a task: whichever of these tests comes first finds something to predict with."""
     with LocalDaemon(SMALL, tmp_path_factory.mktemp("contract") / "state") as running:
+        with running.producer("first") as producer:
+            producer.send(*rows().values(), "first")
+            producer.boundary("first")
         yield running
 
 
@@ -341,12 +345,12 @@ def test_a_full_disk_refuses_and_recovers_by_itself(start: Callable[..., LocalDa
     assert segment.read_bytes() == before
     assert client.ask("hello", producer="p")["credit"]["messages"] == 0
     with pytest.raises(urllib.error.HTTPError) as red:
-        urllib.request.urlopen(daemon.url("/readyz"), timeout=10)
+        urllib.request.urlopen(daemon.url("/readyz"), timeout=60)
     assert b"full" in red.value.read()
     resource.prlimit(ingest, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     offered = client.receive()  # unasked, once there is room again
     assert (offered["type"], offered["credit"]["messages"]) == ("ack", SMALL["stream"]["credit"])
-    with urllib.request.urlopen(daemon.url("/readyz"), timeout=10) as answer:
+    with urllib.request.urlopen(daemon.url("/readyz"), timeout=60) as answer:
         assert answer.status == 200
     assert client.ask("batch", rows(n=64), seq=2, task="a")["durable"] == 2
     client.send("boundary", seq=3, task="a")
@@ -447,6 +451,7 @@ STATUS = {
     "uptime_seconds",
     "spool_bytes",
     "device",
+    "workers",
 }
 METRICS = [
     "samples_trained_total",
@@ -500,11 +505,16 @@ def test_tasks_have_the_fields_of_the_contract(daemon: LocalDaemon, stream: Any)
         "state",
         "set_aside",
         "penalty_rise",
+        "rise_bound",
+        "chance",
+        "at_chance",
         "closed_at",
     }
 
 
 def test_metrics_have_the_names_of_the_contract(daemon: LocalDaemon, connect: Callable[..., Any]) -> None:
+    refused = connect(daemon.endpoints["stream"]).ask("batch", seq=1, task="r")
+    assert refused["type"] == "nack"  # of which there is a count by code, from the first on
     with urllib.request.urlopen(daemon.url("/metrics")) as answer:
         text = answer.read().decode()
     samples = {s.name for family in text_string_to_metric_families(text) for s in family.samples}

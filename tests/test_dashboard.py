@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
+from waiting import PATIENCE, until
 
 from streamcl.bench.local import LocalDaemon
+from streamcl.storage.matrix import matrix_of
 
 pytestmark = pytest.mark.campaign
 
-PATIENCE = 60.0
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 TREE: dict[str, Any] = {
     "model": {"factory": "streamcl.models:linear", "classes": 4},
@@ -52,6 +54,8 @@ def feed(daemon: LocalDaemon) -> None:
         camera.boundary("monday")
         camera.send(*rows(7), "thursday")
         camera.flush()
+    with daemon.admin() as admin:
+        until(lambda: admin.status()["samples_seen"] == 256)  # durable is not yet learned
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +178,9 @@ def test_every_chart_says_in_words_what_it_draws(page: Page) -> None:
     assert set(charts) == {"loss", "accuracy", "rate", "lag", "rise"}
     for name, svg in charts.items():
         assert svg.get_attribute("role") == "img"
-        assert "nothing yet" not in str(svg.get_attribute("aria-label")), name
-        assert svg.find_elements(By.CSS_SELECTOR, "path.line"), name
-    assert "monday" in str(charts["rise"].get_attribute("aria-label"))
+        page.until(lambda name=name: "nothing yet" not in str(page[f"#{name} svg"].get_attribute("aria-label")))
+        page.until(lambda name=name: page.all(f"#{name} svg path.line"))
+    page.until(lambda: "monday" in str(page["#rise svg"].get_attribute("aria-label")))
     strokes = [line.get_attribute("stroke") for line in page.all("#rise path.line")]
     assert len(set(strokes)) == len(strokes) == 3
     assert page.all("#rise .again"), "a revisit has its marker"
@@ -198,6 +202,17 @@ def test_the_accuracy_of_each_task_after_each_boundary_is_a_heat_map(page: Page)
     assert page.texts("#tasks thead th").count("accuracy") == 1
 
 
+def test_what_evaluate_says_stands_below_it(page: Page, daemon: LocalDaemon) -> None:
+    page.until(lambda: page["#matrix"].is_displayed() and len(page.texts("#figures dt")) > 1)
+
+    def told() -> dict[str, str]:
+        figures = matrix_of(Path(daemon.state_dir)).figures()
+        return {name.replace("_", " ").capitalize(): f"{v:.3f}" for name, v in figures.items() if v is not None}
+
+    assert "Average accuracy" in told()
+    page.until(lambda: dict(zip(page.texts("#figures dt"), page.texts("#figures dd"), strict=False)) == told())
+
+
 def test_it_asks_nobody_but_the_daemon_and_the_console_stays_clean(page: Page, daemon: LocalDaemon) -> None:
     before = page.script("return performance.getEntriesByType('resource').length")
     page.until(lambda: page.script("return performance.getEntriesByType('resource').length") > before + 5)
@@ -206,7 +221,11 @@ def test_it_asks_nobody_but_the_daemon_and_the_console_stays_clean(page: Page, d
     assert page.errors() == []
 
 
-def test_what_happens_is_shown_without_a_reload(page: Page, daemon: LocalDaemon) -> None:
+def test_what_happens_is_shown_without_a_reload(browser: webdriver.Chrome, start: Callable[..., LocalDaemon]) -> None:
+    """On a daemon of its own: the other tests' shows what `feed` has left, in whatever order they come."""
+    daemon = start(TREE)
+    feed(daemon)
+    page = Page(browser, daemon)
     page.script("window.same = true")
     samples = int(page.tile("Samples learned"))
     with daemon.producer("radar") as radar, daemon.admin() as admin:

@@ -93,7 +93,7 @@ def test_a_trainer_that_dies_of_its_model_turns_health_red_and_green_again_once_
 ) -> None:
     flag = lethal(cause)
     daemon = start({"model": {"factory": "lethal:make", "classes": 3}, "train": {"epochs": 1}})
-    with daemon.producer(timeout=4.0) as producer:
+    with daemon.producer() as producer:
         producer.send(X, Y, "a")
         producer.flush()
         flag.touch()
@@ -106,8 +106,11 @@ def test_a_trainer_that_dies_of_its_model_turns_health_red_and_green_again_once_
         assert main(["health", "--state-dir", str(daemon.state_dir)]) == 1
         assert CAUSES[cause] in capsys.readouterr().err
         producer.send(X, Y, "b")
+        producer.flush()
+        producer.timeout = 4.0
         with pytest.raises(Unreachable, match="the trainer has died again and again"):
             producer.boundary("b")
+        producer.timeout = PATIENCE
         flag.unlink()
         until(lambda: healthy(daemon), 3 * PATIENCE)
     with daemon.admin() as admin:
@@ -122,8 +125,8 @@ def test_a_predictor_that_is_killed_again_and_again_is_a_problem_until_it_lives(
     for number in range(DEATHS):
         assert healthy(daemon), number
         until(lambda: "predictor" in daemon.children())
-        os.kill(daemon.children()["predictor"], signal.SIGKILL)
-        before = daemon.children().get("predictor")
+        before = daemon.children()["predictor"]
+        os.kill(before, signal.SIGKILL)
         until(lambda: daemon.children().get("predictor", before) != before)  # noqa: B023
     until(lambda: in_trouble(daemon, "predictor"))
     assert "SIGKILL" in readiness(daemon)[1]

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,15 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import msgspec
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
+from torch.distributed import run as distributed
 
 from streamcl import config, keys
-from streamcl.bench.local import LocalDaemon
+from streamcl.bench.local import LocalDaemon, own_port
 from streamcl.binding import KEPT
 from streamcl.cli import build_parser, main
-from streamcl.daemon.metrics import Metrics
+from streamcl.daemon.metrics import FollowerMetrics, Metrics
 
 pytestmark = pytest.mark.campaign
 
@@ -39,7 +40,8 @@ RULES = DEPLOY / "prometheus" / "rules.yaml"
 DASHBOARD = DEPLOY / "grafana" / "streamcl.json"
 KUBERNETES = DEPLOY / "kubernetes"
 EXPOSURE = 12  # tenths; `systemd-analyze security` says 1.1 of 10 for the unit
-PATIENCE = 60.0
+BRIDGE_EXPOSURE = 20  # it reaches brokers anywhere
+PATIENCE = 120.0
 
 
 def tool(name: str, package: str) -> str:
@@ -91,6 +93,18 @@ def test_the_unit_and_its_drop_ins_are_what_systemd_expects(unit: Path, drop_ins
         shutil.copy(DEPLOY / "systemd" / name, folder)
     said = run(analyze, "verify", "--man=no", "--recursive-errors=no", unit)
     assert str(unit.name) not in said  # it warns of unknown keys with status 0
+
+
+def test_the_bridge_s_unit_is_what_systemd_expects_and_its_command_is_understood(tmp_path: Path) -> None:
+    text = (DEPLOY / "systemd" / "streamcl-bridge.service").read_text()
+    (command,) = re.findall(r"^ExecStart=/opt/streamcl/bin/streamcl (.*)$", text, re.M)
+    words = command.replace("$OPTIONS", "--label price").split()
+    assert build_parser().parse_args(words).label == "price"
+    path = tmp_path / "streamcl-bridge.service"
+    path.write_text(text.replace("/opt/streamcl/bin/streamcl", str(Path(sys.executable).with_name("streamcl"))))
+    analyze = tool("systemd-analyze", "systemd")
+    assert path.name not in run(analyze, "verify", "--man=no", "--recursive-errors=no", path)
+    run(analyze, "security", "--offline=true", f"--threshold={BRIDGE_EXPOSURE}", path)
 
 
 def test_a_mistake_in_the_unit_would_be_noticed(unit: Path) -> None:
@@ -156,7 +170,13 @@ def test_everything_the_image_is_built_from_is_let_through_to_the_builder() -> N
     assert all((top / name).exists() for name in copied)
 
 
-@pytest.mark.parametrize("names", [["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]])
+WORKERS, FOLLOWER = "compose.workers.yaml", "compose.follower.yaml"
+
+
+COMPOSED = [["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"], ["compose.yaml", WORKERS], [FOLLOWER]]
+
+
+@pytest.mark.parametrize("names", COMPOSED)
 def test_the_compose_files_meet_the_specification(names: list[str]) -> None:
     checker = tool("check-jsonschema", "the Python package check-jsonschema")
     run(checker, "--builtin-schema", "vendor.compose-spec", *(DEPLOY / name for name in names))
@@ -255,8 +275,7 @@ def test_the_real_prometheus_scrapes_the_real_daemon_and_runs_the_rules(containe
     (home / "prometheus.yaml").write_text(text)
     shutil.copy(RULES, home)
     run(tool("promtool", "prometheus"), "check", "config", home / "prometheus.yaml")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = own_port()
     command = [server, f"--config.file={home}/prometheus.yaml", f"--storage.tsdb.path={home}/tsdb"]
     process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.DEVNULL)
     try:
@@ -272,7 +291,7 @@ def query(port: int, expression: str) -> list[Any]:
     """The answer's series; none while Prometheus is not up."""
     try:
         url = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.request.quote(expression)}"  # type: ignore[attr-defined]
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return list(json.load(answer)["data"]["result"])
     except OSError:
         return []
@@ -280,7 +299,7 @@ def query(port: int, expression: str) -> list[Any]:
 
 def rules_of(port: int) -> list[dict[str, Any]]:
     """Every rule as Prometheus has it."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/rules", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/rules", timeout=60) as answer:
         return [rule for group in json.load(answer)["data"]["groups"] for rule in group["rules"]]
 
 
@@ -302,7 +321,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
         shutil.copytree(DEPLOY / name, home / name)
     environment = {**os.environ, "STREAMCL": str(Path(sys.executable).with_name("streamcl"))}
     run("sh", DEPLOY / "keys", home / "kubernetes" / "base" / "keys", "streamcl", env=environment)
-    folders = ("base", "gpu", "monitoring")
+    folders = ("base", "gpu", "monitoring", "workers")
     build = (kubectl, "kustomize", "--load-restrictor", "LoadRestrictionsNone")
     return {name: manifests(run(*build, home / "kubernetes" / name)) for name in folders}
 
@@ -326,6 +345,60 @@ def test_the_manifests_meet_the_schemas_of_kubernetes(version: str) -> None:
     broken["spec"]["template"]["spec"]["containers"][0]["livenessProb"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, wanted, strict=True)
+
+
+def test_the_job_of_several_machines_meets_the_schemas_and_its_command_is_understood() -> None:
+    every = raw("workers")
+    for each in every:
+        kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+    job = of_kind(every, "Job")["spec"]
+    assert job["completions"] == job["parallelism"] == 2
+    (container,) = job["template"]["spec"]["containers"]
+    build_parser().parse_args(container["args"])
+    command = [each.replace("$(JOB_COMPLETION_INDEX)", "1") for each in container["command"][1:]]
+    torchrun = distributed.get_args_parser().parse_args(command)
+    assert (torchrun.nnodes, torchrun.module, torchrun.training_script) == ("2", True, "streamcl")
+    host, _, service = torchrun.master_addr.partition(".")
+    assert service == job["template"]["spec"]["subdomain"] == of_kind(every, "Service")["metadata"]["name"]
+    assert host == of_kind(every, "Job")["metadata"]["name"] + "-0"
+
+
+def test_the_followers_meet_the_schemas_and_their_commands_and_configuration_are_understood() -> None:
+    every = raw("followers")
+    for each in every:
+        kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+    (container,) = of_kind(every, "Deployment")["spec"]["template"]["spec"]["containers"]
+    for arguments in (container["args"], container["startupProbe"]["exec"]["command"][1:]):
+        build_parser().parse_args(arguments)
+    loaded = config.load(KUBERNETES / "followers" / "streamcl.toml")
+    assert loaded.endpoints == config.load(KUBERNETES / "base" / "streamcl.toml").endpoints
+    service = of_kind(raw("base"), "Service")
+    predict = next(port["port"] for port in service["spec"]["ports"] if port["name"] == "predict")
+    assert loaded.follow.endpoint == f"tcp://{service['metadata']['name']}.streamcl.svc:{predict}"
+    generator = load(KUBERNETES / "followers" / "kustomization.yaml")["secretGenerator"][0]
+    files = {Path(path).name for path in (loaded.follow.key, *msgspec.to_builtins(loaded.security).values())}
+    assert {Path(path).name for path in generator["files"]} == files
+    command = load(DEPLOY / FOLLOWER)["services"]["follower"]["command"]
+    words = [re.sub(r"\$\{\w+:[-?]([^}]*)\}", r"\1", word) for word in command]
+    options = build_parser().parse_args(words)
+    assert getattr(options, "key:model.factory") == config.Model().factory
+
+
+def test_the_job_takes_the_place_of_the_statefulset(built: dict[str, list[dict[str, Any]]]) -> None:
+    kinds = [manifest["kind"] for manifest in built["workers"]]
+    assert "Job" in kinds
+    assert "StatefulSet" not in kinds
+    for manifest in built["workers"]:
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+    pod = of_kind(built["workers"], "Job")["spec"]["template"]
+    services = [each["spec"]["selector"] for each in built["workers"] if each["kind"] == "Service"]
+    assert {"batch.kubernetes.io/job-completion-index"} < set(services[0]) | set(services[1])
+    for selector in services:
+        labels = {**pod["metadata"]["labels"], "batch.kubernetes.io/job-completion-index": "0"}
+        assert selector.items() <= labels.items()
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    assert volumes["secret"]["secret"]["secretName"].startswith("streamcl-keys-")
+    assert volumes["config"]["configMap"]["name"].startswith("streamcl-")
 
 
 @pytest.mark.parametrize("folder", ["base", "gpu", "monitoring"])
@@ -442,7 +515,8 @@ def metrics() -> set[str]:
     """Every name that the daemon's exposition can have."""
     registry = CollectorRegistry()
     Metrics(registry).certificate(0.0)
-    return {family.name + suffix for family in registry.collect() for suffix in SUFFIXES[family.type]}
+    families = [*registry.collect(), *FollowerMetrics(CollectorRegistry()).registry.collect()]
+    return {family.name + suffix for family in families for suffix in SUFFIXES[family.type]}
 
 
 def names(expression: str) -> set[str]:
@@ -557,7 +631,7 @@ def test_the_example_marks_the_keys_that_belong_to_the_state_directory() -> None
 
 
 def test_scripts_pass_shellcheck() -> None:
-    run(tool("shellcheck", "shellcheck"), *(DEPLOY / name for name in ("run", "keys", "ci-tools")))
+    run(tool("shellcheck", "shellcheck"), *(DEPLOY / name for name in ("run", "keys", "ci-tools", "gpu-check")))
 
 
 def test_yaml_is_clean() -> None:

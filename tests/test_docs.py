@@ -32,9 +32,11 @@ TOP = Path(__file__).parents[1]
 DOCS = TOP / "streamcl" / "docs"
 PAGES = [TOP / "README.md", *sorted(DOCS.glob("*.md"))]
 NOT_RUN = {
+    "sh deploy/gpu-check": "needs a GPU; tests/test_gpu_check.py rehearses it",
     "sh deploy/run": "makes a virtual environment, or runs these tests: .ci/run does it",
     "streamcl bench": "takes minutes to hours",
     "pip install": "installs from a package index",
+    "torchrun": "needs several machines: test_workers.py does it on one",
     "eval": "changes the shell: test_completion.py does it",
 }
 REPLAYED = {"tutorial.md", "howto.md", "security.md"}
@@ -223,7 +225,7 @@ def test_the_whole_client_of_the_protocol_page_works(start: Callable[..., LocalD
     (tmp_path / "client.py").write_text(code)
     daemon = start({"model": {"factory": "streamcl.models:linear", "classes": 3}})
     command = [sys.executable, str(tmp_path / "client.py"), daemon.endpoints["stream"]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "'type': 'done'" in done.stdout.splitlines()[-1]
     with daemon.admin() as admin:

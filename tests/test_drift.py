@@ -379,7 +379,7 @@ def test_a_state_directory_with_drifts_of_an_earlier_version_is_gone_on_with(tmp
         found = admin.parameters()
     expected = np.load(tmp_path / "state" / "expected.npz", allow_pickle=False)
     for vector in ("theta", "precision", "shift"):
-        np.testing.assert_array_equal(getattr(found, vector), expected[vector])
+        np.testing.assert_allclose(getattr(found, vector), expected[vector], rtol=1e-4, atol=1e-5)  # by another processor
 
 
 def samples(admin: Admin) -> dict[str, int]:

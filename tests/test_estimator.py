@@ -433,3 +433,13 @@ def test_tensors_of_any_kind_are_taken() -> None:
     for x in (torch.ones(3, 2, dtype=torch.bfloat16), torch.ones(3, 2).to_sparse(), torch.ones(3, 2, dtype=torch.float16)):
         one.observe(x, [0, 1, 2])
     assert one.boundary()["samples"] == 9
+
+
+def test_inputs_of_a_size_that_a_network_learns_badly_are_said() -> None:
+    x = np.random.default_rng(0).normal((0, 700_000), size=(20, 2))
+    with pytest.warns(RuntimeWarning, match=r"column 1 of x is of size 7e.05.*input.scale = 'auto'"):
+        Learner().observe(x, np.arange(20) % 2)
+    for settings in ({"input.scale": "auto"}, {"model.learner": "exact"}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Learner(settings).observe(x, np.arange(20) % 2)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamcl.core.fisher import DiagonalFisher
+from streamcl.core.fisher import Fisher
 from streamcl.core.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
 from streamcl.core.parameters import FlatParameters
 from streamcl.core.products import _keeps_single_precision, fast_products
@@ -285,7 +285,7 @@ def test_it_equals_a_loop_over_samples(model: str, likelihood: str, kind: Any) -
     rule, targets = LIKELIHOODS[likelihood]
     y = targets(len(x))
     expected = loop(likelihood, module, x, kind, y)
-    fisher = DiagonalFisher(module, FlatParameters(module), rule, kind)
+    fisher = Fisher(module, FlatParameters(module), rule, kind)
     fisher.add(x[:4], y[:4])
     fisher.add(x[4:], y[4:])
     torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-10 * float(expected.max()))
@@ -294,18 +294,18 @@ def test_it_equals_a_loop_over_samples(model: str, likelihood: str, kind: Any) -
 @pytest.mark.parametrize("model", CLOSED)
 def test_every_parameter_has_a_closed_form(model: str) -> None:
     module, x = build(model)
-    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher = Fisher(module, FlatParameters(module), Categorical(OUT))
     fisher.add(x)
     assert fisher.without_closed_form == []
 
 
 def test_what_has_no_closed_form_does_not_take_it_from_the_others() -> None:
     module, x = build("recurrent")
-    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher = Fisher(module, FlatParameters(module), Categorical(OUT))
     fisher.add(x)
     assert {name.split(".")[0] for name in fisher.without_closed_form} == {"lstm"}
     module, x = build("tied")
-    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher = Fisher(module, FlatParameters(module), Categorical(OUT))
     fisher.add(x)
     assert fisher.without_closed_form == ["one.weight", "again.weight", "again.bias", "lent.weight"]
 
@@ -318,7 +318,7 @@ def test_any_number_of_rows_after_any_other(model: str, rows: int) -> None:
     x = torch.randn(rows, 3, 4, dtype=torch.float64)
     expected = loop("categorical", module, x, "exact", torch.zeros(rows))
     for first in (1, rows):
-        fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+        fisher = Fisher(module, FlatParameters(module), Categorical(OUT))
         fisher.add(x[:first])
         fisher.add(x[first:])
         torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-10 * float(expected.max()))
@@ -339,7 +339,7 @@ def test_a_forward_pass_that_goes_another_way_is_noticed() -> None:
     torch.manual_seed(0)
     module, x = Way().double(), torch.randn(9, 4, dtype=torch.float64)
     expected = loop("categorical", module, x, "exact", torch.zeros(9))
-    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher = Fisher(module, FlatParameters(module), Categorical(OUT))
     fisher.add(x[:4])
     fisher.add(x[4:])
     torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-10 * float(expected.max()))
@@ -352,7 +352,7 @@ def test_single_precision_is_kept() -> None:
     totals = []
     for dtype in (torch.float32, torch.float64):
         again = copy.deepcopy(module).to(dtype)
-        fisher = DiagonalFisher(again, FlatParameters(again), Categorical(OUT))
+        fisher = Fisher(again, FlatParameters(again), Categorical(OUT))
         fisher.add(x.to(dtype))
         totals.append(fisher.total)
     torch.testing.assert_close(*totals, rtol=1e-5, atol=1e-6 * float(totals[1].max()))
@@ -379,7 +379,7 @@ def test_integer_inputs_are_taken() -> None:
     module, x = Tokens().double(), torch.randint(0, 9, (6, 5))
     y = torch.arange(6) % OUT
     expected = loop("categorical", module, x, "empirical", y)
-    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT), "empirical")
+    fisher = Fisher(module, FlatParameters(module), Categorical(OUT), "empirical")
     fisher.add(x, y)
     torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-12)
 
@@ -390,7 +390,7 @@ def test_monte_carlo_approaches_the_exact_one(likelihood: str) -> None:
     rule, targets = LIKELIHOODS[likelihood]
     exact = loop(likelihood, module, x, "exact", targets(len(x)))
     parameters, draws = FlatParameters(module), 4000
-    fisher = DiagonalFisher(module, parameters, rule, "mc", torch.Generator().manual_seed(0))
+    fisher = Fisher(module, parameters, rule, "mc", torch.Generator().manual_seed(0))
     for _ in range(draws // 100):
         fisher.add(x.repeat(100, 1))
     torch.testing.assert_close(fisher.total / draws, exact, rtol=0.15, atol=0.02 * float(exact.max()))
@@ -400,7 +400,7 @@ def test_monte_carlo_is_reproducible() -> None:
     module, x = build("linear")
     totals = []
     for _ in range(2):
-        fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT), "mc", torch.Generator().manual_seed(3))
+        fisher = Fisher(module, FlatParameters(module), Categorical(OUT), "mc", torch.Generator().manual_seed(3))
         fisher.add(x)
         totals.append(fisher.total)
     torch.testing.assert_close(*totals, rtol=0, atol=0)
@@ -416,7 +416,7 @@ def test_everything_is_left_as_it_was() -> None:
         [m.training for m in module.modules()],
         torch.get_rng_state(),
     )
-    DiagonalFisher(module, parameters, Categorical(OUT)).add(x)
+    Fisher(module, parameters, Categorical(OUT)).add(x)
     assert [m.training for m in module.modules()] == flags
     assert torch.equal(parameters.theta, theta)
     assert torch.equal(torch.get_rng_state(), state)
@@ -426,11 +426,11 @@ def test_everything_is_left_as_it_was() -> None:
 
 def test_the_reason_for_a_loop_over_samples_is_recorded() -> None:
     module, x = build("branching")
-    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher = Fisher(module, FlatParameters(module), Categorical(OUT))
     fisher.add(x)
     assert fisher.unvectorised
     module, x = build("attention")
-    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher = Fisher(module, FlatParameters(module), Categorical(OUT))
     fisher.add(x)
     assert fisher.unvectorised is None
 
@@ -440,10 +440,10 @@ def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     module, x = build("convolutional")
     y = torch.arange(len(x)) % OUT
     expected = loop("categorical", module, x, "exact", y)
-    monkeypatch.setattr("streamcl.core.fisher.CPU_CHUNK_BYTES", 1)
+    monkeypatch.setattr("streamcl.core.per_sample.CPU_CHUNK_BYTES", 1)
     monkeypatch.setattr("streamcl.core.fisher.CPU_BLOCK_BYTES", 1)
     monkeypatch.setattr("streamcl.core.closed_forms.CPU_TILE_BYTES", 1)
-    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher = Fisher(module, FlatParameters(module), Categorical(OUT))
     fisher.add(x)
     torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-12)
 
@@ -485,7 +485,7 @@ def test_a_block_whose_rows_are_not_where_they_seem_takes_the_loop(module: nn.Mo
     x = torch.randn(13, 3, 4, dtype=torch.float64) if isinstance(module, Stretching) else torch.randn(13, 4).double()
     y = torch.arange(13) % OUT
     expected = loop("categorical", module, x, kind, y)
-    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT), kind)
+    fisher = Fisher(module, FlatParameters(module), Categorical(OUT), kind)
     for start, end in ((0, 3), (3, 9), (9, 13)):
         fisher.add(x[start:end], y[start:end])
     torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-10 * float(expected.max()))
@@ -496,8 +496,8 @@ def test_a_block_whose_rows_are_not_where_they_seem_takes_the_loop(module: nn.Mo
 @pytest.mark.parametrize("model", ["mlp with in-place relu and dropout", "convolutional", "frozen", "group norm"])
 def test_plain_models_are_proven_and_need_no_check(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = build(model)
-    monkeypatch.setattr(DiagonalFisher, "_add_checked", None)
-    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    monkeypatch.setattr(Fisher, "_add_checked", None)
+    fisher = Fisher(module, FlatParameters(module), Categorical(OUT))
     fisher.add(x)
     assert fisher.unvectorised is None
     assert fisher.verified()
@@ -509,7 +509,7 @@ def test_a_layer_under_two_names_stays_itself() -> None:
     module = nn.Sequential(again, nn.Tanh(), again, nn.Linear(4, OUT)).double()
     parameters, x = FlatParameters(module), torch.randn(5, 4, dtype=torch.float64)
     expected = loop("categorical", module, x, "exact", torch.zeros(5))
-    fisher = DiagonalFisher(module, parameters, Categorical(OUT))
+    fisher = Fisher(module, parameters, Categorical(OUT))
     fisher.add(x)
     assert again.weight is parameters.parameters[0]
     torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-10 * float(expected.max()))
@@ -519,7 +519,7 @@ def test_a_recurrent_layer_in_single_precision_needs_no_loop() -> None:
     torch.manual_seed(0)
     module, x = Recurrent(), torch.randn(20, 3, 4)
     expected = loop("categorical", copy.deepcopy(module).double(), x.double(), "exact", torch.zeros(20))
-    fisher = DiagonalFisher(module, FlatParameters(module), Categorical(OUT))
+    fisher = Fisher(module, FlatParameters(module), Categorical(OUT))
     fisher.add(x)
     assert fisher.slow is None
     torch.testing.assert_close(fisher.total, expected, rtol=1e-4, atol=1e-5 * float(expected.max()))

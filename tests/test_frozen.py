@@ -124,7 +124,7 @@ def test_a_reader_gives_the_same_array_for_the_same_reference(tmp_path: Path) ->
 def test_a_version_keeps_what_it_refers_to(tmp_path: Path) -> None:
     store, versions = FrozenStore(tmp_path, DISK), Versions(tmp_path, DISK)
     save(store, state(large=LARGE))
-    versions.add(1)
+    versions.keep_only([1], new=1)
     other = FrozenStore(tmp_path, DISK)  # another model after a restart, say
     checkpoint.save(tmp_path, META, other.referred(state(large=LARGE + 1)), DISK)
     files = [tmp_path / checkpoint.NAME, *map(versions.path, versions.numbers())]

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamcl.core import stored
+from streamcl.core.basis import Basis, Matrix, Side
 from streamcl.core.consolidation import (
     assumed_density_filtering,
     decayed,
@@ -20,10 +21,15 @@ from streamcl.core.consolidation import (
     task_precision,
 )
 from streamcl.core.gaussian import Gaussian
-from streamcl.core.precision import KINDS, Diagonal, Full, Precision, observed
+from streamcl.core.layout import Layout
+from streamcl.core.precision import KINDS, Block, Diagonal, Full, Layered, Precision, observed
 from streamcl.errors import UnknownFormat
 
-P, PRIOR, GAMMA, DAMPING = 6, 0.3, 0.7, 0.4
+PRIOR, GAMMA, DAMPING = 0.3, 0.7, 0.4
+# A matrix with a bias, one without, a table, a small layer's block, and what is in no matrix, in no convenient order.
+SHAPES = {"scale": (2,), "a.weight": (2, 3), "table": (4, 2), "a.bias": (2,), "b": (2, 2, 1), "c": (3,), "d": ()}
+LAYOUT = Layout.of(SHAPES.items())
+P = LAYOUT.size
 CPU = torch.device("cpu")
 Dense = tuple[np.ndarray, np.ndarray]  # Lambda [P, P] and eta [P]
 
@@ -32,11 +38,39 @@ def vector(seed: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=P))
 
 
-def of_rank(kind: str, seed: int, rank: int) -> Precision:
+def orthogonal(rng: np.random.Generator, n: int) -> Side:
+    return Side(torch.from_numpy(np.linalg.qr(rng.normal(size=(n, n)))[0]), torch.from_numpy(rng.uniform(size=n)))
+
+
+def basis(seed: int) -> Basis:
+    """A matrix with a bias and one without, each turned on both sides, a table turned on one, and a small layer's block."""
+    parts, rng = {part.name: part for part in LAYOUT.parts}, np.random.default_rng(seed)
+    layer, table, odd = Matrix.of(parts["a.weight"], parts["a.bias"]), Matrix.of(parts["table"]), Matrix.of(parts["b"])
+    both = [(orthogonal(rng, matrix.rows), orthogonal(rng, matrix.columns)) for matrix in (layer, odd)]
+    sides = (both[0], (None, orthogonal(rng, 2)), both[1], (None, None))
+    return Basis(P, (layer, table, odd, Matrix.stack([parts["c"], parts["d"]])), sides)
+
+
+BASIS = basis(0)
+
+
+def layered(here: Basis, rows: torch.Tensor) -> Layered:
+    """What samples with these gradients say: nothing in every third direction, and a block of the rank of two."""
+    (block,) = [matrix for matrix in here.matrices if matrix.stacked]
+    values = torch.stack([here.into(row) for row in rows]).square().sum(0)
+    values[::3] = 0
+    values[dict(here.offsets())[block]] = 0
+    beside = torch.stack([block.gather(row).squeeze(1) for row in rows[:2]])
+    return Layered(here, values, (Block(block, beside.T @ beside),))
+
+
+def of_rank(kind: str, seed: int, rank: int, here: Basis = BASIS) -> Precision:
     """What few samples say: some directions have no precision at all."""
     rows = torch.from_numpy(np.random.default_rng(seed).normal(size=(rank, P)))
     if kind == "full":
         return observed(rows.T @ rows)
+    if kind == "layered":
+        return layered(here, rows)
     values = rows.square().sum(0)
     values[rank:] = 0
     return observed(values)
@@ -47,7 +81,7 @@ def precision(kind: str, seed: int) -> Precision:
 
 
 def prior(kind: str, centre: float = 0.5) -> Gaussian:
-    return Gaussian.prior(torch.full((P,), centre, dtype=torch.float64), PRIOR, kind)
+    return Gaussian.prior(torch.full((P,), centre, dtype=torch.float64), PRIOR, kind).within(BASIS)
 
 
 def gaussian(kind: str, seed: int) -> Gaussian:
@@ -227,9 +261,10 @@ def test_a_factor_says_nothing_in_directions_that_its_task_did_not_determine(kin
 
 @each_kind
 def test_directions_below_the_least_precision_do_not_count_in_a_penalty(kind: str) -> None:
-    values = torch.tensor([2.0, 1e-20, 0, 0, 0, 0], dtype=torch.float64)
-    shift, theta = torch.tensor([[4.0, 1e-2, 0, 0, 0, 0], [3.0, 0, 0, 0, 0, 0]], dtype=torch.float64)
-    factor = Gaussian(observed(values if kind == "diagonal" else values.diag()), shift)
+    values, shift, theta = torch.zeros(3, P, dtype=torch.float64)
+    values[:2], shift[:2], theta[0] = torch.tensor([2.0, 1e-20]), torch.tensor([4.0, 1e-2]), 3.0
+    made = {"diagonal": Diagonal, "full": lambda v: Full(v.diag()), "layered": lambda v: Layered(Basis.unturned(P), v)}
+    factor = Gaussian(made[kind](values), shift)
     assert factor.penalty(theta, least=1e-3) == pytest.approx(1.0)
 
 
@@ -312,7 +347,8 @@ def test_a_kind_of_a_later_version_is_refused_with_a_remedy() -> None:
 def test_a_state_can_be_read_without_torch(kind: str) -> None:
     g = gaussian(kind, 1)
     assert stored.kind_of(g.state()) == kind
-    np.testing.assert_array_equal(stored.diagonal(g.state()), g.precision.diagonal().numpy())
+    found, expected = stored.diagonal(g.state()), g.precision.diagonal().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-13 if kind == "layered" else 0)
 
 
 @each_kind
@@ -325,3 +361,92 @@ def test_factors_add_up_to_their_product_with_the_prior_or_it_shows(kind: str) -
     other = Gaussian(precision(next(name for name in KINDS if name != kind), 1), vector(1))
     with pytest.raises(UnknownFormat, match="curvature"):
         stored.remainder(total, [other.state()])
+
+
+# -- in one basis and another ----------------------------------------------------------------------------------------------
+
+
+def turning(here: Basis) -> np.ndarray:
+    """Its coordinates of the parameters' unit vectors, in columns."""
+    return torch.stack([here.into(unit) for unit in torch.eye(P, dtype=torch.float64)]).numpy().T
+
+
+def held(each: Layered) -> np.ndarray:
+    """Which numbers of a matrix [P, P] in its coordinates it can say: its diagonal, and its blocks."""
+    mask = np.eye(P, dtype=bool)
+    for matrix, place in each.basis.offsets():
+        if matrix.stacked:
+            mask[place, place] = True
+    return mask
+
+
+def test_coordinates_are_orthogonal_and_lead_back() -> None:
+    turned = turning(BASIS)
+    np.testing.assert_allclose(turned @ turned.T, np.eye(P), atol=1e-14)
+    out = torch.empty(P, dtype=torch.float64)
+    assert BASIS.back(BASIS.into(vector(1)), out) is out
+    torch.testing.assert_close(out, vector(1), atol=1e-14, rtol=0)
+
+
+def test_in_another_basis_a_precision_is_what_of_it_can_be_said_there() -> None:
+    one, there = of_rank("layered", 1, 5), basis(1)
+    found, turned = one.within(there), turning(there)
+    whole = turned @ matrix(one) @ turned.T
+    np.testing.assert_allclose(turned @ matrix(found) @ turned.T, np.where(held(found), whole, 0), atol=1e-12)
+    np.testing.assert_allclose(np.trace(matrix(found)), np.trace(matrix(one)))
+    np.testing.assert_allclose(found.diagonal().sum(), one.diagonal().sum())
+
+
+@pytest.mark.parametrize("matrices", [BASIS.matrices[:3], BASIS.matrices[:0]], ids=["no block", "no matrix"])
+def test_a_precision_may_move_to_a_basis_of_fewer_matrices(matrices: tuple[Matrix, ...]) -> None:
+    one, there = of_rank("layered", 1, 5), Basis(P, matrices, basis(1).sides[: len(matrices)])
+    found, turned = one.within(there), turning(there)
+    assert not found.blocks
+    np.testing.assert_allclose(
+        turned @ matrix(found) @ turned.T, np.diag(np.diag(turned @ matrix(one) @ turned.T)), atol=1e-12
+    )
+
+
+def test_in_a_basis_that_is_the_same_it_is_the_same_to_the_bit() -> None:
+    one, again = of_rank("layered", 1, 5), Basis.from_state(BASIS.state())
+    assert again is not BASIS
+    assert all(torch.equal(a, b) for a, b in zip(one.state().values(), one.within(again).state().values(), strict=True))
+
+
+def test_what_is_the_same_in_all_directions_is_so_in_any_basis() -> None:
+    for found in (prior("layered").within(basis(1)), prior("layered").within(BASIS).within(basis(2))):
+        np.testing.assert_allclose(matrix(found.precision), PRIOR * np.eye(P), atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES.keys() - {"anchored", "task precision", "matched factor", "multi-anchor"}))
+def test_a_rule_with_another_basis_is_the_rule_in_its_own(rule: str) -> None:
+    """The cavity's is the basis of what comes of it."""
+    g, c, t = gaussian("layered", 1), of_rank("layered", 2, 4, basis(3)), vector(3)
+    found, expected = dense(RULES[rule][0](g, c, t)), dense(RULES[rule][0](g, c.within(BASIS), t))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-12, atol=1e-12)
+
+
+def test_factors_of_several_bases_add_up_to_the_total_or_it_shows() -> None:
+    """As the daemon's doctor looks at them, without torch."""
+    factors = [Gaussian(of_rank("layered", seed, 4, basis(seed)), vector(seed)) for seed in range(3)]
+    total = Gaussian.prior(vector(9), PRIOR, "layered").within(basis(2)).product(factors).state()
+    states = [factor.state() for factor in factors]
+    assert stored.remainder(total, states) < 1e-12
+    for missing in range(3):
+        assert stored.remainder(total, states[:missing] + states[missing + 1 :]) > 1e-3
+
+
+def test_directions_that_a_block_holds_loosely_beside_others_are_held_in_float32_too() -> None:
+    """Rounded to single precision the block itself would lose a prior beside 1e9, and not even be positive."""
+    values = torch.zeros(P, dtype=torch.float64)
+    (block,) = [matrix for matrix in BASIS.matrices if matrix.stacked]
+    one = torch.tensor([3.0, -1.0, 2.0, 0.5], dtype=torch.float64)
+    loose = PRIOR * torch.eye(4, dtype=torch.float64) + 1e9 * torch.outer(one, one) / one.square().sum()
+    penalty = Gaussian(Layered(BASIS, values, (Block(block, loose),)), 0 * values).to(CPU, torch.float32).scaled(1.0)
+    along = torch.tensor([1.0, 3.0, 0.0, 0.0])  # at a right angle to `one`
+    theta = torch.zeros(P)
+    block.scatter(along.unsqueeze(1), theta)
+    for _ in range(200):
+        penalty.proximal(theta, 1.0)
+    assert block.gather(theta).abs().max() < 1e-6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,23 @@ def test_a_damaged_one_is_set_aside_and_begun_afresh(path: Path) -> None:
     assert path.with_name("history.sqlite.damaged").read_bytes().startswith(b"this is no database")
     with HistoryReader(path) as reader:
         assert len(reader.penalties()) == 1
+
+
+def test_one_that_somebody_holds_for_a_moment_is_waited_for_and_kept(path: Path) -> None:
+    """As a reader does that comes first after a kill: it must not be taken for damaged."""
+    first = History(path)
+    first.add_penalties(1, START, [("a", 1.0, 0.0)])
+    first.close()
+    holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    holder.execute("pragma locking_mode = exclusive")
+    holder.execute("begin immediate")
+    with pytest.raises(sqlite3.OperationalError, match="locked"), HistoryReader(path) as reader:
+        reader.penalties()
+    letting_go = threading.Timer(0.2, holder.close)
+    letting_go.start()
+    assert History(path).latest_penalties() == {"a": (1.0, 0.0)}
+    letting_go.join()
+    assert not path.with_name("history.sqlite.damaged").exists()
 
 
 def test_a_reader_holds_nobody_up(path: Path) -> None:

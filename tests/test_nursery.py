@@ -51,8 +51,9 @@ def lives(pid: int) -> bool:
 
 def replaced(daemon: LocalDaemon, role: str, pid: int) -> int:
     """The process that came in the place of another."""
-    until(lambda: daemon.children().get(role, pid) != pid)
-    return daemon.children()[role]
+    found = {role: pid}
+    until(lambda: found.update(daemon.children()) or found[role] != pid)
+    return found[role]
 
 
 def learn(daemon: LocalDaemon, task: str) -> None:
@@ -67,6 +68,11 @@ def samples(daemon: LocalDaemon) -> list[int]:
 
 
 # -- the real daemon ---------------------------------------------------------------------------------------------------
+
+
+def test_threads_that_wait_for_each_other_sleep(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start(LINEAR)
+    assert b"OMP_WAIT_POLICY=PASSIVE" in Path(f"/proc/{daemon.children()['nursery']}/environ").read_bytes().split(b"\0")
 
 
 def test_a_killed_nursery_disturbs_nobody_and_what_dies_afterwards_comes_again(start: Callable[..., LocalDaemon]) -> None:
@@ -157,11 +163,12 @@ def test_where_nothing_can_be_forked_every_process_is_started_by_itself(tmp_path
         assert samples(daemon) == [32, 32]
 
 
-def test_what_the_nursery_imports_starts_no_thread_and_touches_no_accelerator() -> None:
+def test_what_the_nursery_imports_starts_no_thread_touches_no_accelerator_and_waits_for_no_river() -> None:
     program = (
-        "import os, numpy; before = len(os.listdir('/proc/self/task')); "  # NumPy's own threads know how to be forked
+        "import os, sys, numpy; before = len(os.listdir('/proc/self/task')); "  # NumPy's own threads know how to be forked
         "from streamcl.daemon import nursery; nursery._warm(); import torch; "
-        "assert len(os.listdir('/proc/self/task')) == before; assert not torch.cuda.is_initialized()"
+        "assert len(os.listdir('/proc/self/task')) == before; assert not torch.cuda.is_initialized(); "
+        "assert 'river' not in sys.modules"  # which only a stream that ends its tasks by drift needs
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)

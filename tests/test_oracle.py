@@ -16,6 +16,9 @@ NOISE, PRIOR, FEATURES, TASKS = 0.5, 0.3, 6, 5
 RNG = np.random.default_rng(1)
 
 
+NOTE = {"curvature": "diagonal", "expectation": "mode"}  # what the note writes
+
+
 def tree(**posterior: Any) -> dict[str, Any]:
     return {
         "model": {"factory": "streamcl.models:linear", "likelihood": "gaussian", "noise_variance": NOISE},
@@ -58,7 +61,7 @@ def assert_equal(daemon: LocalDaemon, expected: Recursion) -> None:
 def test_five_tasks_give_the_recursions_anchor_and_precision(
     start: Callable[..., LocalDaemon], weight: float | None
 ) -> None:
-    daemon, expected = start(tree(scale=2.5)), Recursion()
+    daemon, expected = start(tree(**NOTE, scale=2.5)), Recursion()
     with daemon.producer() as producer:
         for number in range(TASKS):
             x, y = task_data(number)
@@ -72,7 +75,7 @@ def test_five_tasks_give_the_recursions_anchor_and_precision(
 
 
 def test_a_prior_may_be_centred_at_the_initial_weights(start: Callable[..., LocalDaemon]) -> None:
-    daemon = start(tree(prior_mean="init"))
+    daemon = start(tree(**NOTE, prior_mean="init"))
     x, y = task_data(0)
     with daemon.producer() as producer, daemon.admin() as admin:
         producer.send(x, y, "a")  # L-BFGS takes no steps before the boundary
@@ -85,7 +88,7 @@ def test_a_prior_may_be_centred_at_the_initial_weights(start: Callable[..., Loca
 
 
 def test_a_feature_that_is_always_zero_divides_nothing(start: Callable[..., LocalDaemon]) -> None:
-    daemon, expected = start(tree()), Recursion()
+    daemon, expected = start(tree(**NOTE)), Recursion()
     with daemon.producer() as producer:
         for number in range(2):
             x, y = task_data(number)
@@ -96,23 +99,35 @@ def test_a_feature_that_is_always_zero_divides_nothing(start: Callable[..., Loca
         assert_equal(daemon, expected)
 
 
-def test_the_posterior_predictive_is_the_closed_form(start: Callable[..., LocalDaemon]) -> None:
-    daemon, expected = start(tree()), Recursion()
+@pytest.mark.parametrize("settings", [NOTE, {}, {"curvature": "full"}], ids=["as in the note", "default", "full"])
+def test_the_posterior_predictive_is_the_closed_form(start: Callable[..., LocalDaemon], settings: dict[str, str]) -> None:
+    daemon, expected = start(tree(**settings)), Recursion()
     x, y = task_data(0)
     with daemon.producer() as producer, daemon.reader() as reader:
         producer.send(x, y, "a")
         producer.boundary("a")
         expected.task(x, y)
         a = np.c_[x, np.ones(len(x))]
+        whole = np.diag(expected.precision) if settings == NOTE else PRIOR * np.eye(FEATURES + 1) + a.T @ a / NOISE
         plain, drawn = reader.predict(x), reader.predict(x, samples=1000)
     assert plain.mean.shape == y.shape
     np.testing.assert_allclose(plain.mean, a @ expected.theta, rtol=1e-6)
     np.testing.assert_allclose(plain.variance, NOISE)
-    np.testing.assert_allclose(drawn.variance, NOISE + (a**2 / expected.precision).sum(1), rtol=0.05)
+    np.testing.assert_allclose(drawn.variance, NOISE + (a * np.linalg.solve(whole, a.T).T).sum(1), rtol=0.05)
 
 
-def test_memory_and_checkpoint_are_the_same_after_5_and_50_tasks(start: Callable[..., LocalDaemon]) -> None:
-    daemon = start(tree())
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(NOTE, id="as in the note", marks=pytest.mark.campaign),
+        pytest.param({}, id="default"),
+        pytest.param({"mode": "factors"}, id="factors", marks=pytest.mark.campaign),
+    ],
+)
+def test_memory_and_checkpoint_are_the_same_after_5_and_50_tasks(
+    start: Callable[..., LocalDaemon], settings: dict[str, str]
+) -> None:
+    daemon = start(tree(**settings))
     sizes: dict[int, dict[str, int]] = {}
     with daemon.producer() as producer:
         for number in range(1, 51):

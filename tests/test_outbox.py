@@ -19,23 +19,23 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from streamcl.errors import Refused, StreamclError
 from streamcl.protocol import frames, messages
 from streamcl.protocol.outbox import (
-    LINK,
+    CONTACT,
     PAUSES,
     SILENCE_SECONDS,
     STAGES,
     Connect,
+    Contact,
+    Delayed,
     Diverged,
     Effect,
     Fate,
     GaveUp,
-    Link,
     Outbox,
     Refusal,
     Sign,
     Stage,
     Transmit,
     Unlearned,
-    Waiting,
     _Kept,
 )
 from streamcl.protocol.session import StreamSession, Terms
@@ -227,7 +227,7 @@ class Conversation(RuleBasedStateMachine):
                     self.network.requests[self.network.address].append(effect.message)
                 case Refusal():
                     self.refused(effect)
-                case Waiting():
+                case Delayed():
                     pass
                 case _:
                     raise AssertionError(effect)
@@ -245,7 +245,7 @@ class Conversation(RuleBasedStateMachine):
         reply = messages.decode_reply(header)
         assert reply is not None
         self.perform(self.outbox.hear(reply, self.now))
-        if self.resuming and self.outbox.link is Link.OPEN:
+        if self.resuming and self.outbox.contact is Contact.OPEN:
             del self.expected[self.outbox.durable :]  # a new process goes on from there
             self.resuming = False
 
@@ -287,7 +287,7 @@ class Conversation(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.01, 0.1, LONG]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
-        owed = self.outbox.link is not Link.OPEN or self.outbox.unsafe or self.awaited or not self.outbox.has_credit
+        owed = self.outbox.contact is not Contact.OPEN or self.outbox.unsafe or self.awaited or not self.outbox.has_credit
         if owed and self.now >= self.outbox.due:
             self.perform(self.outbox.passed(self.now))
 
@@ -379,7 +379,7 @@ class Conversation(RuleBasedStateMachine):
             for _ in range(4):
                 self.all_goes_well()
             self.time_passes(LONG)
-        assert self.settled(), (self.outbox.link, self.outbox.unsafe, self.awaited)
+        assert self.settled(), (self.outbox.contact, self.outbox.unsafe, self.awaited)
         assert self.daemon.synced == len(self.expected)
         self.every_message_is_stored_once_and_in_order()
 
@@ -555,7 +555,7 @@ def test_where_there_is_no_room_it_asks_again_and_no_faster_than_that(code: str)
     for _ in range(2):
         outbox.offer(BATCH, ROWS, 1.0)
     assert outbox.hear(nack(code, 1), 1.0) == []
-    assert (outbox.credit, outbox.link, outbox.due) == (0, Link.APART, 1.0 + PAUSES[code])
+    assert (outbox.credit, outbox.contact, outbox.due) == (0, Contact.APART, 1.0 + PAUSES[code])
     assert outbox.hear(nack("gap", 2), 1.0) == []  # what still comes on that connection
     outbox.passed(outbox.due)
     assert sent(outbox.hear(welcome(), 2.0)) == [1, 2]
@@ -568,7 +568,7 @@ def test_a_gap_behind_the_first_is_no_news() -> None:
     assert outbox.hear(nack("gap", 2), 0.0) == []
     assert isinstance(outbox.offer(BATCH, ROWS, 0.0)[0], Transmit)
     outbox.hear(nack("gap", 1), 0.0)
-    assert outbox.link is Link.APART
+    assert outbox.contact is Contact.APART
 
 
 def test_what_is_refused_for_good_is_forgotten_with_all_behind_it_and_its_number_used_again() -> None:
@@ -585,6 +585,43 @@ def test_what_is_refused_for_good_is_forgotten_with_all_behind_it_and_its_number
     (refusal,) = outbox.hear(nack("not_allowed", None), 0.0)
     assert isinstance(refusal, Refusal)
     assert (refusal.forgotten, outbox.last) == (False, 2)
+
+
+def test_a_message_that_stands_for_several_numbers_is_one_message() -> None:
+    outbox = opened(durable=3, credit=2)
+    (first,) = outbox.offer(BATCH, ROWS, 0.0, seq=9)
+    (second,) = outbox.offer(BATCH, ROWS, 0.0)
+    assert isinstance(first, Transmit)
+    assert isinstance(second, Transmit)
+    headers = [frames.parse(each.message).header for each in (first, second)]
+    assert [(each.get("first"), each["seq"]) for each in headers] == [(4, 9), (None, 10)]
+    assert (outbox.last, outbox.unsafe, outbox.has_credit) == (10, 2, False)
+    with pytest.raises(StreamclError, match="at least 11, got 10"):
+        outbox.offer(BATCH, ROWS, 0.0, seq=10)
+    outbox.lost(0.0)
+    outbox.passed(0.0)
+    assert sent(outbox.hear(welcome(3), 0.0)) == [9, 10]  # as they were
+    outbox.hear(ack(9), 0.0)
+    assert (outbox.durable, outbox.unsafe) == (9, 1)
+
+
+def test_a_gap_at_the_first_that_is_not_stored_goes_back_whatever_its_number() -> None:
+    outbox = opened(durable=3)
+    outbox.offer(BATCH, ROWS, 0.0, seq=9)
+    outbox.hear(nack("gap", 9), 0.0)
+    assert outbox.contact is Contact.APART
+
+
+def test_all_numbers_of_what_is_refused_are_free_again() -> None:
+    outbox = opened(durable=3)
+    for seq in (5, 9, 12):
+        outbox.offer(BATCH, ROWS, 0.0, seq=seq)
+    (refusal,) = outbox.hear(nack("bad_label", 9), 0.0)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.behind, outbox.last) == (1, 5)
+    (again,) = outbox.offer(BATCH, ROWS, 0.0, seq=7)
+    assert isinstance(again, Transmit)
+    assert frames.parse(again.message).header["first"] == 6
 
 
 def test_a_refusal_of_a_stored_boundary_takes_only_what_is_not_stored() -> None:
@@ -633,10 +670,10 @@ def test_patience_lasts_as_long_as_the_daemon_is_at_work_and_ends_with_its_reaso
         outbox.passed(now)
         outbox.hear(welcome(1, working=True, waiting=None), now)
     assert hello(outbox.passed(24.0))
-    assert outbox.hear(welcome(1, working=False, waiting="paused"), 24.0)[0] == Waiting("paused")
+    assert outbox.hear(welcome(1, working=False, waiting="paused"), 24.0)[0] == Delayed("paused")
     outbox.passed(25.0)
     again = outbox.hear(welcome(1, working=False, waiting="paused"), 25.0)
-    assert not any(isinstance(effect, Waiting) for effect in again)  # each reason once
+    assert not any(isinstance(effect, Delayed) for effect in again)  # each reason once
     assert outbox.passed(26.5) == [GaveUp("there has been no progress for 10 s: paused; everything sent is stored")]
 
 
@@ -700,10 +737,10 @@ def test_what_a_newer_daemon_says_is_not_listened_to() -> None:
 
 # -- the tables ----------------------------------------------------------------------------------------------------------
 
-LINKS: dict[Link, Callable[[], Outbox]] = {
-    Link.APART: lambda: Outbox("p", 7, clocked=True, seconds=SECONDS, now=0.0),
-    Link.GREETING: lambda: greeting(clocked=True),
-    Link.OPEN: lambda: opened(),
+LINKS: dict[Contact, Callable[[], Outbox]] = {
+    Contact.APART: lambda: Outbox("p", 7, clocked=True, seconds=SECONDS, now=0.0),
+    Contact.GREETING: lambda: greeting(clocked=True),
+    Contact.OPEN: lambda: opened(),
 }
 SIGNS: dict[Sign, Callable[[Outbox], Any]] = {
     Sign.WELCOME: lambda outbox: outbox.hear(welcome(), 1.0),
@@ -713,35 +750,35 @@ SIGNS: dict[Sign, Callable[[Outbox], Any]] = {
 }
 
 
-@pytest.mark.parametrize("link", Link)
+@pytest.mark.parametrize("link", Contact)
 @pytest.mark.parametrize("sign", SIGNS)
-def test_a_conversation_moves_as_its_table_says(link: Link, sign: Sign) -> None:
+def test_a_conversation_moves_as_its_table_says(link: Contact, sign: Sign) -> None:
     outbox = LINKS[link]()
-    assert outbox.link is link
-    if sign is Sign.OUTDATED and link is Link.OPEN:
+    assert outbox.contact is link
+    if sign is Sign.OUTDATED and link is Contact.OPEN:
         return  # a clock is not behind once it was welcomed: the nack is a refusal then
     effects = SIGNS[sign](outbox)
-    assert outbox.link is LINK[link].get(sign, link)
-    if sign not in LINK[link]:
+    assert outbox.contact is CONTACT[link].get(sign, link)
+    if sign not in CONTACT[link]:
         assert not effects
 
 
-@pytest.mark.parametrize("link", Link)
-def test_time_and_silence_lead_to_a_new_hello(link: Link) -> None:
+@pytest.mark.parametrize("link", Contact)
+def test_time_and_silence_lead_to_a_new_hello(link: Contact) -> None:
     outbox = LINKS[link]()
     effects = outbox.passed(1.0)
-    apart = LINK[link].get(Sign.SILENCE, link)
-    assert outbox.link is LINK[apart][Sign.TIME] is Link.GREETING
+    apart = CONTACT[link].get(Sign.SILENCE, link)
+    assert outbox.contact is CONTACT[apart][Sign.TIME] is Contact.GREETING
     assert [type(effect) for effect in effects] == [Connect, Transmit]
 
 
-@pytest.mark.parametrize("link", [Link.GREETING, Link.OPEN])
-def test_a_refusal_for_now_parts(link: Link) -> None:
+@pytest.mark.parametrize("link", [Contact.GREETING, Contact.OPEN])
+def test_a_refusal_for_now_parts(link: Contact) -> None:
     outbox = LINKS[link]()
-    if link is Link.OPEN:
+    if link is Contact.OPEN:
         outbox.offer(BATCH, ROWS, 0.0)
-    outbox.hear(nack("not_ready", 1 if link is Link.OPEN else None), 1.0)
-    assert outbox.link is LINK[link][Sign.LATER]
+    outbox.hear(nack("not_ready", 1 if link is Contact.OPEN else None), 1.0)
+    assert outbox.contact is CONTACT[link][Sign.LATER]
     assert outbox.due == 1.0 + PAUSES["not_ready"]
 
 
@@ -784,7 +821,7 @@ def _every_stage() -> None:
 
 
 def test_every_state_is_in_its_table_and_is_reached() -> None:
-    assert set(LINK) == set(Link) == {after for changes in LINK.values() for after in changes.values()}
+    assert set(CONTACT) == set(Contact) == {after for changes in CONTACT.values() for after in changes.values()}
     assert (
         set(STAGES) == set(Stage) == {after for changes in STAGES.values() for after in changes.values()} | {Stage.OFFERED}
     )

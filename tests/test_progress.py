@@ -18,13 +18,13 @@ from terminals import Terminal
 
 from streamcl import config
 from streamcl.bench.local import LocalDaemon
-from streamcl.cli import words
+from streamcl.cli import readable
 
 pytestmark = pytest.mark.campaign
 
 TREE = {
     "model": {"args": {"hidden": [256, 256]}, "classes": 3},
-    "train": {"epochs": 30, "batch_size": 32},
+    "train": {"epochs": 15, "batch_size": 32},
     "posterior": {"mode": "factors"},
 }
 COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-9]|9[0-7]|4[0-7])(;[0-9]+)*m")
@@ -46,7 +46,7 @@ def on(daemon: LocalDaemon, *arguments: Any) -> list[str]:
     return [*map(str, arguments), "--state-dir", str(daemon.state_dir)]
 
 
-@pytest.mark.parametrize("module", [words, config])
+@pytest.mark.parametrize("module", [readable, config])
 def test_the_examples_in_the_docstrings_hold(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0
@@ -61,17 +61,17 @@ def test_send_shows_rows_then_the_consolidation_with_its_phases_and_the_time_lef
         assert terminal.end() == 0
     assert "monday.npz" in terminal.text
     assert re.search(r"[1-9][\d,]*/3,000 rows  [\d,]+ rows/s .*\d:\d\d left", terminal.text)
-    assert re.search(r"monday .*epoch [1-9]\d* of 30 .*\d:\d\d left", terminal.text)
+    assert re.search(r"monday .*epoch [1-9]\d* of 15 .*\d:\d\d left", terminal.text)
     assert "sent 3000 rows in 3000 batches to task 'monday'" in terminal.text
     assert COLOUR.search(terminal.written)
 
 
 def test_boundary_waits_with_progress_and_takes_the_explicit_wait(daemon: LocalDaemon, tmp_path: Path) -> None:
     sent = [sys.executable, "-m", "streamcl", *on(daemon, "send", data(tmp_path / "t.npz"), "--task", "tuesday", "--json")]
-    subprocess.run(sent, check=True, timeout=60, capture_output=True)
+    subprocess.run(sent, check=True, timeout=120, capture_output=True)
     with Terminal(*on(daemon, "boundary", "tuesday", "--wait"), columns=120) as terminal:
         assert terminal.end() == 0
-    assert re.search(r"tuesday .*epoch [1-9]\d* of 30", terminal.text)
+    assert re.search(r"tuesday .*epoch [1-9]\d* of 15", terminal.text)
     assert re.search(r"samples +3000", terminal.text)
 
 

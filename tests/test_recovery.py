@@ -75,6 +75,18 @@ def test_a_checkpoint_that_moves_during_recovery_is_taken_again(tmp_path: Path, 
     assert writer.append(batch(3, "b"), [X.tobytes(), Y.tobytes()]) == end
 
 
+def test_a_trainer_with_many_boundaries_to_learn_does_not_end_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a machine on which reading takes longer than learning: the trainer comes to the end of the log, and rests."""
+    state = StateDirectory(tmp_path)
+    end = two_tasks(state.log)
+    moves = iter([True] * 50)
+    monkeypatch.setattr(recovery, "_has_moved", lambda *_: next(moves, False))
+    writer, _ = recovery.recover(state, StreamSession(Terms(classes=3)), DISK)
+    assert writer.next_lsn == end
+
+
 def test_a_segment_dropped_while_the_log_is_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = StateDirectory(tmp_path)
     end = two_tasks(state.log)
@@ -94,6 +106,26 @@ def test_a_segment_dropped_while_the_log_is_read_is_no_damage(tmp_path: Path, mo
     writer, _ = recovery.recover(state, session, DISK)
     assert (len(tries), writer.next_lsn) == (2, end)
     assert session.producers["p"].stored == 2
+
+
+def test_a_segment_dropped_between_two_looks_at_it_is_no_defect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the list of the directory, and gone when it is opened."""
+    state = StateDirectory(tmp_path)
+    end = two_tasks(state.log)
+    recover, tries = log.LogWriter.recover, []
+
+    def gone(*args: Any, **options: Any) -> log.LogWriter:
+        tries.append(args)
+        if len(tries) == 1:
+            log.drop_before(state.log, end, DISK)
+            raise FileNotFoundError(str(state.log))
+        return recover(*args, **options)
+
+    save(state, end, 2)  # already when the checkpoint was read
+    monkeypatch.setattr(recovery.log.LogWriter, "recover", gone)
+    session = StreamSession(Terms(classes=3))
+    writer, _ = recovery.recover(state, session, DISK)
+    assert (len(tries), writer.next_lsn, session.producers["p"].stored) == (2, end, 2)
 
 
 def test_a_checkpoint_from_before_the_first_batch_was_learned_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -1,157 +1,77 @@
-"""Two replicas, each with half of the rows, come through the one seam to what one comes to that has them all."""
+"""Processes that share the rows come to what one comes to that has them all, and all of them to the same bits."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import torch
-from torch import Tensor
 
-from streamcl.config import Config, from_tree
-from streamcl.core.fisher import DiagonalFisher
-from streamcl.core.gaussian import Gaussian
-from streamcl.core.precision import observed
-from streamcl.core.reduce import ALONE, Alone, Reduction
-from streamcl.learning.data import TaskData
-from streamcl.learning.evaluation import Prequential
-from streamcl.learning.network import Network
-from streamcl.learning.optimisation import Optimisation, mean_nll
-from streamcl.schema import LabelMap, Signature
+from streamcl.core.reduce import ALONE, EVERY
 
-ROWS, FEATURES, WAIT = 26, 5, 120.0
-T = TypeVar("T")
+TOLERANCE = 1e-10  # of the largest
+ROUNDING = 1e-7  # where many steps follow the eigenvectors of what was rounded
+ROUNDED = {"defaults", "full", "monte carlo", "empirical", "sgd", "a given rate", "revisits", "drift", "as a daemon"}
+FEW = ["defaults", "diagonal", "monte carlo", "exact, on a network"]
+MORE = ["defaults", "kronecker", "full", "l-bfgs", "exact", "revisits", "drift", "dropout"]
 
 
-class Shared:
-    """Two threads that add up what they have."""
-
-    def __init__(self) -> None:
-        self.barrier = threading.Barrier(2, timeout=WAIT)
-        self.held: dict[int, Any] = {}
-
-    def exchange(self, rank: int, own: Any) -> list[Any]:
-        self.held[rank] = own
-        self.barrier.wait()
-        both = [self.held[0], self.held[1]]
-        self.barrier.wait()
-        return both
-
-
-@dataclass
-class One:
-    """One of the two."""
-
-    shared: Shared
-    rank: int
-
-    @property
-    def leads(self) -> bool:
-        return self.rank == 1
-
-    def count(self, samples: int) -> int:
-        return sum(self.shared.exchange(self.rank, samples))
-
-    def mean(self, values: Tensor) -> Tensor:
-        return values.sum() / self.count(values.numel())
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        one, other = self.shared.exchange(self.rank, tensor.clone())
-        return tensor.copy_(one + other)
+def together(size: int, names: list[str], out: Path) -> None:
+    """So many processes go through these cases."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    script = str(Path(__file__).with_name("ranks.py"))
+    commands = [[sys.executable, script, str(rank), str(size), str(out), *names] for rank in range(size)]
+    processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        for process in processes:
+            _, said = process.communicate()
+            assert process.returncode == 0, said
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
-@dataclass(slots=True)
-class Share(TaskData):
-    """Every third row of each minibatch, or the others."""
-
-    keep: Callable[[Tensor], Tensor] = field(default=lambda x: x)
-
-    def minibatches(self, batch_size: int, generator: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((self.keep(x), self.keep(y)) for x, y in TaskData.minibatches(self, batch_size, generator))
-
-    def chunks(self, rows: int = 4096) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((self.keep(x), self.keep(y)) for x, y in TaskData.chunks(self, rows))
-
-
-def config(likelihood: str, **train: Any) -> Config:
-    model = {
-        "args": {"hidden": [6], "activation": "tanh"},
-        "likelihood": likelihood,
-        **({"classes": 3} if likelihood == "categorical" else {}),
-    }
-    return from_tree({"model": model, "train": {"dtype": "float64", "device": "cpu", "batch_size": 10, **train}})
+def check(name: str, every: list[ranks.Found]) -> None:
+    """All the same and, but for who draws for their own rows, what one process comes to."""
+    first, alone = every[0], ranks.CASES[name](ALONE)
+    for key, expected in alone.items():
+        for other in every[1:]:
+            assert np.array_equal(first[key], other[key]), (name, key)
+        if name not in ranks.DRAWS_ITS_OWN:
+            far = (ROUNDING if name in ROUNDED else TOLERANCE) * np.abs(expected).max()
+            np.testing.assert_allclose(first[key], expected, rtol=0, atol=far, err_msg=f"{name}: {key}")
+    assert np.isfinite(first["theta"]).all()
 
 
-def rows(likelihood: str) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, ROWS).astype("<i8") if likelihood == "categorical" else rng.normal(size=ROWS)
-    return rng.normal(size=(ROWS, FEATURES)), y
+def test_two_processes_that_share_the_rows_learn_what_one_learns(tmp_path: Path) -> None:
+    together(2, FEW, tmp_path)
+    for name in FEW:
+        check(name, [dict(np.load(tmp_path / f"{name}.{rank}.npz", allow_pickle=False)) for rank in range(2)])
 
 
-def built(settings: Config, reduction: Reduction) -> Network:
-    """A network; one at a time, since its numbers are drawn from the process's one generator."""
-    labels = LabelMap(3)
-    labels.outputs = {0: 0, 1: 1, 2: 2}
-    return Network(settings, Signature((FEATURES,), False, ()), labels, torch.device("cpu"), reduction=reduction)
-
-
-def learned(settings: Config, network: Network, keep: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """Everything that is summed over a task's rows, by one replica."""
-    likelihood = settings.model.likelihood
-    data = Share(lambda _: [rows(likelihood)], [ROWS], 8 * FEATURES, network.conversion, keep=keep)
-    size = network.parameters.size
-    penalty = Gaussian(observed(torch.linspace(1, 2, size).double()), torch.linspace(-1, 1, size).double())
-    optimisation = Optimisation(network, penalty, settings.train)
-    results = [result for result in optimisation.fit(data, seed=0) if result is not None]
-    x, y = next(iter(data.chunks()))
-    with network.evaluating():
-        output = network.shaped(network.module(x))
-    scores = Prequential(likelihood)
-    loss = scores.score(network.likelihood.nll(output, y), output, y, network.reduction)
-    fisher = DiagonalFisher(network.module, network.parameters, network.likelihood, reduction=network.reduction)
-    fisher.add(x, y)
-    return {
-        "theta": network.theta().copy(),
-        "losses": [(result.nll, result.objective) for result in results],
-        "nll": mean_nll(network, data),
-        "loss": loss,
-        "scores": list(scores.overall.scores().values()),
-        "rows": [mean.n for mean in scores.overall.means.values()],
-        "fisher": fisher.precision().diagonal().numpy(),
-    }
-
-
-@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd", "lbfgs"])
-def test_two_replicas_learn_what_one_learns(likelihood: str, optimizer: str) -> None:
-    settings = config(likelihood, optimizer=optimizer, epochs=3, learning_rate=0.01)
-    alone = learned(settings, built(settings, ALONE), lambda x: x)
-    shared = Shared()
-    networks = [built(settings, One(shared, rank)) for rank in range(2)]
-    third = np.arange(ROWS) % 3 == 0  # unequal parts of every minibatch
-
-    def replica(rank: int) -> dict[str, Any]:
-        def keep(x: Tensor) -> Tensor:
-            return x[torch.from_numpy(third[: len(x)] == (rank == 0))]
-
-        return learned(settings, networks[rank], keep)
-
-    with ThreadPoolExecutor(2) as threads:
-        both = list(threads.map(replica, range(2)))
-    for each in both:
-        for name, expected in alone.items():
-            np.testing.assert_allclose(each[name], expected, rtol=1e-6, atol=1e-8, err_msg=name)
-    assert np.array_equal(both[0]["theta"], both[1]["theta"])
+@pytest.mark.campaign
+@pytest.mark.timeout(1200)
+def test_two_and_four_processes_learn_what_one_learns_in_every_case(tmp_path: Path) -> None:
+    for size, names in ((2, [name for name in ranks.CASES if name not in FEW]), (4, MORE)):
+        out = tmp_path / str(size)
+        out.mkdir()
+        together(size, names, out)
+        for name in names:
+            check(name, [dict(np.load(out / f"{name}.{rank}.npz", allow_pickle=False)) for rank in range(size)])
 
 
 def test_one_process_alone_has_nothing_to_add() -> None:
     values = torch.tensor([1.0, 2.0, 6.0])
-    assert Alone.leads
-    assert ALONE.count(3) == 3
+    assert ALONE.leads
+    assert ALONE.part(3) == EVERY
     assert ALONE.sum(values) is values
-    assert torch.equal(ALONE.mean(values), values.mean())
+    assert ALONE.whole(values, 3) is values
+    assert torch.equal(ALONE.mean(values, 3), values.mean())
+    assert ALONE.any(True)
+    assert not ALONE.any(False)

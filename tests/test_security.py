@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
+from waiting import PATIENCE, until
 
 from streamcl import Admin, Producer, Reader
 from streamcl.bench.local import FREE_ENDPOINTS, LocalDaemon
@@ -28,6 +28,7 @@ from streamcl.errors import ConfigError, Refused
 from streamcl.keys import Keys, load, public_key, write
 from streamcl.protocol import messages
 from streamcl.protocol.policy import NEEDED, Policy
+from streamcl.storage import audit
 
 SMALL: dict[str, Any] = {"model": {"args": {"hidden": [8]}, "classes": 3}, "train": {"epochs": 1}}
 ROWS = {"x": np.ones((4, 4), "<f4"), "y": np.arange(4, dtype="<i8") % 3}
@@ -69,13 +70,14 @@ class House:
 
     def reload(self) -> None:
         """SIGHUP, and wait until it is in the audit log."""
-        before = sum(entry["action"] == "reload" for entry in self.audit())
+        before = len(self.reloads())
         assert self.daemon.process is not None
         self.daemon.process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 10
-        while sum(entry["action"] == "reload" for entry in self.audit()) == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: len(self.reloads()) > before)
+
+    def reloads(self) -> list[dict[str, Any]]:
+        """What became of each, whatever else is noted in between: clients that were turned away go on knocking."""
+        return [entry for entry in self.audit() if entry["action"] == "reload"]
 
     def newcomer(self, name: str, roles: Sequence[str], **rights: Any) -> Keys:
         """A member that the running daemon is told of."""
@@ -89,17 +91,16 @@ class House:
         self.reload()
 
     def audit(self) -> list[dict[str, Any]]:
-        path = self.daemon.state_dir / "audit.log"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return list(audit.read(self.daemon.state_dir / "audit.log"))
 
     def stream(self, keys: Keys | None, name: str = "p", **options: Any) -> Producer:
-        return Producer(self.daemon.endpoints["stream"], name, keys=keys, timeout=20, **options)
+        return Producer(self.daemon.endpoints["stream"], name, keys=keys, timeout=PATIENCE, **options)
 
     def admin(self, keys: Keys | None) -> Admin:
-        return Admin(self.daemon.endpoints["admin"], keys=keys, timeout=20)
+        return Admin(self.daemon.endpoints["admin"], keys=keys, timeout=PATIENCE)
 
     def reader(self, keys: Keys | None) -> Reader:
-        return Reader(self.daemon.endpoints["predict"], keys=keys, timeout=20)
+        return Reader(self.daemon.endpoints["predict"], keys=keys, timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ class KeyedClient:
             header["arrays"] = [{"name": n, "dtype": a.dtype.str, "shape": list(a.shape)} for n, a in arrays.items()]
         self.socket.send_multipart([msgpack.packb(header), *(a.tobytes() for a in (arrays or {}).values())])
 
-    def receive(self, wait_ms: int = 20_000) -> dict[str, Any]:
+    def receive(self, wait_ms: float = 1000 * PATIENCE) -> dict[str, Any]:
         assert self.socket.poll(wait_ms), "no answer"
         answer: dict[str, Any] = msgpack.unpackb(self.socket.recv_multipart()[0])
         return answer
@@ -197,6 +198,8 @@ def test_every_role_may_do_what_it_is_for_and_nothing_else(house: House, who: st
     if socket == "stream" and kind != "hello":
         client.ask("hello", producer="p")
     answer = client.ask(kind, arrays, **fields)
+    if answer["type"] == "ok" and kind == "pause":
+        client.ask("resume")  # whichever test comes next, it may need a trainer at work
     client.close()
     allowed = (socket, kind) in ALLOWED[HELD[who]]
     if kind == "stop":
@@ -221,24 +224,24 @@ def test_who_may_stop_the_daemon(tmp_path: Path) -> None:
         assert client.ask("stop", drain=False)["type"] == "ok"
         client.close()
         assert house.daemon.process is not None
-        assert house.daemon.process.wait(60) == 0
+        assert house.daemon.process.wait(120) == 0
     seen = [(entry["who"], entry["result"]) for entry in house.audit() if entry["action"] == "stop"]
     assert seen == [*((who, "not_allowed") for who in ("producer", "reader", "watcher")), ("boss", "ok")]
 
 
 def test_no_message_is_without_a_rule() -> None:
-    kinds = {*messages.StreamMessage.__args__, messages.Predict, *messages.AdminMessage.__args__}  # type: ignore[attr-defined]
-    assert set(NEEDED) == kinds
+    sockets = (messages.StreamMessage, messages.PredictMessage, messages.AdminMessage)
+    assert set(NEEDED) == {kind for each in sockets for kind in each.__args__}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("message", NEEDED)
-@pytest.mark.parametrize("role", ["produce", "predict", "read", "admin"])
+@pytest.mark.parametrize("role", ["produce", "predict", "follow", "read", "admin"])
 def test_the_policy_alone_judges_every_message(message: type[messages.Message], role: str) -> None:
     policy = Policy.parse(f'[[grant]]\nkey = "{NOBODY.public}"\nroles = ["{role}"]\nproducers = ["p"]\n')
-    fields = {"producer": "p", "seq": 1, "task": "t"}
+    fields = {"producer": "p", "seq": 1, "task": "t", "digest": "0" * 64}
     made = message(**{name: fields[name] for name in message.__struct_fields__ if name in fields})
     needed = NEEDED[message]
-    if role == needed or (needed == "read" and role == "admin"):
+    if role == needed or (needed in ("read", "follow") and role == "admin"):
         policy.check(NOBODY.public, made, "p")
     else:
         with pytest.raises(Refused, match="not_allowed"):
@@ -345,23 +348,22 @@ def test_a_revoked_key_is_refused_at_once_on_open_connections_and_others_go_on(h
     until_refused(lambda: reader.predict(ROWS["x"]))  # the predictor is told a moment after ingest
     other.send(ROWS["x"], ROWS["y"], "revoked")
     assert other.flush() == 2
-    started = time.monotonic()
-    refusal(lambda: house.stream(going, "going"))  # nor does it come in again
-    assert time.monotonic() - started < 5
+    assert "does not know" in str(refusal(lambda: house.stream(going, "going")))  # nor does it come in again
     for client in (stream, reader, admin, other):
         client.close()
     assert (going.public, "not_allowed") in {(entry.get("who"), entry["result"]) for entry in house.audit()}
 
 
 def until_refused(ask: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
+    def refused() -> bool:
         try:
             ask()
-        except Refused as refused:
-            assert refused.code == "not_allowed"
-            return
-    raise AssertionError("never refused")
+        except Refused as error:
+            assert error.code == "not_allowed"
+            return True
+        return False
+
+    until(refused)
 
 
 def test_what_waits_for_a_barrier_is_judged_again(house: House) -> None:
@@ -404,8 +406,7 @@ def test_a_revoked_producer_is_told_nothing_more(house: House) -> None:
         assert client.ask("boundary", seq=2, task="untold")["durable"] == 2
         house.revoke("told")
         admin.resume()
-        while "untold" not in [row["task"] for row in admin.tasks()]:
-            pass
+        until(lambda: "untold" in [row["task"] for row in admin.tasks()])
     assert client.ask("batch", ROWS, seq=3, task="untold")["code"] == "not_allowed"
     client.close()
 
@@ -421,10 +422,11 @@ def test_a_refusal_on_any_socket_is_in_the_audit_log(tmp_path: Path) -> None:
             refusal(admin.parameters)
             refusal(lambda: reader.predict(ROWS["x"]))
         refusal(lambda: house.stream(keys, "denied"))
-        deadline = time.monotonic() + 20
-        while {entry["action"]: entry["result"] for entry in house.audit() if entry.get("who") == "denied"} != wanted:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+
+        def noted() -> dict[str, str]:
+            return {entry["action"]: entry["result"] for entry in house.audit() if entry.get("who") == "denied"}
+
+        until(lambda: noted() == wanted)
 
 
 def test_a_wrong_policy_leaves_the_old_one_and_says_so(house: House) -> None:
@@ -432,8 +434,8 @@ def test_a_wrong_policy_leaves_the_old_one_and_says_so(house: House) -> None:
     house.policy.write_text(text + "nonsense\n")
     house.reload()
     house.policy.write_text(text)
-    assert house.audit()[-1]["result"] == "failed"
-    assert "policy.toml" in house.audit()[-1]["reason"]
+    assert house.reloads()[-1]["result"] == "failed"
+    assert "policy.toml" in house.reloads()[-1]["reason"]
     with house.admin(keys_of(house, "boss")) as admin:
         admin.status()
     with house.admin(keys_of(house, "watcher")) as admin:  # neither nobody's rights nor everybody's
@@ -443,7 +445,7 @@ def test_a_wrong_policy_leaves_the_old_one_and_says_so(house: House) -> None:
     stranger = Keys(NOBODY.public, NOBODY.secret, "stranger", house.server.public)
     assert "does not know" in str(refusal(lambda: house.admin(stranger).status()))
     house.reload()
-    assert [entry["result"] for entry in house.audit() if entry["action"] == "reload"][-1] == "ok"
+    assert house.reloads()[-1]["result"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -467,6 +469,18 @@ def test_a_policy_that_says_nothing_clear_is_refused(text: str, said: str) -> No
 # -- stolen routing ids ------------------------------------------------------------------------------------------------
 
 
+def takes_over(endpoint: str, keys: Keys, routing_id: bytes) -> tuple[KeyedClient, dict[str, Any]]:
+    """A client with a routing id whose holder has just closed, and what it is told; the router frees the id when it
+    has seen the close, and until then never answers another connection that names it."""
+    for _ in range(40):
+        client = KeyedClient(endpoint, keys, routing_id)
+        client.send("batch", ROWS, seq=1, task="monday")
+        if client.socket.poll(500):
+            return client, client.receive()
+        client.close()
+    raise AssertionError("the routing id was never free")
+
+
 def test_a_stolen_routing_id_gets_nobodys_replies(house: House) -> None:
     """A boundary's `done` is owed to a connection that has gone; another key has taken its routing id, and waits."""
     close_what_is_open(house)
@@ -482,12 +496,10 @@ def test_a_stolen_routing_id_gets_nobodys_replies(house: House) -> None:
         assert not thief.socket.poll(300)  # both are there: the first one keeps the id
         thief.close()
         victim.close()
-        thief = KeyedClient(endpoint, keys_of(house, "producer"), b"the-victim")
-        thief.send("batch", ROWS, seq=1, task="monday")
-        assert thief.receive()["code"] == "not_ready"  # its routing id is the victim's; who it is, is not
+        thief, answer = takes_over(endpoint, keys_of(house, "producer"), b"the-victim")
+        assert answer["code"] == "not_ready"  # its routing id is the victim's; who it is, is not
         admin.resume()
-        while task not in [row["task"] for row in admin.tasks()]:
-            pass
+        until(lambda: task in [row["task"] for row in admin.tasks()])
         assert not thief.socket.poll(500), msgpack.unpackb(thief.socket.recv_multipart()[0])
     thief.close()
 
@@ -507,14 +519,9 @@ def test_a_client_that_is_not_let_in_is_told_why_at_once(house: House, start: Ca
         "the daemon has no key": lambda: Admin(plain.endpoints["admin"], keys=stranger).status(),
     }
     for said, ask in reasons.items():
-        started = time.monotonic()
-        assert said in str(refusal(ask))
-        assert time.monotonic() - started < 5
-    deadline = time.monotonic() + 10
-    while {"action": "key refused", "result": "refused", "who": NOBODY.public} not in [
-        {name: entry.get(name) for name in ("action", "result", "who")} for entry in house.audit()
-    ]:
-        assert time.monotonic() < deadline
+        assert said in str(refusal(ask))  # when its patience ends, a client says that nobody answers
+    told = {"action": "key refused", "result": "refused", "who": NOBODY.public}
+    until(lambda: told in [{name: entry.get(name) for name in told} for entry in house.audit()])
 
 
 # -- key files, the command line ---------------------------------------------------------------------------------------
@@ -568,7 +575,7 @@ def serve_once(house: House) -> str:
         [sys.executable, "-m", "streamcl", "serve", "--state_dir", str(house.home / "refused"), *flags],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 2, done.stderr
     return done.stderr
@@ -582,6 +589,7 @@ def test_commands_take_a_key_and_find_the_daemons_own(
     state = ["--state-dir", str(house.daemon.state_dir)]
     assert main(["status", *state, "--key", str(key), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["version"]
+    assert main(["resume", *state, "--key", str(key)]) == 0  # which is noted
     assert main(["status", *state]) == 1
     assert "key" in capsys.readouterr().err
     assert main(["status", "--admin", house.daemon.endpoints["admin"], "--state-dir", "none", "--key", str(key)]) == 2
@@ -611,18 +619,20 @@ def test_without_keys_everything_is_as_before_and_noted(start: Callable[..., Loc
     assert stat.S_IMODE(daemon.state_dir.stat().st_mode) == 0o700
 
 
-def test_refusals_are_counted(house: House) -> None:
+def test_refusals_are_counted(tmp_path: Path) -> None:
+    """On a daemon of its own: the predictor reports each second, and would report other tests' refusals here."""
+    house = House(tmp_path)
+    watcher = house.member("watcher", ["read"])
+
     def count(code: str) -> float:
         with urllib.request.urlopen(house.daemon.url("/metrics")) as answer:
             found = re.search(rf'batches_rejected_total{{code="{code}"}} (\S+)', answer.read().decode())
         return float(found[1]) if found else 0.0
 
-    before = count("not_allowed")
-    with house.admin(keys_of(house, "watcher")) as admin:
-        refusal(admin.pause)
-    assert count("not_allowed") == before + 1
-    with house.reader(keys_of(house, "watcher")) as reader:
-        refusal(lambda: reader.predict(ROWS["x"]))
-    deadline = time.monotonic() + 10
-    while count("not_allowed") < before + 2:  # the predictor reports each second
-        assert time.monotonic() < deadline
+    with house.daemon:
+        with house.admin(watcher) as admin:
+            refusal(admin.pause)
+        assert count("not_allowed") == 1
+        with house.reader(watcher) as reader:
+            refusal(lambda: reader.predict(ROWS["x"]))
+        until(lambda: count("not_allowed") == 2)

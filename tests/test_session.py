@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from streamcl.errors import Refused
 from streamcl.protocol import messages
 from streamcl.protocol.frames import NamedArrays
-from streamcl.protocol.session import STAGES, Stage, StreamSession, Terms
+from streamcl.protocol.session import TASK_STAGES, StreamSession, TaskStage, Terms
 from streamcl.schema import LabelMap
 from streamcl.storage import records
 from streamcl.storage.records import Record
@@ -78,20 +78,20 @@ class OneHeld:
         return {}
 
 
-def brought_to(stage: Stage) -> StreamSession:
+def brought_to(stage: TaskStage) -> StreamSession:
     """A session whose task a stands so."""
     state = session(mode="factors")
-    if stage is not Stage.NEW:
-        store(state, batch(1, boundary=stage is not Stage.OPEN))
+    if stage is not TaskStage.NEW:
+        store(state, batch(1, boundary=stage is not TaskStage.OPEN))
     match stage:
-        case Stage.REOPENED | Stage.FED_AGAIN:
+        case TaskStage.REOPENED | TaskStage.FED_AGAIN:
             store(state, messages.Revisit(seq=2, task="a"))
-        case Stage.WITHDRAWN:
+        case TaskStage.WITHDRAWN:
             store(state, messages.Forget(task="a"))
-        case Stage.HELD:
+        case TaskStage.HELD:
             state.took_effect(0)
             state.settle(cast(Any, OneHeld()))
-    if stage is Stage.FED_AGAIN:
+    if stage is TaskStage.FED_AGAIN:
         store(state, batch(3))
     assert state.stage("a") is stage
     return state
@@ -108,21 +108,21 @@ ASKED: dict[type[Record], Callable[[int], messages.Message]] = {
 }
 
 
-@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("stage", TaskStage)
 @pytest.mark.parametrize("kind", ASKED, ids=lambda kind: kind.__name__)
-def test_a_task_moves_as_its_table_says_and_in_no_other_way(stage: Stage, kind: type[Record]) -> None:
+def test_a_task_moves_as_its_table_says_and_in_no_other_way(stage: TaskStage, kind: type[Record]) -> None:
     state = brought_to(stage)
     message = ASKED[kind](state.producers["p"].stored + 1)
-    if kind in STAGES[stage]:
+    if kind in TASK_STAGES[stage]:
         store(state, message)
-        assert state.stage("a") is STAGES[stage][kind]
+        assert state.stage("a") is TASK_STAGES[stage][kind]
     else:
         refused(state, message)
 
 
 def test_every_stage_is_in_the_table_and_every_change_of_it_is_tried() -> None:
-    assert set(STAGES) == set(Stage)
-    assert {kind for changes in STAGES.values() for kind in changes} == set(ASKED)
+    assert set(TASK_STAGES) == set(TaskStage)
+    assert {kind for changes in TASK_STAGES.values() for kind in changes} == set(ASKED)
 
 
 def test_what_an_earlier_process_has_sent_counts_before_the_next_one_is_welcome() -> None:

@@ -100,7 +100,7 @@ def test_promtool_finds_nothing_to_complain_of_in_the_metrics(daemon: LocalDaemo
         pytest.skip("promtool is not installed (Debian: prometheus)")
     text = get(daemon, "/metrics")[2]
     done = subprocess.run(
-        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=60, check=False
+        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

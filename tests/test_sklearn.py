@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from sklearn.datasets import load_diabetes, load_digits, load_iris
 from sklearn.exceptions import NotFittedError
@@ -16,9 +17,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from streamcl import ModelRefused, Refused
+from streamcl.config import Config
 from streamcl.sklearn import Classifier, Regressor
 
 
+@pytest.mark.campaign
 @parametrize_with_checks([Classifier(), Regressor()])
 def test_it_keeps_to_scikit_learns_conventions(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
@@ -56,6 +59,39 @@ def test_one_task_after_another_is_what_the_learner_learns() -> None:
         model.partial_fit(x[:5], y[:5], classes=[1, 2])
 
 
+def _orders(n: int) -> tuple[pa.Table, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Words, a number far from 0 with empty cells; a word to be told, and a price."""
+    rng = np.random.default_rng(0)
+    colour = rng.choice(["red", "green", "blue"], n)
+    size = rng.normal(400, 30, n)
+    cells = [None if number % 6 == 5 else float(value) for number, value in enumerate(size)]
+    return pa.table({"colour": colour.tolist(), "size": cells}), np.where(colour == "red", "hot", "cold"), size * 3
+
+
+def test_a_table_with_words_and_empty_cells_is_learned_as_it_is() -> None:
+    table, words, price = _orders(300)
+    model = Classifier().fit(table, words)
+    assert model.score(table, words) > 0.98
+    assert model.feature_names_in_.tolist() == ["colour", "size"]
+    assert model.n_features_in_ == 2
+    turned = table.select(["size", "colour"])
+    np.testing.assert_array_equal(model.predict_proba(turned), model.predict_proba(table))
+    model.partial_fit(table.slice(0, 20).set_column(0, "colour", [["violet"] * 20]), words[:20])
+    assert set(model.predict(table.slice(0, 5))) <= {"hot", "cold"}
+    told = np.array([cell is not None for cell in table["size"].to_pylist()])
+    regressor = Regressor(epochs=200).fit(table, price)
+    assert np.abs(regressor.predict(table) - price)[told].mean() < 0.5 * np.abs(price - price.mean()).mean()
+    with pytest.raises(ValueError, match=r"a table with columns .'colour', 'size'., as the first was, got ndarray"):
+        model.predict(np.zeros((2, 2)))
+    with pytest.raises(Refused, match="size"):
+        model.predict(table.select(["colour"]))
+    with pytest.raises(ValueError, match="inconsistent numbers"):
+        Classifier().fit(table, words[:-1])
+    plain = pa.table({"a": [1.0, 2.0, 3.0], "b": [0.5, 0.1, 0.7]})
+    with pytest.raises(ValueError, match="NaN"):
+        Classifier().fit(plain, [0, 1, 1]).predict(pa.table({"a": [1.0], "b": [None]}))
+
+
 def test_a_module_and_further_keys_are_used() -> None:
     x, y = load_iris(return_X_y=True)
     tree = {"posterior": {"mode": "factors"}, "train": {"dtype": "float32"}}
@@ -86,3 +122,13 @@ def test_a_fit_that_fails_leaves_the_estimator_as_it_was() -> None:
     np.testing.assert_array_equal(fitted.predict_proba(x), before)
     with pytest.raises(NotFittedError):
         fresh.predict(x)
+
+
+def test_the_daemon_s_rate_and_epochs_can_be_had() -> None:
+    found = Classifier(learning_rate="auto", epochs="auto").fit(*rows_of_auto())
+    assert (found.learner_.config.rate, found.learner_.config.epochs(90)) == (Config().rate, Config().epochs(90))
+
+
+def rows_of_auto() -> tuple[np.ndarray, np.ndarray]:
+    y = np.arange(90) % 3
+    return np.eye(3, 4)[y] + np.random.default_rng(0).normal(size=(90, 4)) / 9, y

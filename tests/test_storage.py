@@ -418,6 +418,20 @@ def test_a_directory_is_on_disk_before_it_is_used(tmp_path: Path) -> None:
     assert tmp_path / "state" in disk.directories  # whoever made the directory may have died before syncing its name
 
 
+def test_a_segment_that_a_crash_left_empty_is_gone_on_with_though_a_new_one_is_asked_for(tmp_path: Path) -> None:
+    written(tmp_path, 2).close()
+    first = (tmp_path / f"{0:020d}.seg").read_bytes()
+    empty = log.SEGMENT_HEADER.pack(log.SEGMENT_MAGIC, log.VERSION, 0, 2, 0, 0)
+    (tmp_path / f"{2:020d}.seg").write_bytes(log.sealed(empty))
+    writer = log.LogWriter.recover(tmp_path, DISK)
+    writer.rotate()
+    writer.append(*batch(3))
+    writer.sync()
+    writer.close()
+    assert [lsn for lsn, _ in contents(tmp_path)] == [0, 1, 2]
+    assert (tmp_path / f"{0:020d}.seg").read_bytes() == first
+
+
 def test_after_a_boundary_recovery_begins_a_new_segment(tmp_path: Path) -> None:
     writer = written(tmp_path, 1)
     writer.append(boundary(2))
@@ -483,6 +497,30 @@ def test_any_metadata_and_arrays_come_back(arrays: dict[str, np.ndarray], meta: 
     assert {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in got.items()} == {
         name: (a.dtype.str, a.shape, a.tobytes()) for name, a in arrays.items()
     }
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(-(2**63), 2**63) | st.binary(), inner),
+    max_leaves=20,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(meta=st.dictionaries(st.text(max_size=8), PLAIN, max_size=5))
+def test_metadata_is_written_and_read_as_the_msgpack_package_does_that_older_versions_used(meta: dict[str, Any]) -> None:
+    made = container.contents(meta, ARRAYS)
+    assert made.meta[0] == msgpack.packb(meta)
+    data = b"".join(bytes(buffer) for buffer in (made.first_page(True), *made.buffers))
+    assert container.unpack_meta(memoryview(data), Path("file")) == msgpack.unpackb(made.meta[0], strict_map_key=False)
+
+
+@pytest.mark.parametrize("raw", [b"\xc1", b"\xa2\xff\xfe", b"\x93\x01", b"\x81\x90", b"\x91" * 5000, b"\x01", b""])
+def test_metadata_that_is_none_is_damage(raw: bytes) -> None:
+    made = container.Contents([raw, bytes(-len(raw) % container.PAGE)], len(raw), [], 1)
+    data = b"".join(bytes(buffer) for buffer in (made.first_page(True), *made.buffers))
+    with pytest.raises(Damaged, match="not msgpack"):
+        container.unpack_meta(memoryview(data), Path("file"))
 
 
 def test_a_checkpoint_is_synced_before_it_is_renamed_and_its_name_after(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def wrong_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_closed_form_that_is_wrong_is_noticed_by_the_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong_for_many(monkeypatch)
-    monkeypatch.setattr("streamcl.core.fisher.DiagonalFisher.verified", lambda _: True)
+    monkeypatch.setattr("streamcl.core.fisher.Fisher.verified", lambda _: True)
     found = outcome("mlp", "float64", "exact")
     assert found.outcome == "wrong"
     assert found.error == pytest.approx(0.21, abs=0.01)
@@ -80,13 +80,13 @@ def test_a_closed_form_that_is_wrong_is_noticed_at_the_end_of_a_task(monkeypatch
 
 def test_rows_taken_for_others_are_noticed_at_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the check of numbers, a block that is laid out in another way than the first rows comes out wrong."""
-    monkeypatch.setattr("streamcl.core.fisher._agree_moments", lambda *_: True)
-    monkeypatch.setattr("streamcl.core.fisher.DiagonalFisher.verified", lambda _: True)
+    monkeypatch.setattr("streamcl.core.company._agree", lambda *_: True)
+    monkeypatch.setattr("streamcl.core.fisher.Fisher.verified", lambda _: True)
     assert outcome("laid_out_by_size", "float64", "exact").outcome == "wrong"
 
 
 def test_the_check_at_the_end_has_the_whole_task_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamcl.core.fisher._agree_moments", lambda *_: True)
+    monkeypatch.setattr("streamcl.core.company._agree", lambda *_: True)
     run = Run("laid_out_by_size", "float64", "exact")
     assert run.boundary_error() < 1e-10
     assert "taken again row by row" in str(run.learner.warning)
@@ -94,7 +94,7 @@ def test_the_check_at_the_end_has_the_whole_task_taken_again(monkeypatch: pytest
 
 def test_a_proof_that_let_everything_pass_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance.Rows, "apart", lambda *_: True)
-    monkeypatch.setattr("streamcl.core.fisher.DiagonalFisher.verified", lambda _: True)
+    monkeypatch.setattr("streamcl.core.fisher.Fisher.verified", lambda _: True)
     assert outcome("laid_out_by_size", "float64", "exact").outcome == "wrong"
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-PATIENCE = 60.0
+PATIENCE = 120.0  # of a machine that does much else
 
 
 def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> None:

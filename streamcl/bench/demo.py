@@ -1,8 +1,8 @@
 """``streamcl demo``: forgetting, with and without the penalty, on real data through real daemons.
 
 Scikit-learn's handwritten digits, each task with its own fixed permutation of the pixels. Two daemons get the same
-stream: one consolidates, the other has ``posterior.scale = 0``, which leaves every step the same but keeps nothing of a
-task: plain fine-tuning.
+stream: one as it is without any configuration, the other with ``posterior.scale = 0``, which leaves every step the same but
+keeps nothing of a task: plain fine-tuning.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from streamcl.bench.local import LocalDaemon
 from streamcl.bench.permuted import Images, run_tasks
+from streamcl.config import Auto
 from streamcl.errors import StreamclError
 
 if TYPE_CHECKING:
@@ -27,11 +28,10 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 TEST_ROWS = 400
-SCALE = 150.0
-METHODS = (("streamcl", SCALE), ("fine-tuning", 0.0))
+METHODS: tuple[tuple[str, dict[str, Any]], ...] = (("streamcl", {}), ("fine-tuning", {"scale": 0.0}))
 
 
-def run(out: Path, tasks: int = 5, epochs: int = 20, seed: int = 0) -> dict[str, Array]:
+def run(out: Path, tasks: int = 5, epochs: int | Auto = "auto", seed: int = 0) -> dict[str, Array]:
     """Run the demo; writes ``demo.png`` and ``demo.json`` into `out`, which must be a directory or not exist yet.
 
     Returns for each method the accuracies [after task i, on task j]. Raises StreamclError if the extra `demo` is not
@@ -41,7 +41,7 @@ def run(out: Path, tasks: int = 5, epochs: int = 20, seed: int = 0) -> dict[str,
     permutations = images.permutations(tasks, seed)
     print(f"{tasks} tasks of {len(images.train_x)} handwritten digits, each with its own permutation of the pixels")
     started = time.monotonic()
-    matrices = {name: _run_method(name, scale, images, permutations, epochs) for name, scale in METHODS}
+    matrices = {name: _run_method(name, posterior, images, permutations, epochs) for name, posterior in METHODS}
     _print_result(matrices)
     out.mkdir(parents=True, exist_ok=True)
     figures = {name: [[v for v in row if v == v] for row in m.tolist()] for name, m in matrices.items()}
@@ -52,7 +52,7 @@ def run(out: Path, tasks: int = 5, epochs: int = 20, seed: int = 0) -> dict[str,
 
 
 def digits() -> Images:
-    """1,797 digits of 8 x 8 pixels, shuffled; 400 of them for testing."""
+    """1,797 digits of 8 x 8 pixels, shuffled; the last 400 for testing."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -60,15 +60,13 @@ def digits() -> Images:
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     x, y = (data.data[order] / 16.0).astype(np.float32), data.target[order].astype(np.int64)
-    return Images(x[TEST_ROWS:], y[TEST_ROWS:], x[:TEST_ROWS], y[:TEST_ROWS])
+    return Images(x[:-TEST_ROWS], y[:-TEST_ROWS], x[-TEST_ROWS:], y[-TEST_ROWS:])
 
 
-def _run_method(name: str, scale: float, images: Images, permutations: list[Array], epochs: int) -> Array:
-    tree = {
-        "model": {"args": {"hidden": [1000]}, "classes": 10},
-        "train": {"epochs": epochs, "learning_rate": 1e-3, "batch_size": 64},
-        "posterior": {"scale": scale, "prior_precision": 1.0},
-    }
+def _run_method(
+    name: str, posterior: dict[str, Any], images: Images, permutations: list[Array], epochs: int | Auto
+) -> Array:
+    tree = {"train": {"epochs": epochs}, "posterior": posterior}
     with LocalDaemon(tree) as daemon, _live(name, len(permutations)) as show:
 
         def after(number: int, scores: list[float], done: dict[str, Any]) -> None:

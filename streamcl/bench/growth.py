@@ -23,7 +23,7 @@ from streamcl.bench.conditions import as_in_the_trainer
 from streamcl.bench.speed.boundary import Boundaries, Taken
 from streamcl.bench.speed.workloads import CLASSES
 from streamcl.bench.versions import versions
-from streamcl.core.fisher import DiagonalFisher
+from streamcl.core.fisher import Fisher
 from streamcl.core.likelihood import Categorical
 from streamcl.core.parameters import FlatParameters
 
@@ -63,9 +63,9 @@ def by_parameters(most: int) -> Iterator[Point]:
             return
         with _boundaries({"model": _model(width, width)}) as made:
             taken = [made.learn_a_task() for _ in range(4)][1:]
-            network = made.trainer.learner.network
-            assert network is not None
-            yield _point("parameters", network.parameters.size, taken)
+            model = made.trainer.learner.model
+            assert model is not None
+            yield _point("parameters", model.network.parameters.size, taken)
 
 
 def _point(curve: str, at: int, taken: Sequence[Taken]) -> Point:
@@ -83,7 +83,7 @@ def by_samples(most: int) -> Iterator[Point]:
 
 
 def _fisher_seconds(module: torch.nn.Module, parameters: FlatParameters, x: torch.Tensor) -> float:
-    fisher = DiagonalFisher(module, parameters, Categorical(CLASSES))
+    fisher = Fisher(module, parameters, Categorical(CLASSES))
     started = time.perf_counter()
     for start in range(0, len(x), 512):
         fisher.add(x[start : start + 512])

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from streamcl.bench.demo import SCALE, digits
+from streamcl.bench.demo import digits
 from streamcl.bench.local import FREE_ENDPOINTS, LocalDaemon
 from streamcl.bench.permuted import Images, task_rows
 from streamcl.client import Admin, Producer
-from streamcl.config import Config
+from streamcl.config import Auto, Config
 
 BATCH_ROWS = 64
 PACE_SECONDS = 0.1  # between two batches
@@ -28,7 +28,7 @@ REVISIT_PACE_SECONDS = 0.5
 PRODUCERS = ("camera-1", "camera-2")
 
 
-def keep(out: Path, tasks: int, epochs: int, announce: Callable[[LocalDaemon], None], seed: int = 0) -> None:
+def keep(out: Path, tasks: int, epochs: int | Auto, announce: Callable[[LocalDaemon], None], seed: int = 0) -> None:
     """Run until Ctrl-C or SIGTERM; everything is kept under `out`.
 
     announce: called once the daemon is ready. Raises StreamclError if the extra `demo` is not installed or the daemon
@@ -38,9 +38,8 @@ def keep(out: Path, tasks: int, epochs: int, announce: Callable[[LocalDaemon], N
     names = {f"digits-{number + 1}": p for number, p in enumerate(images.permutations(tasks, seed))}
     _write_evaluation_sets(out / "evaluation", images, names)
     tree = {
-        "model": {"args": {"hidden": [1000]}, "classes": 10},
-        "train": {"epochs": epochs, "learning_rate": 1e-3, "batch_size": 64},
-        "posterior": {"mode": "factors", "scale": SCALE, "prior_precision": 1.0},
+        "train": {"epochs": epochs},
+        "posterior": {"mode": "factors"},
         "evaluation": {"directory": str((out / "evaluation").resolve())},
         "endpoints": _endpoints(),
     }

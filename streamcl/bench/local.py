@@ -12,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from streamcl.client import Admin, Producer, Reader
 from streamcl.config import PREFIX
@@ -33,16 +34,37 @@ FREE_ENDPOINTS = {
 }
 FIRST_PORT, PORTS, BLOCKS = 15_000, 80, 200  # of each process, below what systems give to outgoing connections
 _turns = itertools.count()
+_claims: list[socket.socket] = []
 
 
 def own_endpoints() -> dict[str, str]:
-    """Free loopback ports that no outgoing connection is given, so that a daemon finds its own free when it starts again.
+    """Endpoints on ports of one's own (`own_port`)."""
+    return {name: endpoint.rpartition(":")[0] + f":{own_port()}" for name, endpoint in FREE_ENDPOINTS.items()}
 
-    Each process takes those of its own block in turn.
-    """
-    ports = (FIRST_PORT + os.getpid() % BLOCKS * PORTS + turn % PORTS for turn in _turns)
-    free = (port for port in ports if _is_free(port))
-    return {name: endpoint.rpartition(":")[0] + f":{next(free)}" for name, endpoint in FREE_ENDPOINTS.items()}
+
+def own_port() -> int:
+    """A free loopback port that no outgoing connection is given, so that who listens there finds it free again after a
+    restart; each process takes those of its own block in turn."""
+    ports = (FIRST_PORT + _block() * PORTS + turn % PORTS for turn in _turns)
+    return next(port for port in ports if _is_free(port))
+
+
+@cache
+def _block() -> int:
+    """One that no other process has; where that cannot be claimed (abstract sockets are Linux's), by our own number."""
+    first = os.getpid() % BLOCKS
+    blocks: list[int] = [*range(first, BLOCKS), *range(first)]
+    while blocks and sys.platform == "linux":
+        block = blocks.pop(0)
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(f"\0streamcl-ports-{block}")
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        return block
+    return os.getpid() % BLOCKS
 
 
 def _is_free(port: int) -> bool:
@@ -53,13 +75,21 @@ def _is_free(port: int) -> bool:
     return False
 
 
+TABLES = ("model.args", "stream.drift_args")  # keys whose values are tables
+
+
 class LocalDaemon:
     """``streamcl serve`` as a child process.
 
     tree: the configuration as nested maps; endpoints default to free loopback ports. state_dir: a temporary one unless
     given. code: a checkout of streamcl to run instead of this one. Raises StreamclError with the end of the daemon's log
     where it does not become ready; how long that takes does not matter while it takes processor time.
+    popen: what starts it, called as `subprocess.Popen` is.
     """
+
+    popen: ClassVar[Callable[..., Any]] = subprocess.Popen
+
+    arguments: ClassVar[tuple[str, ...]] = ("serve",)
 
     def __init__(self, tree: Mapping[str, Any], state_dir: Path | None = None, code: Path | None = None) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="streamcl-") if state_dir is None else None
@@ -85,8 +115,8 @@ class LocalDaemon:
         self.state_dir.mkdir(parents=True, exist_ok=True)
         self._wait_until_gone()
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*self.command, "serve", *self._flags()],
+            self.process = type(self).popen(
+                [*self.command, *self.arguments, *self._flags()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -130,7 +160,7 @@ class LocalDaemon:
         """What its processes have taken so far (Linux; elsewhere nothing is known of it)."""
         if self.process is None or sys.platform != "linux":
             return 0.0
-        return sum(processor_seconds(pid) for pid in (self.process.pid, *self.children().values()))
+        return sum(map(processor_seconds, _family(self.process.pid)))
 
     def producer(self, name: str = "producer", **options: Any) -> Producer:
         """A producer connected to it; by default every call is one message, so that figures are reproducible."""
@@ -150,13 +180,20 @@ class LocalDaemon:
 
     def children(self) -> dict[str, int]:
         """The pids of its working processes by role (Linux)."""
-        assert self.process is not None
-        pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         roles = {}
-        for pid in pids:
+        for pid in self._child_pids():
             with contextlib.suppress(OSError, IndexError):  # just ended, or not yet started fully
                 roles[Path(f"/proc/{pid}/cmdline").read_text().split("\0")[3]] = int(pid)
         return roles
+
+    def _child_pids(self) -> list[str]:
+        """Looked at until two looks agree: while one child ends, the kernel may leave out another."""
+        assert self.process is not None
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        before, pids = None, path.read_text().split()
+        while pids != before:
+            before, pids = pids, path.read_text().split()
+        return pids
 
     def kill(self) -> None:
         """SIGKILL, as in a crash; its children end by themselves."""
@@ -165,12 +202,14 @@ class LocalDaemon:
             self.process.wait()
 
     def kill_all(self) -> None:
-        """SIGKILL to every one of its processes at once."""
-        pids = self.children().values()
+        """SIGKILL to every one of its processes at once; on return none of them holds a file any more."""
+        pids = [int(pid) for pid in self._child_pids()]
         self.kill()
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        while any(map(_lives, pids)):
+            time.sleep(0.005)
 
     def stop(self) -> int:
         """Stop it in an orderly way; returns its exit status."""
@@ -195,6 +234,32 @@ class LocalDaemon:
                     self._temporary.cleanup()
 
 
+class LocalFollower(LocalDaemon):
+    """``streamcl follow`` as a child process, of the daemon at an endpoint; otherwise as a `LocalDaemon`."""
+
+    arguments: ClassVar[tuple[str, ...]] = ("follow",)
+
+    def __init__(self, endpoint: str, tree: Mapping[str, Any] | None = None, state_dir: Path | None = None) -> None:
+        tree = tree or {}
+        super().__init__({**tree, "follow": {**tree.get("follow", {}), "endpoint": endpoint}}, state_dir)
+
+
+def _family(pid: int) -> Iterator[int]:
+    """A process and all that come from it: under a launcher, those who work are further down."""
+    yield pid
+    with contextlib.suppress(OSError):  # it has just ended
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            yield from _family(int(child))
+
+
+def _lives(pid: int) -> bool:
+    """Whether there is such a process that has not ended; what is left of one until it is buried does not count."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def _environment(code: Path | None) -> dict[str, str]:
     """This process's, without the variables that would configure the daemon."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
@@ -202,11 +267,11 @@ def _environment(code: Path | None) -> dict[str, str]:
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested maps as dotted keys; ``model.args`` is itself a value."""
+    """Nested maps as dotted keys; what is itself a value (``model.args``) stays one."""
     leaves = []
     for key, value in tree.items():
         name = prefix + key
-        if isinstance(value, Mapping) and name != "model.args":
+        if isinstance(value, Mapping) and name not in TABLES:
             leaves += _leaves(value, f"{name}.")
         else:
             leaves.append((name, value))

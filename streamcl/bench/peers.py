@@ -27,8 +27,8 @@ from streamcl import models
 from streamcl.bench.conditions import as_in_the_trainer
 from streamcl.bench.trained import BATCH, CLASSES, digits, train
 from streamcl.bench.versions import versions
-from streamcl.config import Train
-from streamcl.core.fisher import DiagonalFisher
+from streamcl.config import NOTED_RATE
+from streamcl.core.fisher import Fisher
 from streamcl.core.gaussian import Gaussian
 from streamcl.core.likelihood import Categorical, FisherKind
 from streamcl.core.parameters import FlatParameters
@@ -98,7 +98,7 @@ class Network:
 
     def fisher(self, kind: FisherKind) -> Tensor:
         """Ours, summed over the rows."""
-        found = DiagonalFisher(self.module, self.parameters, Categorical(CLASSES), kind)
+        found = Fisher(self.module, self.parameters, Categorical(CLASSES), kind)
         for x, y in self.chunks(ROWS):
             found.add(x, y)
         return found.total
@@ -293,7 +293,7 @@ def _avalanche_step(network: Network, mode: str, tasks: int) -> tuple[Callable[[
 
 
 def _optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=Train().learning_rate, fused=True)
+    return torch.optim.Adam(parameters, lr=NOTED_RATE, fused=True)
 
 
 # -- what is installed -------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from streamcl.config import Train
+from streamcl.config import NOTED_RATE
 from streamcl.core.likelihood import Categorical
 from streamcl.core.parameters import FlatParameters
 from streamcl.learning.optimisers import Adam
@@ -25,7 +25,7 @@ def digits(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 def train(module: nn.Module, parameters: FlatParameters, x: Tensor, y: Tensor, epochs: int = 40) -> None:
     """Adam on the mean negative log likelihood."""
-    optimiser = Adam(parameters.theta.detach(), parameters.grad, Train().learning_rate)
+    optimiser = Adam(parameters.theta.detach(), parameters.grad, NOTED_RATE)
     for _ in range(epochs):
         for start in range(0, len(x), BATCH):
             parameters.grad.zero_()

@@ -5,6 +5,7 @@ Starts fast: nothing heavy is imported before the command that needs it runs.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,7 +16,12 @@ from streamcl.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command; returns the exit status.
+
+    Threads of PyTorch's products sleep while they wait for each other: by default they spin, and where other processes want
+    the same cores, steps that take microseconds then take a scheduler's turn. Read by OpenMP when PyTorch is imported.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
@@ -45,14 +51,20 @@ def _fail(error: Exception | str, status: int, remedy: str | None = None) -> int
 def build_parser() -> Parser:
     """The parser of every command."""
     from streamcl.cli import (
+        begin,
         benches,
+        bridge,
         completion,
         configuration,
+        evaluate,
         health,
         kept,
+        merge,
         offline,
         operate,
+        plan,
         plot,
+        predict,
         produce,
         run,
         secure,
@@ -67,19 +79,25 @@ def build_parser() -> Parser:
         "--boundary`.",
     )
     parser.add_argument("--version", action="version", version=f"streamcl {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for module in (
         run,
+        begin,
         configuration,
+        plan,
         produce,
         sweep,
         operate,
+        predict,
         kept,
         top,
         health,
         plot,
+        evaluate,
         secure,
+        merge,
         offline,
+        bridge,
         benches,
         completion,
     ):

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from streamcl.cli import words
+from streamcl.cli import readable
 from streamcl.errors import StreamclError
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class _Left(ProgressColumn):
         """Such as 0:12 left."""
         left = task.fields.get("left", task.time_remaining)
         if left is None:
-            return Text(words.duration(task.elapsed or 0.0), style="progress.elapsed")
-        return Text(f"{words.duration(left)} left", style="progress.remaining")
+            return Text(readable.duration(task.elapsed or 0.0), style="progress.elapsed")
+        return Text(f"{readable.duration(left)} left", style="progress.remaining")
 
 
 class _Speed:
@@ -126,6 +126,6 @@ class Bars:
         now = status.get("consolidation") or {}
         if now.get("task") == task:
             done, left = now.get("fraction") or 0.0, now.get("seconds_left") or None
-            self._bars.update(line, total=1.0, completed=done, left=left, words=words.consolidation(now))
+            self._bars.update(line, total=1.0, completed=done, left=left, words=readable.consolidation(now))
             return
         self._bars.update(line, total=None, left=None, words=f"{status.get('state')}{speed(status)}")

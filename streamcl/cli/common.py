@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamcl.config import Config, variable
-from streamcl.errors import Unreachable
+from streamcl.errors import DataError, Unreachable
 
 if TYPE_CHECKING:
     from streamcl.client import Admin, Producer, Reader
@@ -44,10 +44,10 @@ def default_state() -> str:
     return os.environ.get(variable("state_dir"), Config().state_dir)
 
 
-def group(commands: Any, name: str, text: str) -> Any:
-    """Add a command that has commands of its own; returns what takes them."""
+def group(commands: Any, name: str, text: str, member: str = "COMMAND") -> Any:
+    """Add a command that has commands of its own; returns what takes them. member: what one of them is called."""
     parser = commands.add_parser(name, help=text, description=text)
-    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    return parser.add_subparsers(title=f"{member.lower()}s", metavar=member)
 
 
 def add_connection(parser: argparse.ArgumentParser, *sockets: str) -> None:
@@ -94,6 +94,18 @@ def endpoint(options: argparse.Namespace, name: str) -> str:
         ) from None
 
 
+def refuse_follower(directory: Path, what: str) -> None:
+    """Raise DataError where a state directory is a follower's, which has nothing of the kind."""
+    from streamcl.storage.mirror import followed_by
+
+    place = followed_by(directory)
+    if place is not None:
+        raise DataError(
+            f"{what}: {directory}: this is a follower of the daemon at {place}, and answers predictions alone; ask that "
+            "daemon, by its own --state-dir"
+        )
+
+
 def keys(options: argparse.Namespace) -> Keys | None:
     """The client's key, with the daemon's: as given, else as in the key's file, else of the state directory's daemon."""
     from streamcl.handshake import client_keys
@@ -121,12 +133,13 @@ def reader(options: argparse.Namespace) -> Reader:
     return Reader(endpoint(options, "predict"), keys=keys(options))
 
 
-def producer(options: argparse.Namespace, name: str) -> Producer:
-    """A Producer connected to the daemon, which says on standard error why it waits."""
+def producer(options: argparse.Namespace, name: str, timeout: float = 60.0) -> Producer:
+    """A Producer connected to the daemon, which says on standard error why it waits. timeout: as of the Producer."""
     from streamcl.client import Producer
 
     # ungathered, so that a file sent again makes the same messages
-    return Producer(endpoint(options, "stream"), name, gather_bytes=0, on_waiting=say_waiting, keys=keys(options))
+    where = endpoint(options, "stream")
+    return Producer(where, name, timeout=timeout, gather_bytes=0, on_waiting=say_waiting, keys=keys(options))
 
 
 def say_waiting(reason: str) -> None:

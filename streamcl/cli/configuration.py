@@ -10,7 +10,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -61,12 +61,20 @@ def add_commands(commands: Any) -> None:
     add_keys(parser, "--config FILE", "--changed", "--json")
 
 
-def add_keys(parser: argparse.ArgumentParser, *options: str) -> None:
-    """Every key of the configuration as an option; `options`: the command's own, for its usage line."""
+def add_keys(
+    parser: argparse.ArgumentParser, *options: str, only: Sequence[str] = (), left_out: Sequence[str] = ()
+) -> None:
+    """Every key of the configuration as an option; `options`: the command's own, for its usage line.
+
+    only: just these keys, and those of these sections; left_out: sections without which.
+    """
     shown = "".join(f" [{option}]" for option in options)
     parser.usage = f"{parser.prog}{shown} [--KEY VALUE ...]"
     keys = parser.add_argument_group("configuration keys; each overrides the environment and the file")
     for key, hint, default in config.all_keys():
+        section = key.partition(".")[0]
+        if section in left_out or (only and key not in only and section not in only):
+            continue
         spellings = dict.fromkeys([f"--{key.replace('_', '-')}", f"--{key}"])
         keys.add_argument(*spellings, dest=f"key:{key}", metavar="VALUE", help=f"{_allowed(hint)}default {_shown(default)}")
 

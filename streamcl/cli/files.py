@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeAlias, TypeVar
 
+from streamcl import columns as tables
+from streamcl.cli.common import admin
 from streamcl.cli.progress import display
-from streamcl.errors import DataError, Refused
+from streamcl.errors import DataError, Refused, StreamclError
 
 if TYPE_CHECKING:
-    from streamcl.datafiles import Array, Columns, DataFile, Form, Reading
+    from streamcl.client import Reader
+    from streamcl.datafiles import Array, Columns, DataFile, Form, Reading, Schema
 
 T = TypeVar("T")
+Trial: TypeAlias = "Callable[[Array, Array | None, Schema | None], T]"
 KIND_CODES = frozenset({"bad_array", "bad_shape"})  # with which a daemon or its model refuses one kind of x
+HEAD_BYTES = 512
+STARTS: tuple[tuple[bytes, str], ...] = (
+    (b"PAR1", ".parquet"),
+    (b"ARROW1", ".arrow"),
+    (b"PK\x03\x04", ".npz"),
+    (b"{", ".jsonl"),
+)
+STARTS += ((b"\x1f\x8b", ".csv.gz"),)
 WORDS = {"integer": "64-bit integers", "real": "64-bit floats"}
 
 
@@ -56,11 +71,20 @@ def columns(options: argparse.Namespace, labelled: bool = True) -> Columns:
     return Columns(options.x, options.label, labelled, tuple(options.features), tuple(options.drop), header)
 
 
-def opened(options: argparse.Namespace, path: Path, rows: int, labelled: bool = True) -> DataFile:
-    """A data file that has been read whole and is sound; on a terminal, with progress. Raises DataError."""
+def opened(
+    options: argparse.Namespace, path: Path, rows: int, labelled: bool = True, known: Mapping[str, Any] | None = None
+) -> DataFile:
+    """A data file that has been read whole and is sound; on a terminal, with progress. Raises DataError.
+
+    The file ``-`` is standard input, which is put down first, since a file is read twice. known: as for `fit`, where it is
+    known before.
+    """
     from streamcl.datafiles import open_data
 
-    data = open_data(path, columns(options, labelled), rows)
+    path = _put_down(sys.stdin.buffer) if str(path) == "-" and not path.exists() else path
+    data = open_data(path, columns(options, labelled), rows, named=True)
+    if known is not None:
+        fit(data, known, check=False)
     with display(options) as show, show.counting(f"checking {path.name}", None) as advance:
         before = 0
         for row in data.checking():
@@ -69,6 +93,48 @@ def opened(options: argparse.Namespace, path: Path, rows: int, labelled: bool = 
     if options.numbers is not None:
         data.refuse_kind(options.numbers)
     return data
+
+
+def _put_down(stream: BinaryIO) -> Path:
+    """What is read to its end as a file, for as long as this process lives; named for what its first bytes are."""
+    start = stream.read(HEAD_BYTES)
+    ending = next((ending for magic, ending in STARTS if start.lstrip().startswith(magic)), ".csv")
+    directory = Path(tempfile.mkdtemp(prefix="streamcl-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    path = directory / f"standard-input{ending}"
+    with path.open("wb") as file:
+        file.write(start)
+        shutil.copyfileobj(stream, file)
+    return path
+
+
+def fit(data: DataFile, said: Mapping[str, Any], check: bool = True) -> None:
+    """Read a file on as a daemon's welcome says: by the columns of its stream, if it has begun. Raises DataError."""
+    schema = said.get("schema")
+    columns = None if schema is None else tables.from_plain(schema)
+    data.fit(columns, said.get("left_out", ()), bool(said.get("begun", False)), check)
+
+
+def predicted(daemon: Reader) -> dict[str, Any]:
+    """What `fit` takes, by what the predictor knows; before the first batch, and of a daemon that does not say, nothing."""
+    with contextlib.suppress(Refused):
+        return {"begun": True, **(daemon.schema() or {})}
+    return {}
+
+
+def fit_as_predicted(data: DataFile, daemon: Reader) -> None:
+    """As `fit`, by what the predictor knows."""
+    fit(data, predicted(daemon))
+
+
+def streamed(options: argparse.Namespace) -> dict[str, Any] | None:
+    """What `fit` takes, by what the daemon says to operators; None where it may not be asked, and says so to producers."""
+    if getattr(options, "stream", None) and not options.admin:
+        return None  # it is not known which daemon's admin endpoint to ask
+    with contextlib.suppress(StreamclError, OSError), admin(options) as daemon:
+        said = daemon.status()
+        return {"begun": said["batches_durable"] > 0, "schema": said.get("schema"), "left_out": said.get("left_out", ())}
+    return None
 
 
 def say(options: argparse.Namespace, reading: Reading, stream: TextIO | None = None) -> None:
@@ -95,12 +161,12 @@ class Agreement:
         self.form: Form | None = None
         self.notes: list[str] = []
 
-    def of(self, x: Array, y: Array | None) -> tuple[Array, Array | None]:
-        """A block in the form agreed on."""
+    def of(self, x: Array, y: Array | None) -> tuple[Array, Array | None, Schema | None]:
+        """A block in the form agreed on, and its columns if they have names."""
         assert self.form is not None
-        return self.form.of(x, y)
+        return self.data.batch(x, y, self.form)
 
-    def try_on(self, x: Array, y: Array | None, trial: Callable[[Array, Array | None], T]) -> T:
+    def try_on(self, x: Array, y: Array | None, trial: Trial[T]) -> T:
         """The first block in the first form that the trial takes. Raises the first refusal if it takes none."""
         first: Refused | None = None
         form: Form | None = self.data.form(self.said)
@@ -108,7 +174,7 @@ class Agreement:
         while form is not None and form not in tried:
             tried.append(form)
             try:
-                done = trial(*form.of(x, y))
+                done = trial(*self.data.batch(x, y, form))
             except Refused as refused:
                 first = first or refused
                 form = self._other(form, refused)
@@ -137,10 +203,12 @@ class Agreement:
         if form.kind is not None and form.kind != self.data.kind():
             why = "as --numbers says" if self.said else "the only kind of numbers that the daemon's model takes"
             self.notes.append(f"{self.data.path}: features go as {WORDS[form.kind]}, {why}; none is changed by it")
-        if form.integer_targets:
-            self.notes.append(f"{self.data.path}: labels such as 1.0 go as integers; none is changed by it")
+        if form.integer_targets and self.data.truths:
+            self.notes.append(f"{self.data.path}: True and False go as 1 and 0: the daemon's model takes numbers")
+        elif form.integer_targets:
+            self.notes.append(f"{self.data.path}: labels go as integers; none is changed by it")
 
-    def blocks(self, trial: Callable[[Array, Array | None], T], then: Callable[[Array, Array | None], T]) -> Iterator[T]:
+    def blocks(self, trial: Trial[T], then: Trial[T]) -> Iterator[T]:
         """Every block of the file; the first one is tried, unless a form was agreed on before."""
         for x, y in self.data.blocks():
             yield self.try_on(x, y, trial) if self.form is None else then(*self.of(x, y))

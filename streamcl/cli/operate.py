@@ -1,4 +1,4 @@
-"""The operators' commands: status and tasks, boundaries and revisits, predictions, pausing and stopping."""
+"""The operators' commands: status and tasks, boundaries and revisits, exports, pausing and stopping."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamcl.cli import readable
 from streamcl.cli.common import (
     add_connection,
     add_json,
@@ -20,20 +22,16 @@ from streamcl.cli.common import (
     print_fields,
     print_json,
     print_table,
-    reader,
     said_of_rows_aside,
     show_fields,
 )
-from streamcl.cli.files import Agreement, add_columns, opened, read_as, say
 from streamcl.cli.progress import Silent, display, waited_for
-from streamcl.errors import DataError, Refused, StreamclError, Unreachable
+from streamcl.errors import StreamclError, Unreachable
+from streamcl.storage.exported import SUMS
 
 if TYPE_CHECKING:
-    from streamcl.client import Admin, Prediction, Reader
-    from streamcl.datafiles import Array, Reading
+    from streamcl.client import Admin
 
-PREDICT_ROWS = 4096
-SCORES = frozenset({"accuracy", "rmse"})
 ASK_SECONDS = 1.0  # between two looks at a daemon that is ending
 END_SECONDS = 60.0
 TASK_COLUMNS = ["task", "samples", "weight", "loss", "revisits", "penalty", "penalty_rise", "closed", "state"]
@@ -56,7 +54,6 @@ def add_commands(commands: Any) -> None:
     _add_boundary(commands)
     _add_revisit(commands)
     _add_abandon_and_forget(commands)
-    _add_predict(commands)
     _add_export(commands)
     _add_stop(commands)
 
@@ -129,28 +126,6 @@ def _add_abandon_and_forget(commands: Any) -> None:
     add_json(parser)
 
 
-def _add_predict(commands: Any) -> None:
-    parser = command(
-        commands,
-        "predict",
-        predict,
-        "Predict every row of a data file, one line each; with targets in it, score the predictions too. The score, and "
-        "how the file was read, go to standard error, beside the predictions (with --out or --json, they are "
-        "among the results).",
-        "streamcl predict test.csv --label price",
-    )
-    parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("--samples", type=int, default=0, help="average over this many draws from the posterior")
-    add_columns(
-        parser,
-        "the target's column or array, if the file has one (default: one named label, target, class or y; else the last "
-        "column, if the model takes one column fewer; reported)",
-    )
-    parser.add_argument("--out", type=Path, help="write the predictions to this NPZ file")
-    add_connection(parser, "predict")
-    add_json(parser)
-
-
 def _add_export(commands: Any) -> None:
     parser = command(
         commands,
@@ -181,7 +156,40 @@ def status(options: argparse.Namespace) -> None:
     """Print the daemon's status."""
     with admin(options) as daemon:
         said = daemon.status()
-    show_fields(options, said if options.json else {**said, "events": [event_line(event) for event in said["events"]]})
+    if options.json:
+        print_json(said)
+        return
+    events = [event_line(event) for event in said["events"]]
+    if "follows" in said:
+        known = {name: value for name, value in said.items() if value is not None}
+        if "published_at" in known:
+            known["published_at"] = readable.time_of(known["published_at"])
+        print_fields({**known, "events": events})
+        return
+    kept: dict[str, Any] = {"curvature": _curvature(said.get("curvature", {})), "past": _past(said.get("past") or {})}
+    kept["schema"] = ", ".join(f"{column['name']} ({column['kind']})" for column in said.get("schema") or ())
+    print_fields({**said, **kept, "events": events})
+
+
+def _past(past: Mapping[str, Any]) -> dict[str, Any]:
+    """What all tasks have lost together; of a daemon that does not say, nothing."""
+    if not past:
+        return {}
+    found = {"tasks": past["tasks"], "samples": past["samples"], "rise": "-"}
+    if past["rise"] is not None:
+        found["rise"] = f"{readable.rise(past['rise'], past['rise_bound'])} (estimated, nats a sample)"
+    return found
+
+
+def _curvature(kept: Mapping[str, Any]) -> dict[str, str]:
+    """How precisions are kept, a line for each way; of a daemon that does not say, nothing."""
+    lines = {"setting": str(kept.get("setting", "-"))}
+    if not kept.get("settled"):
+        return lines | {"by layer": "decided at the first boundary (`streamcl plan` says how)"}
+    for kind in ("turned", "full_blocks", "own_coordinates"):
+        these = kept[kind]
+        lines[kind] = f"{these['parameters']:,} parameters: {', '.join(these['names'])}" if these["parameters"] else "none"
+    return lines
 
 
 def tasks(options: argparse.Namespace) -> None:
@@ -196,10 +204,14 @@ def tasks(options: argparse.Namespace) -> None:
         print_json({"tasks": rows})
         return
     for row in rows:
-        row["closed"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["closed_at"]))
+        row["closed"] = readable.time_of(row["closed_at"])
+        if row.get("rise_bound"):
+            row["penalty_rise"] = readable.rise(row["penalty_rise"], row["rise_bound"])
+        row["at_chance"] = "at chance" if row.get("at_chance") else ""
     advised = "revisit_rank" in rows[0] if rows else False
     aside = any(row["set_aside"] for row in rows)
-    columns = TASK_COLUMNS + ["set_aside"] * aside + ["revisit_rank"] * advised
+    lost = any(row["at_chance"] for row in rows)
+    columns = TASK_COLUMNS + ["set_aside"] * aside + ["revisit_rank"] * advised + ["at_chance"] * lost
     print_table(rows, columns, "no task has been consolidated yet")
     best = next((row for row in rows if row.get("revisit_rank") == 1), None)
     if best is not None:
@@ -329,107 +341,6 @@ def _is_zombie(pid: int) -> bool:
 # -- predictions and parameters ----------------------------------------------------------------------------------------
 
 
-def predict(options: argparse.Namespace) -> None:
-    """Predict a file's rows."""
-    import numpy as np
-
-    with reader(options) as daemon:
-        file, (answers, targets) = _asked(options, daemon)
-    arrays = {name: np.concatenate([answer.arrays[name] for answer in answers]) for name in answers[0].arrays}
-    if "probs" in arrays and answers[0].labels is not None:
-        arrays["label"] = np.concatenate([answer.label for answer in answers])
-    _report(options, file, arrays, np.concatenate(targets) if targets else None, answers[-1].version)
-
-
-def _asked(options: argparse.Namespace, daemon: Reader) -> tuple[Agreement, tuple[list[Prediction], list[Array]]]:
-    """A file, its rows' predictions and their targets.
-
-    A table without a column named like a target may still have one: its last column, if the model takes one fewer.
-    """
-    data = opened(options, options.file, PREDICT_ROWS, labelled=options.label is not None)
-    try:
-        agreement = Agreement(data, options.numbers)
-        answered = _answers(options, daemon, agreement)
-    except Refused as refused:
-        if (
-            refused.code != "bad_shape"
-            or data.choice.label is not None
-            or len(data.choice.features) < 2
-            or options.features
-        ):
-            _say(options, data.reading)
-            raise
-        other = opened(options, options.file, PREDICT_ROWS)
-        agreement = Agreement(other, options.numbers)
-        try:
-            answered = _answers(options, daemon, agreement)
-        except Refused:
-            _say(options, data.reading)
-            raise refused from None
-    _say(options, agreement.data.reading)
-    return agreement, answered
-
-
-def _say(options: argparse.Namespace, reading: Reading) -> None:
-    say(options, reading, sys.stdout if options.out is not None else sys.stderr)
-
-
-def _answers(options: argparse.Namespace, daemon: Reader, agreement: Agreement) -> tuple[list[Prediction], list[Array]]:
-    def ask(x: Array, y: Array | None) -> tuple[Prediction, Array | None]:
-        return daemon.predict(x, samples=options.samples), y
-
-    pairs = list(agreement.blocks(ask, ask))
-    return [answer for answer, _ in pairs], [y for _, y in pairs if y is not None]
-
-
-def _report(options: argparse.Namespace, file: Agreement, arrays: dict[str, Any], y: Any, version: int) -> None:
-    import numpy as np
-
-    if options.out is not None:
-        with options.out.open("wb") as out:
-            np.savez(out, **arrays)
-    summary: dict[str, Any] = {"rows": len(next(iter(arrays.values()))), "version": version}
-    if y is not None:
-        summary |= _scored(file, arrays, y)
-    if options.json:
-        print_json(summary | {name: array.tolist() for name, array in arrays.items()} | {"read": read_as(file)})
-        return
-    notes = sys.stdout if options.out is not None else sys.stderr
-    print(*file.notes, sep="\n", end="\n" if file.notes else "", file=notes)
-    if options.out is not None:
-        print_fields(summary)
-        return
-    name = next(name for name in ("label", "mean", "probs") if name in arrays)
-    for value in arrays[name]:
-        print(value if np.ndim(value) == 0 else " ".join(f"{v:.6g}" for v in np.ravel(value)))
-    sys.stdout.flush()
-    for kind in SCORES & summary.keys():
-        print(f"{kind} {summary[kind]:.4g} over {summary['rows']} rows", file=sys.stderr)
-
-
-def _scored(file: Agreement, arrays: dict[str, Any], y: Any) -> dict[str, float]:
-    """The score; if the targets do not fit this model, says so instead."""
-    try:
-        return scores(arrays, y)
-    except DataError as error:
-        file.notes.append(f"{file.data.path}: not scored: {error}")
-        return {}
-
-
-def scores(arrays: dict[str, Any], y: Any) -> dict[str, float]:
-    """Accuracy, or the root mean square error. Raises DataError if the targets' shape differs from the predictions'."""
-    import numpy as np
-
-    name = next(name for name in ("label", "probs", "mean") if name in arrays)
-    predicted = arrays[name]
-    if predicted.size != y.size or len(predicted) != len(y):
-        raise DataError(f"expected targets of shape {list(predicted.shape)}, as the predictions, got {list(y.shape)}")
-    y = y.reshape(predicted.shape)
-    if name == "mean":
-        return {"rmse": float(np.sqrt(np.mean((predicted.astype(np.float64) - y) ** 2)))}
-    return {"accuracy": float(np.mean(predicted == y if name == "label" else (predicted > 0.5) == y))}
-
-
 def export(options: argparse.Namespace) -> None:
     """Write the model, parameters, posterior, tasks and status to a directory."""
     from safetensors.numpy import save_file
@@ -447,5 +358,8 @@ def export(options: argparse.Namespace) -> None:
     model.write_text(json.dumps(found.description, indent=2) + "\n")
     state.write_bytes(found.state)
     written = {"model": model, "state": state, "parameters": tensors, "description": texts}
+    if found.sums is not None:
+        written["sums"] = options.directory / SUMS
+        written["sums"].write_bytes(found.sums)
     left_out = {"left_out": found.description["left_out"]} if found.description["left_out"] else {}
     show_fields(options, {**{name: str(path) for name, path in written.items()}, "size": len(parameters.theta), **left_out})

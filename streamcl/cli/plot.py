@@ -7,8 +7,8 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamcl.cli.common import add_json, command, default_state, print_json
-from streamcl.cli.words import number
+from streamcl.cli.common import add_json, command, default_state, print_json, refuse_follower
+from streamcl.cli.readable import number
 from streamcl.errors import DataError
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def _past(options: argparse.Namespace) -> Past:
     try:
         return Past.read(path, None if options.hours is None else 3600 * options.hours)
     except FileNotFoundError:
+        refuse_follower(Path(options.state_dir), "plot")
         raise DataError(
             f"{path}: there is no history; a daemon keeps one in its state directory: name that with --state-dir"
         ) from None

@@ -8,14 +8,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamcl.cli.common import add_connection, add_json, command, print_json, said_of_rows_aside
-from streamcl.cli.files import Agreement, add_columns, opened, placed, read_as, say
-from streamcl.cli.progress import Silent, display, waited_for
-from streamcl.cli.upload import Upload, starting
-from streamcl.errors import DataError
+from streamcl.cli.common import add_connection, add_json, command, print_json, producer, said_of_rows_aside
+from streamcl.cli.files import Agreement, add_columns, opened, read_as, say, streamed
+from streamcl.cli.progress import Silent, connector, display, interruptible, waited_for
+from streamcl.cli.upload import Upload, send_blocks, starting
+from streamcl.errors import DataError, Refused
 
 if TYPE_CHECKING:
     from streamcl.cli.bars import Bars
+    from streamcl.client import Producer
     from streamcl.datafiles import DataFile
 
 
@@ -25,19 +26,30 @@ def add_commands(commands: Any) -> None:
         commands,
         "send",
         send,
-        "Stream a data file (CSV, Parquet, NPZ) to the daemon as batches of one task. Run again after an interruption, it "
-        "continues where the daemon's disk left off, and nothing is trained on twice.",
+        "Stream a data file (CSV, Parquet, Arrow, JSON lines, NPZ; - is standard input) to the daemon as batches of one "
+        "task; or every data file of a directory, in the order of their names, each as its own task, or all as --task. "
+        "Run again after an interruption, it continues where the daemon's disk left off, and nothing is trained on twice.",
         "streamcl send monday.csv --task monday --label price --boundary",
     )
-    parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("--task", required=True, help="the task the data belongs to")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a data file, or a directory of them")
+    parser.add_argument(
+        "--task", help="the task the data belongs to (default: the file's name without its suffix; reported)"
+    )
     parser.add_argument("--boundary", action="store_true", help="close the task after it and wait until it is consolidated")
     parser.add_argument("--weight", type=float, help="with --boundary: lambda_t instead of scale * N_t")
     add_columns(
-        parser, "the target's column or array (default: label, target, class or y, by name, else the last; reported)"
+        parser,
+        "the target's column or array (default: label, target, class or y, by name, else the last column; of JSON lines, "
+        "the last key, where every object has the same; reported)",
     )
     parser.add_argument("--rows", type=int, default=256, help="rows a batch (default 256; fewer if large)")
     parser.add_argument("--skip-rows", type=int, default=0, metavar="N", help="send only what comes after the first N rows")
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="go on as the file (text, JSON lines) grows, until Ctrl-C or --idle; started again, it goes on where it was",
+    )
+    parser.add_argument("--idle", type=float, metavar="SECONDS", help="with --follow: end where nothing came for so long")
     parser.add_argument(
         "--producer",
         help="a name of your own for the stream; the file is then sent whole, every time (default: made of the file's "
@@ -48,29 +60,114 @@ def add_commands(commands: Any) -> None:
 
 
 def send(options: argparse.Namespace) -> int:
-    """Send what the daemon does not hold yet, then close the task if asked."""
+    """Send what the daemon does not hold yet, then close the task if asked; a file, or every one of a directory."""
     wrong = _wrong_use(options)
     if wrong is not None:
         print(f"streamcl: {wrong}", file=sys.stderr)
         return 2
+    if options.follow:
+        return _follow(options)
+    if not options.file.is_dir():
+        return _send_file(options)
+    files, statuses = _files_of(options), list[int]()
+    for file in files:
+        ends = options.boundary and (options.task is None or file is files[-1])
+        each = {"file": file, "boundary": ends, "weight": options.weight if ends else None}
+        statuses.append(_send_file(argparse.Namespace(**{**vars(options), **each})))
+    return max(statuses)
+
+
+def _files_of(options: argparse.Namespace) -> list[Path]:
+    """A directory's data files, in the order of their names; says which of its files are none."""
+    from streamcl.datafiles.source import ENDINGS
+
+    if options.skip_rows or options.producer:
+        raise DataError("--skip-rows, --producer: of one file; name a file of the directory")
+    every = sorted(path for path in options.file.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = [path for path in every if path.name.lower().removesuffix(".gz").endswith(ENDINGS)]
+    others = [path.name for path in every if path not in files]
+    if others:
+        said = "no data files, by their endings, and not sent"
+        print(f"streamcl: {options.file}: {said}: {', '.join(others)}", file=sys.stderr)
+    if not files:
+        raise DataError(f"{options.file}: expected files that end with {', '.join(ENDINGS)}; it has none")
+    names = [_task_of(path) for path in files]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if options.task is None and twice is not None:
+        raise DataError(f"{options.file}: two of its files would be the task {twice!r}; rename one, or say --task")
+    return files
+
+
+def _follow(options: argparse.Namespace) -> int:
+    from streamcl.cli.follow import follow
+
     started = time.monotonic()
-    data = opened(options, options.file, options.rows)
+    options.task = options.task or _task_of(options.file)
+    report = follow(options)
+    if options.boundary and not report["told"]:
+        with (
+            producer(options, f"{options.producer or 'follow'}-end") as stream,
+            display(options) as show,
+            waited_for(show, options, options.task),
+        ):
+            report |= _closed(options, stream, show, already=False)
+    _print(options, report | {"elapsed": time.monotonic() - started})
+    return said_of_rows_aside(report)
+
+
+def _send_file(options: argparse.Namespace) -> int:
+    started = time.monotonic()
+    options.task = options.task or _task_of(options.file)
+    data = opened(options, options.file, options.rows, known=streamed(options))
     if options.skip_rows >= data.count():
         raise DataError(
             f"{options.file}: it has {data.count()} rows; nothing is left after --skip-rows {options.skip_rows}"
         )
+    upload = starting(options, data)
     say(options, data.reading)
     agreement = Agreement(data, options.numbers)
-    upload = starting(options, data)
-    with upload.stream as stream, display(options) as show:
-        report = _send_blocks(options, data, upload, agreement, show)
+    upload.stream.left_out, before = data.left_out, upload.stream.durable
+    with interruptible(lambda: _stored(options, data, upload, before)), upload.stream, display(options) as show:
+        report = send_blocks(options, data, upload, agreement, show)
         if options.boundary:
-            with waited_for(show, options, options.task):
-                done = stream.boundary(options.task, weight=options.weight)
-            names = ("samples", "loss", "seconds", "set_aside", "warning")
-            report |= {name: done[name] for name in names if name in done}
+            report |= _closed(options, upload.stream, show, already=report["rows"] == 0)
     _print(options, report | {"elapsed": time.monotonic() - started, "read": read_as(agreement)})
     return said_of_rows_aside(report)
+
+
+def _stored(options: argparse.Namespace, data: DataFile, upload: Upload, before: int) -> str:
+    """What of a file is safe where sending it was interrupted, and how to go on. before: durable when it began."""
+    total = data.count() - options.skip_rows
+    rows = min(total, upload.rows + (upload.stream.durable - before) * data.block_rows)
+    stored = f"{rows} of {total} rows of {options.file} are stored, safe on the daemon's disk"
+    if options.producer:  # such a stream counts on, and repeats what is sent again
+        return f"{stored}; the same command with --skip-rows {options.skip_rows + rows} sends the rest"
+    if rows < total or not options.boundary:
+        return f"{stored}; the same command again goes on behind them"
+    if upload.stream.unsafe or upload.stream.durable == before + -(-(total - upload.rows) // data.block_rows):
+        return f"{stored}, and whether the boundary is stored is not known: the same command again sends it if it is not"
+    return (
+        f"{stored}, and so is the boundary: the daemon continues with the consolidation of {options.task}, whoever waits. "
+        f"`streamcl top` shows its progress, `streamcl tasks` what came of it; the same command again sends nothing twice"
+    )
+
+
+def _closed(options: argparse.Namespace, stream: Producer, show: Bars | Silent, already: bool) -> dict[str, Any]:
+    """Close the task, for a report. already: all rows had been stored before, so that it may well be closed too."""
+    try:
+        with show.waiting(options.task, connector(options)):
+            done = stream.boundary(options.task, weight=options.weight)
+    except Refused as refused:
+        if refused.code != "task_closed" or not already:
+            raise
+        return {"closed_before": True}
+    names = ("samples", "loss", "seconds", "set_aside", "warning")
+    return {name: done[name] for name in names if name in done}
+
+
+def _task_of(file: Path) -> str:
+    stem = Path(file.name.removesuffix(".gz")).stem
+    return "stdin" if str(file) == "-" else "".join(filter(str.isprintable, stem))[:128] or "file"
 
 
 def _wrong_use(options: argparse.Namespace) -> str | None:
@@ -78,39 +175,17 @@ def _wrong_use(options: argparse.Namespace) -> str | None:
         return "--rows: expected at least 1"
     if options.skip_rows < 0:
         return "--skip-rows: expected at least 0"
+    if options.idle is not None and not options.follow:
+        return "--idle: of --follow; add it"
+    if options.follow and options.skip_rows:
+        return "--skip-rows: not with --follow, which sends every row that its stream has not"
+    if options.follow and (str(options.file) == "-" or options.file.is_dir()):
+        return "--follow: expected one text file that grows"
+    if options.follow and options.boundary and options.idle is None:
+        return "--boundary: with --follow, say with --idle SECONDS when the file has ended"
     if options.weight is not None and not options.boundary:
         return "--weight is given at a task's boundary; add --boundary"
     return None
-
-
-def _send_blocks(
-    options: argparse.Namespace, data: DataFile, upload: Upload, agreement: Agreement, show: Bars | Silent
-) -> dict[str, Any]:
-    rows = batches = 0
-    stream, before = upload.stream, upload.stream.durable
-    start = options.skip_rows + upload.rows
-
-    def first_row(seq: int) -> int:
-        return int(start + (seq - 1 - before) * data.block_rows)
-
-    def send_first(x: Any, y: Any) -> None:
-        stream.send(x, y, options.task)
-        stream.flush()  # so that a refusal comes now
-
-    with show.counting(options.file.name, data.count() - options.skip_rows) as advance, placed(data, first_row):
-        advance(upload.rows)
-        for number, (x, y) in enumerate(data.blocks(start), start=upload.batches + 1):
-            upload.note(number, x, y)
-            if agreement.form is None:
-                agreement.try_on(x, y, send_first)
-            else:
-                stream.send(*agreement.of(x, y), options.task)
-            rows, batches = rows + len(x), batches + 1
-            advance(len(x))
-        stream.flush()
-    skipped = upload.batches
-    notes = [note for note in (upload.said, *agreement.notes) if note is not None]
-    return {"task": options.task, "rows": rows, "batches": batches, "batches_already_there": skipped, "notes": notes}
 
 
 def _print(options: argparse.Namespace, report: dict[str, Any]) -> None:
@@ -123,5 +198,7 @@ def _print(options: argparse.Namespace, report: dict[str, Any]) -> None:
         f"sent {report['rows']} rows in {report['batches']} batches to task {report['task']!r}"
         + (f" ({there} batches were already stored)" if there else "")
     )
+    if "closed_before" in report:
+        print(f"task {report['task']!r} had been closed with them before")
     if "loss" in report:
         print(f"consolidated: {report['samples']} samples, loss {report['loss']:.4g}, {report['seconds']:.2f} s")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TextIO
@@ -42,12 +44,34 @@ def connector(options: argparse.Namespace) -> Callable[[], Admin] | None:
 @contextmanager
 def waited_for(show: Bars | Silent, options: argparse.Namespace, task: str) -> Iterator[None]:
     """While a task is being consolidated: shows its progress; if interrupted, says that the daemon goes on."""
+    goes_on = (
+        f"the daemon continues with the consolidation of {task}, if it has been asked for it: `streamcl top` shows its "
+        "progress, `streamcl tasks` what came of it"
+    )
+    with interruptible(lambda: goes_on), show.waiting(task, connector(options)):
+        yield
+
+
+@contextmanager
+def interruptible(said: Callable[[], str]) -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C does, with status 143 or 130; what is `said` by then goes to standard error."""
+    number = signal.SIGINT
+
+    def end(received: int, _: object) -> None:
+        nonlocal number
+        number = signal.Signals(received)
+        raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, end) if in_main else None
     try:
-        with show.waiting(task, connector(options)):
-            yield
+        yield
     except KeyboardInterrupt:
-        show.note(f"the daemon continues with the consolidation of {task}; `streamcl top` shows its progress")
-        raise
+        print(f"streamcl: interrupted: {said()}", file=sys.stderr, flush=True)
+        raise SystemExit(128 + number) from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 class Silent:

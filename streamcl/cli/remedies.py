@@ -27,6 +27,7 @@ REMEDIES = {
     "`streamcl retry TASK`, or `streamcl drop TASK`; `streamcl quarantine` lists what is kept",
     "not_allowed": "have the role and names that this key needs granted to it in the daemon's policy (security.policy; "
     "SIGHUP makes the daemon read it again), or give another key with --key",
+    "follower": "ask the daemon that it follows, which the message names (--stream, --admin, or that one's --state-dir)",
     "not_ready": "try again in a moment; `streamcl status` says what the daemon is doing",
     "internal": "this is a defect of streamcl: the daemon's log says more; please report it",
 }

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from streamcl.cli import words
+from streamcl.cli import readable
 from streamcl.cli.watch import Seen, accuracy_of
 
 STATES = {
@@ -22,9 +22,12 @@ STATES = {
     "revisiting": "bold magenta",
     "paused": "bold yellow",
     "recovering": "bold red",
+    "following": "bold green",
+    "alone": "bold yellow",
+    "waiting": "bold yellow",
     "no answer": "bold red",
 }
-BAD_EVENTS = {"failed", "refused", "disk_full", "warning"}
+BAD_EVENTS = {"failed", "refused", "disk_full", "warning", "lost"}
 LABEL = 14  # columns
 PROGRESS = 40  # columns that a consolidation's progress takes, beside its bar
 ALARM_LINES = 3
@@ -35,8 +38,10 @@ Row = Sequence[str | Text]
 
 def draw(seen: Seen, width: int, height: int | None = None, where: str = "", keys: str = "") -> Group:
     """The whole screen; without a height, as many lines as it takes."""
-    head = [_title(seen, width, where), *_alarms(seen, width), *_figures(seen, width)]
-    tables = [_producers(seen), _tasks(seen), _events(seen)]
+    follows = "follows" in seen.status
+    figures = _figures_of_follower(seen, width) if follows else _figures(seen, width)
+    head = [_title(seen, width, where), *_alarms(seen, width), *figures]
+    tables = [_events(seen)] if follows else [_producers(seen), _tasks(seen), _events(seen)]
     foot = [Text(keys, style="dim", no_wrap=True)] if keys else []
     room = None if height is None else height - len(head) - len(foot) - len(tables)
     counts = _shares([table.rows for table in tables], room)
@@ -67,7 +72,7 @@ def _title(seen: Seen, width: int, where: str) -> RenderableType:
     status = seen.status
     left = Text.assemble(("streamcl ", "bold"), status.get("version", ""), "  ", (where, "dim"))
     clock = time.strftime("%H:%M:%S", time.localtime(seen.time))
-    right = f"{status.get('mode', '')}  up {words.duration(status.get('uptime_seconds', 0.0))}  {clock}"
+    right = f"{status.get('mode') or ''}  up {readable.duration(status.get('uptime_seconds', 0.0))}  {clock}"
     return _apart(left, Text(right), width)
 
 
@@ -82,7 +87,7 @@ def _alarms(seen: Seen, width: int) -> Iterable[RenderableType]:
     """What must not be missed."""
     status, bad = seen.status, "bold white on red"
     if seen.missing is not None:
-        since = words.duration(time.time() - seen.time)
+        since = readable.duration(time.time() - seen.time)
         yield from _wrapped(f"no answer for {since}; trying again. {seen.missing}", width, bad)
     if status.get("problem"):
         yield from _wrapped(f"problem: {status['problem']}", width, bad)
@@ -102,23 +107,58 @@ def _figures(seen: Seen, width: int) -> list[RenderableType]:
     status = seen.status
     rate, credit, disk = (status.get(name) or {} for name in ("ingest_rate", "credit", "task_bytes"))
     lag = status.get("lag_batches") or 0
-    size = f"{words.number(status.get('parameters'))} parameters on {status.get('device', '-')}"
-    samples = f"{words.number(status.get('samples_seen'))} seen  {words.number(status.get('steps'))} steps  {size}"
+    workers = f", {status['workers']} processes" if status.get("workers", 1) > 1 else ""
+    steps = f"{readable.number(status.get('steps'))} steps"
+    samples = f"{readable.number(status.get('samples_seen'))} seen  {steps}  {_size(status)}{workers}"
     ingest = (
-        f"{words.number(rate.get('rows'))} rows/s  {words.number(rate.get('batches'))} batches/s  "
-        f"{words.size(rate.get('bytes'))}/s"
+        f"{readable.number(rate.get('rows'))} rows/s  {readable.number(rate.get('batches'))} batches/s  "
+        f"{readable.size(rate.get('bytes'))}/s"
     )
-    room = f"{lag:,} batches behind  credit {words.number(credit.get('messages'))} messages, "
-    room += words.size(credit.get("bytes"))
+    room = f"{lag:,} batches behind  credit {readable.number(credit.get('messages'))} messages, "
+    room += readable.size(credit.get("bytes"))
     return [
-        _state(status if seen.missing is None else {**status, "state": "no answer", "consolidation": None}, width),
+        _state(_now(seen), width),
         _labelled("samples", Text(samples)),
         _labelled("loss", _curve(status.get("train_loss"), seen.loss, width)),
         _labelled("accuracy", _curve(accuracy_of(status.get("prequential") or {}), seen.accuracy, width)),
+        _labelled("past", _together(status.get("past") or {})),
         _labelled("ingest", Text(ingest)),
         _labelled("lag", Text(room, style="bold yellow" if credit.get("messages") == 0 else "")),
         _labelled("spool", _spool(disk, status.get("spool_bytes"))),
     ]
+
+
+def _figures_of_follower(seen: Seen, width: int) -> list[RenderableType]:
+    """What a follower has: whose predictions, up to where, and how far behind."""
+    status, when = seen.status, readable.time_of(seen.status.get("published_at"))
+    serves, behind = status.get("serves"), status.get("behind") or {}
+    shown = "nothing yet"
+    if serves:
+        shown = f"version {serves['version']:,}, of {serves['rows']:,} rows, published {when}  {_size(status)}"
+    rest = f"{readable.number(status.get('publications'))} publications, {readable.size(status.get('fetched_bytes'))}"
+    return [
+        _state({**_now(seen), "task": f"the daemon at {status['follows']}"}, width),
+        _labelled("serves", Text(shown)),
+        _labelled("behind", Text(_behind(behind), style="bold yellow" if behind.get("rows") else "")),
+        _labelled("fetched", Text(f"{rest}{', and more is on its way' if status.get('fetching') else ''}")),
+        _labelled("followers", Text(f"{readable.number(status.get('followers'))} of this follower")),
+    ]
+
+
+def _behind(behind: dict[str, Any]) -> str:
+    heard = behind.get("seconds")
+    said = "the daemon was not heard yet" if heard is None else f"the daemon was heard {readable.ago(heard)} ago"
+    rows, steps = (readable.number(behind.get(name)) for name in ("rows", "steps"))
+    return f"{rows} rows, {steps} steps; {said}"
+
+
+def _size(status: dict[str, Any]) -> str:
+    return f"{readable.number(status.get('parameters'))} parameters on {status.get('device', '-')}"
+
+
+def _now(seen: Seen) -> dict[str, Any]:
+    """The last status, as far as it still holds."""
+    return seen.status if seen.missing is None else {**seen.status, "state": "no answer", "consolidation": None}
 
 
 def _state(status: dict[str, Any], width: int) -> RenderableType:
@@ -132,7 +172,7 @@ def _state(status: dict[str, Any], width: int) -> RenderableType:
     done = now.get("fraction") or 0.0
     line = Table.grid(padding=(0, 1), expand=False)
     left = now.get("seconds_left")
-    rest = f"{done:4.0%}  {words.consolidation(now)}" + ("" if left is None else f"  {words.duration(left)} left")
+    rest = f"{done:4.0%}  {readable.consolidation(now)}" + ("" if left is None else f"  {readable.duration(left)} left")
     line.add_row(doing, ProgressBar(total=1.0, completed=done, width=bar), Text(rest, no_wrap=True))
     return line
 
@@ -146,8 +186,8 @@ def _labelled(label: str, text: RenderableType) -> RenderableType:
 
 
 def _curve(value: float | None, past: Sequence[float | None], width: int) -> Text:
-    text = f"{words.number(value):<10}"
-    return Text.assemble(text, (words.sparkline(past, width - LABEL - len(text) - 1), "cyan"))
+    text = f"{readable.number(value):<10}"
+    return Text.assemble(text, (readable.sparkline(past, width - LABEL - len(text) - 1), "cyan"))
 
 
 def _spool(disk: dict[str, Any], spool: float | None) -> RenderableType:
@@ -157,7 +197,7 @@ def _spool(disk: dict[str, Any], spool: float | None) -> RenderableType:
     line = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=1.0, completed=min(share, 1.0), width=20, complete_style=style, finished_style=style)
     line.add_row(
-        Text(f"{words.size(used)} of {words.size(budget)}"), bar, Text(f"{share:.0%}  {words.size(spool)} on disk")
+        Text(f"{readable.size(used)} of {readable.size(budget)}"), bar, Text(f"{share:.0%}  {readable.size(spool)} on disk")
     )
     return line
 
@@ -187,10 +227,10 @@ def _producers(seen: Seen) -> _Rows:
     rows: list[Row] = [
         (
             Text(producer["producer"]),
-            words.number(producer.get("durable")),
-            words.number(producer.get("applied")),
-            words.number(producer.get("batches_per_second")),
-            words.ago(producer.get("age_seconds")),
+            readable.number(producer.get("durable")),
+            readable.number(producer.get("applied")),
+            readable.number(producer.get("batches_per_second")),
+            readable.ago(producer.get("age_seconds")),
         )
         for producer in seen.producers
     ]
@@ -202,21 +242,32 @@ def _tasks(seen: Seen) -> _Rows:
     ordered = sorted(enumerate(seen.tasks), key=lambda pair: (-(pair[1].get("penalty_rise") or 0.0), -pair[0]))
     measured = any(task.get("accuracy") is not None for task in seen.tasks)
     cells: list[tuple[str, Callable[[dict[str, Any]], str | Text]]] = [
-        ("samples", lambda task: words.number(task.get("samples"))),
-        ("loss", lambda task: words.number(task.get("loss"))),
-        ("rise", lambda task: _rise(task.get("penalty_rise"))),
-        *([("accuracy", lambda task: words.number(task.get("accuracy")))] if measured else []),
-        ("revisits", lambda task: words.number(task.get("revisits"))),
-        ("learned ago", lambda task: words.ago(max(seen.time - (task.get("closed_at") or seen.time), 0.0))),
+        ("samples", lambda task: readable.number(task.get("samples"))),
+        ("loss", lambda task: readable.number(task.get("loss"))),
+        ("rise", lambda task: _rise(task.get("penalty_rise"), task.get("rise_bound"), task.get("at_chance"))),
+        *([("accuracy", lambda task: readable.number(task.get("accuracy")))] if measured else []),
+        ("revisits", lambda task: readable.number(task.get("revisits"))),
+        ("learned ago", lambda task: readable.ago(max(seen.time - (task.get("closed_at") or seen.time), 0.0))),
     ]
     rows: list[Row] = [(Text(task["task"]), *(cell(task) for _, cell in cells)) for _, task in ordered]
     return _Rows(f"tasks {seen.status.get('tasks', 0):,}", [name for name, _ in cells], rows)
 
 
-def _rise(rise: float | None) -> str | Text:
+def _rise(rise: float | None, bound: str | None, lost: bool | None) -> str | Text:
     if rise is None:
-        return "-"
-    return Text(f"{rise:+.3g}", style="red" if rise > 0.1 else "yellow" if rise > 0.01 else "")
+        return Text("at chance", style="bold red") if lost else "-"
+    shown = readable.rise(rise, bound) if bound else f"{rise:+.3g}"
+    return Text(shown, style="bold red" if lost else "red" if rise > 0.1 else "yellow" if rise > 0.01 else "")
+
+
+def _together(past: dict[str, Any]) -> Text:
+    """What all tasks have lost together."""
+    rise = past.get("rise")
+    if rise is None:
+        return Text("-")
+    shown, tasks = readable.rise(rise, past.get("rise_bound")), readable.number(past.get("tasks"))
+    text = f"rise {shown} nats a sample over {tasks} tasks"
+    return Text(text, style="bold red" if past.get("at_chance") else "red" if rise > 0.1 else "")
 
 
 def _events(seen: Seen) -> _Rows:

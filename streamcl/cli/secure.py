@@ -9,6 +9,7 @@ from typing import Any
 from streamcl.cli.common import add_json, command, default_state, print_json
 from streamcl.keys import Keys, public_key, write
 
+OF_FOLLOWER = " here: this is a follower of the daemon at {}, and answers predictions alone; ask that daemon for its own"
 STEPS = """
 how a daemon is opened to other machines:
   streamcl keygen daemon --out keys                       the daemon's own key
@@ -16,7 +17,7 @@ how a daemon is opened to other machines:
                                                           one for each client; carry NAME.key there safely
   policy.toml:  [[grant]]
                 key = "..."                               what keygen printed, or NAME.pub has
-                roles = ["produce"]                       produce | predict | read | admin
+                roles = ["produce"]                       produce | predict | follow | read | admin
                 producers = ["camera-1"]                  the names it may send under
   streamcl serve --security.server-key keys/daemon.key --security.policy policy.toml --endpoints.stream tcp://0.0.0.0:5757
   streamcl send monday.csv --task monday --stream tcp://HOST:5757 --key camera-1.key
@@ -70,6 +71,7 @@ def keygen(options: argparse.Namespace) -> None:
 def audit(options: argparse.Namespace) -> None:
     """Print the audit log."""
     from streamcl.storage.audit import read
+    from streamcl.storage.mirror import followed_by
     from streamcl.storage.state import StateDirectory
 
     entries = list(read(StateDirectory(Path(options.state_dir)).audit))
@@ -80,4 +82,5 @@ def audit(options: argparse.Namespace) -> None:
         rest = " ".join(f"{key}={value}" for key, value in entry.items() if key not in ("time", "action", "result"))
         print(f"{entry['time']} {entry['action']}: {entry['result']} {rest}")
     if not entries:
-        print("nothing has been asked for yet")
+        place = followed_by(Path(options.state_dir))
+        print("nothing has been asked for yet" + ("" if place is None else OF_FOLLOWER.format(place)))

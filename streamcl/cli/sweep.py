@@ -22,8 +22,8 @@ from streamcl.cli.common import (
     producer,
     reader,
 )
-from streamcl.cli.files import Agreement, add_columns, opened, placed, read_as, say
-from streamcl.cli.operate import scores
+from streamcl.cli.files import Agreement, add_columns, fit_as_predicted, opened, placed, read_as, say, streamed
+from streamcl.cli.predict import scores
 from streamcl.cli.progress import Silent, display
 from streamcl.errors import DataError, StreamclError
 
@@ -120,7 +120,7 @@ def _swept(walk: _Walk, files: list[TaskFile], tests: list[TaskFile]) -> list[di
 
 def _task_file(text: str, options: argparse.Namespace) -> TaskFile:
     task, equals, path = text.rpartition("=")
-    data = opened(options, Path(path), options.rows)
+    data = opened(options, Path(path), options.rows, known=streamed(options))
     return TaskFile(task if equals else Path(path).stem, data, Agreement(data, options.numbers))
 
 
@@ -153,13 +153,15 @@ class _Walk:
     def feed(self, file: TaskFile, text: str) -> None:
         """One task's data and its boundary."""
         base = self.stream.durable
+        fit_as_predicted(file.data, self.model)
+        self.stream.left_out = file.data.left_out
 
-        def send(x: Any, y: Any) -> int:
-            self.stream.send(x, y, file.task)
+        def send(x: Any, y: Any, schema: Any) -> int:
+            self.stream.send(x, y, file.task, schema=schema)
             return len(x)
 
-        def send_first(x: Any, y: Any) -> int:
-            send(x, y)
+        def send_first(x: Any, y: Any, schema: Any) -> int:
+            send(x, y, schema)
             self.stream.flush()  # so that a refusal comes now
             return len(x)
 
@@ -204,10 +206,13 @@ class _Walk:
     def _score(self, file: Agreement) -> dict[str, float]:
         import numpy as np
 
-        def ask(x: Any, y: Any) -> tuple[Prediction, Any]:
-            return self.model.predict(x), y
+        fit_as_predicted(file.data, self.model)
 
-        answers, targets = zip(*file.blocks(ask, ask), strict=True)
+        def ask(x: Any, y: Any, schema: Any) -> Prediction:
+            return self.model.predict(x, schema=schema)
+
+        answers = list(file.blocks(ask, ask))
+        targets = [file.data.targets(y) for _, y in file.data.blocks() if y is not None]
         arrays = {name: np.concatenate([a.arrays[name] for a in answers]) for name in answers[0].arrays}
         if answers[0].labels is not None:
             arrays["label"] = np.concatenate([answer.label for answer in answers])

@@ -146,11 +146,14 @@ def _woken() -> Iterator[tuple[int, Any]]:
         with contextlib.suppress(BlockingIOError, OSError):
             os.write(write, b".")
 
-    before = signal.signal(signal.SIGWINCH, tell)
+    # the signal itself writes, not its handler: that runs between two bytecodes only, never once a select() has begun
+    woken = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    before = signal.signal(signal.SIGWINCH, lambda *_: None)
     try:
         yield read, tell
     finally:
         signal.signal(signal.SIGWINCH, before)
+        signal.set_wakeup_fd(woken)
         os.close(read)
         os.close(write)
 

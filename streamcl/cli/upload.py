@@ -16,12 +16,15 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from streamcl.cli.common import admin, endpoint, producer
+from streamcl.cli.files import Agreement, fit, placed
 from streamcl.errors import DataError, StreamclError
 
 if TYPE_CHECKING:
+    from streamcl.cli.bars import Bars
+    from streamcl.cli.progress import Silent
     from streamcl.client import Producer
     from streamcl.datafiles import Array, DataFile
 
@@ -71,11 +74,12 @@ class Identity:
 class Upload:
     """A file's stream to a task. Made by `starting`.
 
-    batches, rows: how much of the file is stored already. digest: of that, if known. said: the message about it.
+    data: the file. batches, rows: how much of it is stored already. digest: of that, if known. said: the message about it.
     """
 
     stream: Producer
     journal: Journal
+    data: DataFile
     batches: int = 0
     rows: int = 0
     digest: bytes = b""
@@ -83,23 +87,71 @@ class Upload:
 
     def note(self, number: int, x: Array, y: Array | None) -> None:
         """Note a batch, from 1, before it is sent."""
-        self.digest = _digest(self.digest, x, y)
+        self.digest = _digest(self.digest, x, y, self.data.spelled(x, y))
         self.journal.add(number, Noted(self.digest, len(x)))
+
+
+class Sent(Protocol):
+    """How far a stream of files is. batches: stored before. rows: of the file, to be left out. said: a message about it."""
+
+    stream: Producer
+    batches: int
+    rows: int
+    said: str | None
+
+    def note(self, number: int, x: Array, y: Array | None) -> None:
+        """Note a batch, from 1, before it is sent."""
+        ...
+
+
+def send_blocks(
+    options: argparse.Namespace, data: DataFile, upload: Sent, agreement: Agreement, show: Bars | Silent
+) -> dict[str, Any]:
+    """Send a file's rows behind those that are stored; returns what of it, for a report."""
+    rows = batches = 0
+    stream, before = upload.stream, upload.stream.durable
+    start = options.skip_rows + upload.rows
+
+    def first_row(seq: int) -> int:
+        return int(start + (seq - 1 - before) * data.block_rows)
+
+    def send_first(x: Any, y: Any, schema: Any) -> None:
+        stream.send(x, y, options.task, schema=schema)
+        stream.flush()  # so that a refusal comes now
+
+    with show.counting(options.file.name, data.count() - options.skip_rows) as advance, placed(data, first_row):
+        advance(upload.rows)
+        for number, (x, y) in enumerate(data.blocks(start), start=upload.batches + 1):
+            upload.note(number, x, y)
+            if agreement.form is None:
+                agreement.try_on(x, y, send_first)
+            else:
+                x, y, schema = agreement.of(x, y)
+                stream.send(x, y, options.task, schema=schema)
+            rows, batches = rows + len(x), batches + 1
+            advance(len(x))
+        stream.flush()
+    skipped = upload.batches
+    notes = [note for note in (upload.said, *agreement.notes) if note is not None]
+    return {"task": options.task, "rows": rows, "batches": batches, "batches_already_there": skipped, "notes": notes}
 
 
 def starting(options: argparse.Namespace, data: DataFile) -> Upload:
     """Connect under this file's name, or under that of an earlier version that it continues. Raises DataError."""
     if options.producer:  # a name that the user chose goes on counting, and repeats nothing
-        return Upload(producer(options, options.producer), Journal(None))
+        stream = producer(options, options.producer)
+        fit(data, stream.welcome)
+        return Upload(stream, Journal(None), data)
     identity = Identity.of(options, data)
     stream = producer(options, identity.name)
+    fit(data, stream.welcome)
     revisit = stream.welcome["revisit"] if stream.welcome["task"] == options.task else None
     again = revisit if revisit is not None else stream.welcome.get("freed", {}).get(options.task)
     if again is not None:  # what was sent before that no longer counts
         stream.close()
         identity = replace(identity, revisit=str(again))
         stream = producer(options, identity.name)
-    where = _short(endpoint(options, "stream").encode(), 8)
+    where = place_of(options)
     if stream.durable == 0 and stream.welcome["task"] == options.task and not options.skip_rows:
         stream.close()
         found = _earlier(options, data, identity, where)
@@ -116,7 +168,7 @@ def _going_on(options: argparse.Namespace, data: DataFile, stream: Producer, hom
     known = _read(home)[:batches]
     journal = Journal(home, batches)
     digest = known[-1].digest if len(known) == batches > 0 else b""
-    return Upload(stream, journal, batches, min(batches * data.block_rows, total), digest)
+    return Upload(stream, journal, data, batches, min(batches * data.block_rows, total), digest)
 
 
 def _earlier(options: argparse.Namespace, data: DataFile, identity: Identity, where: str) -> Upload | None:
@@ -130,7 +182,7 @@ def _earlier(options: argparse.Namespace, data: DataFile, identity: Identity, wh
             changed = _first_change(data, known[:held])
             if changed is None:
                 said = f"an earlier version of this file, or one that begins alike, has stored its first {rows} rows"
-                return Upload(stream, Journal(path, held), held, rows, known[held - 1].digest, said)
+                return Upload(stream, Journal(path, held), data, held, rows, known[held - 1].digest, said)
             stream.close()
             raise _changed(options, data, changed, rows)
         stream.close()
@@ -157,7 +209,7 @@ def _first_change(data: DataFile, known: Sequence[Noted]) -> int | None:
     blocks = _Rows(data.blocks())
     for noted in known:
         x, y = blocks.take(noted.rows)
-        digest = _digest(digest, x, y)
+        digest = _digest(digest, x, y, data.spelled(x, y))
         if digest != noted.digest:
             return row
         row += len(x)
@@ -252,6 +304,27 @@ class Journal:
             self._descriptor = None
 
 
+def place_of(options: argparse.Namespace) -> str:
+    """What the notes on streams to a daemon are kept under: its state directory, whatever ports it has, or the endpoint
+    that it was named by. Those of older versions, always under the endpoint, are taken over."""
+    by_endpoint = _short(endpoint(options, "stream").encode(), 8)
+    if getattr(options, "stream", None):
+        return by_endpoint
+    where = _short(str(Path(options.state_dir).resolve()).encode(), 8)
+    home = _home(where, "")
+    if home is not None:
+        for path in home.parent.glob(f"{by_endpoint}.*"):
+            own = path.with_name(f"{where}.{path.name.partition('.')[2]}")
+            if not own.exists():
+                path.rename(own)
+    return where
+
+
+def home_of(options: argparse.Namespace, name: str) -> Path | None:
+    """The journal of a producer's stream to a daemon; None if there is no home directory."""
+    return _home(place_of(options), name)
+
+
 def _home(where: str, name: str) -> Path | None:
     """The file for a stream to a daemon; None if there is no home directory."""
     base = os.environ.get("XDG_CACHE_HOME")
@@ -287,13 +360,14 @@ def _tidy(directory: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _digest(before: bytes, x: Array, y: Array | None) -> bytes:
-    """Of a batch and all before it."""
+def _digest(before: bytes, x: Array, y: Array | None, words: bytes = b"") -> bytes:
+    """Of a batch and all before it. words: that its codes stand for."""
     digest = hashlib.sha256(before)
     for array in (x, y):
         if array is not None:
             digest.update(f"{array.dtype.str}{array.shape}".encode())
             digest.update(array.tobytes())
+    digest.update(words)
     return digest.digest()[:8]
 
 

@@ -83,8 +83,7 @@ class Watch:
         self._loss.append(status.get("train_loss"))
         scores = status.get("prequential") or {}
         self._accuracy.append(accuracy_of(scores))
-        tasks = daemon.tasks(max(0, status["tasks"] - MOST_TASKS))
-        producers = daemon.producers(MOST_PRODUCERS)
+        tasks, producers = ([], []) if "follows" in status else _asked_of(daemon, status["tasks"])
         return Seen(time.time(), status, tasks, producers, tuple(self._loss), tuple(self._accuracy))
 
     def close(self) -> None:
@@ -92,6 +91,11 @@ class Watch:
         if self._admin is not None:
             self._admin.close()
             self._admin = None
+
+
+def _asked_of(daemon: Admin, tasks: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Tasks and producers, which a follower has not."""
+    return daemon.tasks(max(0, tasks - MOST_TASKS)), daemon.producers(MOST_PRODUCERS)
 
 
 def accuracy_of(prequential: dict[str, Any]) -> float | None:

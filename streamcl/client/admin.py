@@ -31,12 +31,13 @@ class Export:
     """A model to be used elsewhere.
 
     description: factory, arguments, labels and the like (`model.json`). state: the bytes of a safetensors file with every
-    entry of the module's `state_dict()`.
+    entry of the module's `state_dict()`. sums: an exact learner's, as `Admin.sums`.
     """
 
     vectors: ParameterVectors
     description: dict[str, Any] = field(repr=False)
     state: bytes = field(repr=False)
+    sums: bytes | None = field(default=None, repr=False)
 
 
 def _vectors(reply: Mapping[str, Any], arrays: NamedArrays) -> ParameterVectors:
@@ -138,7 +139,7 @@ class Admin(Requester):
         return self._pages("producers", "producers", most=most)[:most]
 
     def checkpoint(self) -> dict[str, Any]:
-        """Write a checkpoint of everything applied; waits for a consolidation under way."""
+        """Write a checkpoint of everything applied, and publish its parameters; waits for a consolidation under way."""
         return self._ask({"type": "checkpoint"}, patient=True)
 
     def pause(self) -> dict[str, Any]:
@@ -161,7 +162,13 @@ class Admin(Requester):
         """The same vectors, and what it takes to use the model without streamcl, all from the same moment."""
         reply, arrays = self._request({"type": "parameters", "model": True})
         description = json.loads(arrays["description"].tobytes())
-        return Export(_vectors(reply, arrays), description, arrays["state"].tobytes())
+        sums = self.sums() if description.get("learner") == "exact" else None
+        return Export(_vectors(reply, arrays), description, arrays["state"].tobytes(), sums)
+
+    def sums(self) -> bytes:
+        """An exact learner's sums over all consolidated tasks, as a safetensors file: what `streamcl merge` adds."""
+        _, arrays = self._request({"type": "parameters", "sums": True})
+        return arrays["sums"].tobytes()
 
     def _pages(self, request: str, name: str, offset: int = 0, most: int | None = None) -> list[dict[str, Any]]:
         """All rows of a request that is answered page by page; no more pages than needed for `most`."""

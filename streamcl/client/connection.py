@@ -85,6 +85,14 @@ class Connection:
         names = [spec["name"] for spec in envelope.header.get("arrays", [])]
         return envelope.header, frames.open_arrays(envelope, names)
 
+    def sources(self) -> tuple[zmq.Socket[bytes], ...]:
+        """What can be read where `receive` has anything to do; nothing while it is closed."""
+        return () if self._socket is None or self._handshake is None else self._handshake.sources
+
+    def take_cut(self) -> bool:
+        """As of `Handshake`."""
+        return self._handshake is not None and self._handshake.take_cut()
+
     def _opened(self) -> tuple[zmq.Socket[bytes], Handshake]:
         """The socket, opened again if it was turned away: the daemon may have been told of this key by now."""
         if self._socket is None or self._handshake is None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import zmq
 
+from streamcl import columns, dataframes
 from streamcl.arrays import as_array
 from streamcl.client.arrays import Gathered, is_block
 from streamcl.client.connection import Connection
+from streamcl.columns import Columns, Kind
 from streamcl.errors import Refused, StreamclError, Unreachable
 from streamcl.handshake import KeysGiven, ServerGiven, client_keys
 from streamcl.protocol import frames
@@ -22,15 +24,15 @@ from streamcl.protocol.frames import Array
 from streamcl.protocol.messages import Batch, Boundary, Revisit, Verdict, Welcome, decode_reply
 from streamcl.protocol.outbox import (
     Connect,
+    Contact,
+    Delayed,
     Diverged,
     Effect,
     GaveUp,
-    Link,
     Outbox,
     Refusal,
     Transmit,
     Unlearned,
-    Waiting,
 )
 
 STREAM = "tcp://127.0.0.1:5757"
@@ -54,6 +56,8 @@ class Producer:
     seconds after which gathered blocks are sent anyway. on_waiting: called with the daemon's reason while a call waits and
     nothing moves, each reason once. keys: where the daemon asks for keys, this client's secret file of `streamcl keygen`;
     server_key: the daemon's public key or its file, unless the secret file has it.
+
+    What holds it together: one socket and one outbox, which every call drives until what it waits for has come.
 
     >>> with Producer(producer="camera-1") as producer:     # doctest: +SKIP
     ...     producer.send(x, y, task="monday")
@@ -79,6 +83,9 @@ class Producer:
         self.linger = linger
         self.timeout = timeout
         self.welcome: dict[str, Any] = {}
+        self.done: dict[str, Any] = {}  # what became of the task of the last boundary that was waited for
+        self._kinds: dict[str, Kind] = {}  # of the columns of tables, by the first that was sent
+        self.left_out: Sequence[str] = ()  # columns of a table that are not sent, to be said with the stream's first batch
         number = epoch if epoch is not None else time.time_ns() // 1_000_000
         self._outbox = Outbox(producer, number, clocked=epoch is None, seconds=timeout, now=time.monotonic())
         self._gathered: Gathered | None = None
@@ -87,7 +94,7 @@ class Producer:
         self._lingering: threading.Thread | None = None
         self._connection = Connection(endpoint, client_keys(keys, server_key), timeout)
         try:
-            self._until(lambda: self._outbox.link is Link.OPEN)
+            self._until(lambda: self._outbox.contact is Contact.OPEN)
         except BaseException:
             self._connection.close()
             raise
@@ -96,6 +103,11 @@ class Producer:
     def durable(self) -> int:
         """The newest sequence number that the daemon is known to hold safely."""
         return self._outbox.durable
+
+    @property
+    def unsafe(self) -> int:
+        """How many messages that were sent are not known to be durable."""
+        return self._outbox.unsafe
 
     @property
     def applied(self) -> int:
@@ -107,32 +119,52 @@ class Producer:
         """How many messages may be unacknowledged."""
         return self._outbox.credit
 
-    def send(self, x: Any, y: Any, task: str, *, boundary: bool = False) -> int:
+    def send(
+        self,
+        x: Any,
+        y: Any,
+        task: str,
+        *,
+        boundary: bool = False,
+        schema: Sequence[Any] | None = None,
+        seq: int | None = None,
+        wait: bool = False,
+    ) -> int:
         """Send one batch, waiting while there is no credit; returns the sequence number it travels under.
 
-        x: [n, ...], y: [n] or [n, ...]. The batch may still be on its way, or be waiting to be joined by others: `flush`
-        waits until it is durable. The arrays must not be changed before that. Raises Refused, Unreachable; a refusal
-        may be of an earlier batch, and then nothing sent since is stored. Where Unreachable is raised these rows are not
-        taken, and may be given again; all before them are kept.
+        x: [n, ...], y: [n] or [n, ...]. Or x is a table of pandas, Polars or Arrow, whose columns are matched by name,
+        and y an array, a column or the name of one of the table's: words are taken for what they are. schema: of an
+        array's columns, as mappings of name, kind and categories (`docs/protocol.md`). seq: the batch stands for all
+        sequence numbers up to this one that no message before it has: so the position in another log that it ends at is
+        kept with it, and `durable` tells where to go on. wait: with boundary, until the task is consolidated, which `done`
+        then tells of, raising as `boundary` does. The batch may still be on its way, or be waiting to be
+        joined by others: `flush` waits until it is durable. The arrays must not be changed before that. Raises Refused,
+        Unreachable; a refusal may be of an earlier batch, and then nothing sent since is stored. Where Unreachable is
+        raised these rows are not taken, and may be given again; all before them are kept.
         """
+        x, y, named = self._as_batch(x, y, schema)
         x, y = frames.portable("x", as_array(x)), frames.portable("y", as_array(y))
         with self._call():
             sound = is_block(x, y)
-            if self._gathered is not None and not (sound and self._gathered.takes(x, y, task)):
+            if self._gathered is not None and not (sound and self._gathered.takes(x, y, task, named, seq)):
                 self._send_gathered()
             gathered = self._gathered.nbytes if self._gathered is not None else 0
             now = boundary or not sound or gathered + x.nbytes + y.nbytes >= self.gather_bytes
             if now:
                 self._wait_for_credit()
             if not sound:  # for the daemon to refuse, by itself
-                return self._post(Batch(seq=0, task=task, boundary=boundary), {"x": x, "y": y})
+                return self._post(self._batch(task, boundary, named), {"x": x, "y": y}, seq=seq)
             if self._gathered is None:
-                self._gathered = Gathered(task, time.monotonic())
+                self._gathered = Gathered(task, time.monotonic(), named)
             self._gathered.add(x, y)
+            self._gathered.seq = seq
             if now:
-                return self._send_gathered(boundary)
+                number = self._send_gathered(boundary, awaited=boundary and wait)
+                if boundary and wait:
+                    self.done = self._wait_for_verdict(number)
+                return number
             self._watch_linger()
-            return self._outbox.last + 1
+            return self._outbox.last + 1 if seq is None else seq
 
     def boundary(
         self,
@@ -140,21 +172,22 @@ class Producer:
         weight: float | None = None,
         barrier: Mapping[str, int] | None = None,
         wait: bool = True,
+        seq: int | None = None,
     ) -> dict[str, Any]:
         """Close a task; with `wait`, until it is consolidated, and return the `done` (samples, loss, seconds, set_aside).
 
-        weight: lambda_t, instead of scale * N_t. barrier: sequence numbers of other producers to wait for. set_aside: rows
-        that could not be learned and are kept, 0 as a rule. It waits as long as the daemon is at work. Raises Unreachable
-        (what is stored by then is consolidated all the same), and Refused, ``unlearnable`` where nothing could be learned:
-        the task is held, with all its rows. Without `wait`, or after Unreachable, the next call that hears of it raises
-        that.
+        weight: lambda_t, instead of scale * N_t. barrier: sequence numbers of other producers to wait for. seq: as of
+        `send`. set_aside: rows that could not be learned and are kept, 0 as a rule. It waits as long as the daemon is
+        at work. Raises Unreachable (what is stored by then is consolidated all the same), and Refused, ``unlearnable``
+        where nothing could be learned: the task is held, with all its rows. Without `wait`, or after Unreachable, the next
+        call that hears of it raises that.
         """
         weight = None if weight is None else float(weight)
         message = Boundary(seq=0, task=task, weight=weight, barrier=dict(barrier) if barrier else None)
         with self._call():
             self._send_gathered()
-            seq = self._post(message, {}, awaited=wait)
-            return self._wait_for_verdict(seq) if wait else {"seq": seq, "task": task}
+            number = self._post(message, {}, awaited=wait, seq=seq)
+            return self._wait_for_verdict(number) if wait else {"seq": number, "task": task}
 
     def revisit(self, task: str, damping: float | None = None) -> int:
         """Reopen a consolidated task, whose data is sent again after this; returns the sequence number."""
@@ -201,13 +234,28 @@ class Producer:
 
     # -- small blocks --------------------------------------------------------------------------------------------
 
-    def _send_gathered(self, boundary: bool = False) -> int:
+    def _send_gathered(self, boundary: bool = False, awaited: bool = False) -> int:
         """Send what has been gathered, if anything; returns its sequence number."""
         if self._gathered is None:
             return self._outbox.last
         self._wait_for_credit()
         gathered, self._gathered = self._gathered, None
-        return self._post(Batch(seq=0, task=gathered.task, boundary=boundary), gathered.joined())
+        batch = self._batch(gathered.task, boundary, gathered.columns)
+        return self._post(batch, gathered.joined(), awaited, seq=gathered.seq)
+
+    def _as_batch(self, x: Any, y: Any, schema: Sequence[Any] | None) -> tuple[Any, Any, Columns | None]:
+        """Rows, targets and columns, whatever they were given as; of a table, by what the stream's columns are known
+        to be."""
+        if dataframes.is_table(x):
+            known = self._kinds or {column["name"]: column["kind"] for column in self.welcome.get("schema") or ()}
+            found = dataframes.batch(x, y, known)
+            self._kinds = self._kinds or {column.name: column.kind for column in found.columns or ()}
+            return found.x, found.y, found.columns
+        return x, y, None if schema is None else columns.from_plain(schema)
+
+    def _batch(self, task: str, boundary: bool, named: Columns | None) -> Batch:
+        left_out = () if named is None else tuple(self.left_out)
+        return Batch(seq=0, task=task, boundary=boundary, schema=named, left_out=left_out)
 
     def _watch_linger(self) -> None:
         if self._lingering is None:
@@ -226,19 +274,32 @@ class Producer:
                     gathered, self._gathered = self._gathered, None
                     assert gathered is not None
                     with contextlib.suppress(StreamclError, zmq.ZMQError):  # it is kept, for the caller's thread to send
-                        self._transmit(Batch(seq=0, task=gathered.task), gathered.joined())
+                        batch = self._batch(gathered.task, False, gathered.columns)
+                        self._transmit(batch, gathered.joined(), seq=gathered.seq)
 
     # -- the conversation ----------------------------------------------------------------------------------------
 
-    def _post(self, message: Batch | Boundary | Revisit, arrays: Mapping[str, Array], awaited: bool = False) -> int:
+    def _post(
+        self,
+        message: Batch | Boundary | Revisit,
+        arrays: Mapping[str, Array],
+        awaited: bool = False,
+        seq: int | None = None,
+    ) -> int:
         """Send, and take in what the daemon has said so far; returns the sequence number."""
-        seq = self._transmit(message, arrays, awaited)
+        number = self._transmit(message, arrays, awaited, seq)
         self._hear(0.0)
-        self._until(lambda: self._outbox.link is Link.OPEN)
-        return seq
+        self._until(lambda: self._outbox.contact is Contact.OPEN)
+        return number
 
-    def _transmit(self, message: Batch | Boundary | Revisit, arrays: Mapping[str, Array], awaited: bool = False) -> int:
-        self._perform(self._outbox.offer(message, arrays, time.monotonic(), awaited=awaited))
+    def _transmit(
+        self,
+        message: Batch | Boundary | Revisit,
+        arrays: Mapping[str, Array],
+        awaited: bool = False,
+        seq: int | None = None,
+    ) -> int:
+        self._perform(self._outbox.offer(message, arrays, time.monotonic(), awaited=awaited, seq=seq))
         return self._outbox.last
 
     def _wait_for_credit(self) -> None:
@@ -261,9 +322,9 @@ class Producer:
         """Listen, and do what the outbox says, until there is what is waited for."""
         while not (there := reached()):
             left = max(self._outbox.due - time.monotonic(), 0.0)
-            if self._outbox.link is Link.APART:
+            if self._outbox.contact is Contact.APART:
                 time.sleep(left)
-            if self._outbox.link is Link.APART or not self._hear(left):
+            if self._outbox.contact is Contact.APART or not self._hear(left):
                 self._perform(self._outbox.passed(time.monotonic()))
         return there
 
@@ -277,7 +338,7 @@ class Producer:
                 self.welcome = received
             if reply is not None:
                 self._perform(self._outbox.hear(reply, time.monotonic()))
-            received = self._receive(0.0) if self._outbox.link is not Link.APART else None
+            received = self._receive(0.0) if self._outbox.contact is not Contact.APART else None
         return heard
 
     def _receive(self, seconds: float) -> dict[str, Any] | None:
@@ -295,7 +356,7 @@ class Producer:
                     self._connection.send(effect.message)
                 case Connect():
                     self._connection.open()
-                case Waiting():
+                case Delayed():
                     if self.on_waiting is not None:
                         self.on_waiting(effect.words)
                 case Refusal():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from streamcl import columns, dataframes
 from streamcl.arrays import as_array
 from streamcl.client.requests import Requester
+from streamcl.errors import Refused
 from streamcl.handshake import KeysGiven, ServerGiven
 from streamcl.protocol.frames import Array
 
@@ -20,12 +24,19 @@ class Prediction:
     """The model's predictions for some rows.
 
     version: of the parameters, growing with training. Categorical: probs [n, classes], labels [classes], the label of
-    each output (-1 where none was seen yet). Bernoulli: probs. Gaussian: mean and variance.
+    each column: -1 where none was seen yet or, of a stream whose labels are words, None. Bernoulli: probs. Gaussian:
+    mean and variance. note: what a reader should know of how they were computed (row by row, say); None where that is
+    nothing. position: the log record that the parameters have come to. behind: of a follower's answer, how far that is
+    behind what the daemon has published last, in steps, records and rows, and the seconds since the daemon was heard; None
+    of the daemon's own.
     """
 
     version: int
     arrays: dict[str, Array] = field(repr=False)
     labels: Array | None = field(default=None, repr=False)
+    note: str | None = None
+    position: int | None = None
+    behind: Mapping[str, Any] | None = None
 
     @property
     def probs(self) -> Array:
@@ -49,7 +60,7 @@ class Prediction:
 
     @property
     def label(self) -> Array:
-        """The most probable label of each row, [n] (categorical)."""
+        """The most probable label of each row, [n] (categorical): a number, or a word."""
         best: Array = self.probs.argmax(1)
         return best if self.labels is None else np.asarray(self.labels)[best]
 
@@ -66,16 +77,67 @@ class Reader(Requester):
         server_key: ServerGiven = None,
     ) -> None:
         super().__init__(endpoint, timeout, keys, server_key)
+        self._known: dict[str, columns.Kind] | None = None
 
-    def predict(self, x: Any, samples: int = 0) -> Prediction:
-        """Predictions for the rows x [n, ...]; with samples > 0, averaged over draws from the posterior."""
+    def predict(
+        self,
+        x: Any,
+        samples: int = 0,
+        uncertainty: bool = False,
+        task: str | None = None,
+        schema: Sequence[Any] | None = None,
+    ) -> Prediction:
+        """Predictions for the rows x [n, ...]; with what the posterior leaves open of the outputs, if asked for.
+
+        x: an array, or a table of pandas, Polars or Arrow, whose columns are matched by name. samples: averaged over so
+        many draws of the outputs (linearised predictive). uncertainty: the same in closed form. task: whose rows they are,
+        where `model.scenario` is task: an answer is then one of that task's labels. schema: of x's columns, as mappings of
+        name, kind and categories, where x is an array with names.
+        """
         header: dict[str, Any] = {"type": "predict"}
+        if dataframes.is_table(x):
+            found = dataframes.batch(x, kinds=self._kinds())
+            x, schema = found.x, found.columns
+        if schema is not None:
+            header["schema"] = columns.plain(columns.from_plain(schema))
         if samples:
             header["samples"] = int(samples)
+        if uncertainty:
+            header["uncertainty"] = True
+        if task is not None:
+            header["task"] = task
         reply, arrays = self._request(header, {"x": as_array(x)})
         labels = reply.get("labels")
         return Prediction(
             reply["version"],
             {name: array.copy() for name, array in arrays.by_name.items()},
-            None if labels is None else np.array(labels, np.int64),
+            None if labels is None else named(labels, reply.get("words")),
+            reply.get("note"),
+            reply.get("position"),
+            reply.get("behind"),
         )
+
+    def _kinds(self) -> dict[str, columns.Kind]:
+        """Of the stream's columns; asked for once, and nothing of a daemon that does not say."""
+        if self._known is None:
+            with contextlib.suppress(Refused):
+                found = self.schema()
+                self._known = {} if found is None else {each["name"]: each["kind"] for each in found["schema"]}
+        return self._known or {}
+
+    def schema(self) -> dict[str, Any] | None:
+        """The columns that the stream's first batch pinned: `schema`, a list of maps of name and kind, and `left_out`.
+
+        None where that had no schema. Raises Refused ``not_ready`` before the first batch.
+        """
+        reply, _ = self._request({"type": "schema"}, {})
+        return None if reply["schema"] is None else {name: reply[name] for name in ("schema", "left_out")}
+
+
+def named(labels: Sequence[int], words: Sequence[str] | None) -> Array:
+    """The labels of outputs as an array: numbers or, where there are words, those."""
+    if not words:
+        return np.array(labels, np.int64)
+    found = np.empty(len(labels), object)
+    found[:] = [words[label] if label >= 0 else None for label in labels]
+    return found

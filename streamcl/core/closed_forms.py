@@ -76,6 +76,11 @@ class Site:
         self.names, self._layout, self._samples = names, layout, samples
         return self
 
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return self._samples
+
     def layouts(self, samples: int) -> list[Layout]:
         """Where the output may have its samples."""
         axes = range(max(0, len(self.shape) - self._features))
@@ -111,6 +116,14 @@ class Site:
     def _add_moments(self, mixed: Tensor, sums: dict[str, Tensor]) -> None:
         raise NotImplementedError
 
+    def rows_of(self, gradient: Tensor) -> Tensor:
+        """The output's gradient as [n, t, rows], of a call that has one product of a weight: ``sum_t g_nt a_nt^T``."""
+        return self._rows(gradient)
+
+    def columns_of(self) -> Tensor:
+        """The inputs [n, t, columns] of such a call, once prepared."""
+        raise NotImplementedError
+
     def _rows(self, values: Tensor, features: int = 1) -> Tensor:
         """[n, t, features]."""
         values = values.flatten(values.ndim - features)
@@ -128,6 +141,9 @@ class Dense(Site):
 
     def prepare(self) -> None:
         self.inputs = self._rows(self.inputs).contiguous()
+
+    def columns_of(self) -> Tensor:
+        return self.inputs
 
     def add(self, gradient: Tensor, sums: dict[str, Tensor]) -> None:
         g = self._rows(gradient)
@@ -204,6 +220,17 @@ class Convolution(Site):
         if self.names[0] is not None:
             self.inputs = self._windows.unfold(self.inputs)
 
+    @property
+    def ungrouped(self) -> bool:
+        """Whether every output sees every channel."""
+        return self._windows.groups == 1
+
+    def rows_of(self, gradient: Tensor) -> Tensor:
+        return gradient.flatten(2).mT
+
+    def columns_of(self) -> Tensor:
+        return self.inputs.squeeze(1).mT
+
     def add(self, gradient: Tensor, sums: dict[str, Tensor]) -> None:
         weight, bias = self.names
         g = gradient.flatten(2)
@@ -273,18 +300,30 @@ class Lookup(Site):
         pairs = torch.stack([owners.flatten()[self._used], tokens.flatten()[self._used]])
         self._pairs, self._place = torch.unique(pairs, dim=1, return_inverse=True)
 
+    def rows_of(self, gradient: Tensor) -> Tensor:
+        return self._rows(gradient).flatten(0, 1)[self._used].unsqueeze(1)
+
     def add(self, gradient: Tensor, sums: dict[str, Tensor]) -> None:
         self._scatter(gradient, sums, squared=True)
 
     def _add_moments(self, mixed: Tensor, sums: dict[str, Tensor]) -> None:
         self._scatter(mixed, sums, squared=False)
 
+    def gathered(self, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Once prepared: samples [pairs], tokens [pairs] and their gradients [pairs, k, features], of [k, ...]."""
+        each = torch.stack([self._of_pairs(gradient) for gradient in gradients], 1)
+        return self._pairs[0], self._pairs[1], each
+
+    def _of_pairs(self, gradient: Tensor) -> Tensor:
+        """Of every sample's tokens, [pairs, features]."""
+        g = self._rows(gradient).flatten(0, 1)[self._used]
+        return g.new_zeros(self._pairs.shape[1], g.shape[1]).index_add_(0, self._place, g)
+
     def _scatter(self, gradient: Tensor, sums: dict[str, Tensor], squared: bool) -> None:
         weight = self.names[0]
         if weight is None:  # the form does not hold for a table that is used elsewhere too
             return
-        g = self._rows(gradient).flatten(0, 1)[self._used]
-        each = g.new_zeros(self._pairs.shape[1], g.shape[1]).index_add_(0, self._place, g)
+        each = self._of_pairs(gradient)
         sums[weight].index_add_(0, self._pairs[1], (each.square_() if squared else each).to(sums[weight].dtype))
 
 

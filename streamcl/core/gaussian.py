@@ -13,24 +13,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from streamcl.core.precision import Curvature, Penalty, Precision, is_finite, of_kind
-from streamcl.core.stored import KIND, SHIFT, kind_of, named
+from streamcl.core.basis import Basis
+from streamcl.core.precision import Curvature, Layered, Penalty, Precision, is_finite, of_kind
+from streamcl.core.stored import KIND, OPTIMUM, SHIFT, TEMPERING, kind_of, named
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Gaussian:
     """precision: Lambda over R^P, in nats per squared parameter, summed over samples. shift: eta [P] = Lambda * mean.
+    tempering: how wide predictions are, the sums of `core.tempering`, where they are known. optimum: of a factor, the
+    parameters [P] at which its curvature was taken; of a total, the mean of its tasks'. Any operation loses both.
 
     Raises ValueError unless both are finite and of one size.
     """
 
     precision: Precision
     shift: Tensor
+    tempering: Tensor | None = None
+    optimum: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.shift.shape != (self.precision.size,):
@@ -59,22 +63,33 @@ class Gaussian:
 
     @classmethod
     def from_state(cls, state: Mapping[str, npt.NDArray[Any]]) -> Gaussian:
-        """What `state` gave; views of the arrays where they can be written to. Raises UnknownFormat.
+        """What `state` gave, copied. Raises UnknownFormat.
 
         A state without a kind is a diagonal: so were all before there were kinds.
         """
-        tensors = {name: torch.from_numpy(a if a.flags.writeable else np.array(a)) for name, a in state.items()}
-        return cls(of_kind(kind_of(state)).from_state(tensors), tensors[SHIFT])
+        tensors = {name: torch.tensor(a) for name, a in state.items()}
+        return cls(
+            of_kind(kind_of(state)).from_state(tensors), tensors[SHIFT], tensors.get(TEMPERING), tensors.get(OPTIMUM)
+        )
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """All of it as host arrays by name, its kind among them."""
         tensors = {**self.precision.state(), SHIFT: self.shift}
+        if self.tempering is not None:
+            tensors[TEMPERING] = self.tempering
+        if self.optimum is not None:
+            tensors[OPTIMUM] = self.optimum
         return {KIND: named(self.precision.kind), **{name: tensor.cpu().numpy() for name, tensor in tensors.items()}}
 
     @property
     def size(self) -> int:
         """P."""
         return self.precision.size
+
+    @property
+    def basis(self) -> Basis | None:
+        """Of its precision, where that has one."""
+        return self.precision.basis if isinstance(self.precision, Layered) else None
 
     @property
     def mean(self) -> Tensor:
@@ -107,6 +122,13 @@ class Gaussian:
         left unfinished, and the centre lies anywhere.
         """
         return self.precision.distance(theta, self.shift, least)
+
+    def away(self, theta: Tensor) -> float:
+        """``1/2 (theta - optimum) Lambda (theta - optimum)``, in nats; of a factor whose optimum is known."""
+        if self.optimum is None:
+            raise ValueError("expected a factor with the optimum at which it was taken")
+        moved = theta - self.optimum.to(theta.dtype)
+        return 0.5 * float(moved @ self.precision.times(moved))
 
     def potential(self, theta: Tensor) -> float:
         """`penalty` up to its constant, where there is precision: divides nothing.
@@ -144,6 +166,18 @@ class Gaussian:
     def sample(self, centre: Tensor, generator: torch.Generator) -> Tensor:
         """A draw from ``N(centre, 1 / Lambda)``, [P]; at its centre in directions without precision."""
         return self.precision.sample(centre, generator)
+
+    def within(self, basis: Basis) -> Gaussian:
+        """With its precision in another basis (`Layered.within`); the shift is the parameters' own in any."""
+        return Gaussian(self.precision.within(basis), self.shift)
+
+    def beside(self, other: Gaussian) -> Gaussian:
+        """In the other's basis, where that has one."""
+        return self if other.basis is None else self.within(other.basis)
+
+    def weighted(self, weight: float) -> Gaussian:
+        """The power `weight` of it."""
+        return Gaussian(self.precision.weighted(weight), self.shift * weight)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Gaussian:
         """A working copy for training; the master stays in float64 on the host."""

@@ -6,8 +6,9 @@ Guarantees: everything is in nats and summed over a sample's outputs, never aver
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +16,12 @@ from torch import Tensor
 
 from streamcl.errors import WrongOutput
 
+PROBIT = math.pi / 8  # of the logistic function, as MacKay (1992) has it
 FisherKind = Literal["exact", "mc", "empirical"]
 
 
-class Likelihood(Protocol):
-    """p(y | output), with output = model(x)."""
-
-    def outputs(self, target_row: tuple[int, ...]) -> int:
-        """How many outputs the model needs for targets [n, *target_row]."""
-
-    def nll(self, output: Tensor, target: Tensor) -> Tensor:
-        """Negative log likelihood of each sample, [n], in nats. Raises WrongOutput for outputs of a wrong shape."""
-
-    def predict(self, output: Tensor) -> dict[str, Tensor]:
-        """The predictive distribution: ``probs``, or ``mean`` and ``variance``."""
+class Cotangents(Protocol):
+    """What the Fisher needs of a likelihood."""
 
     def cotangents(
         self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None
@@ -40,11 +33,60 @@ class Likelihood(Protocol):
         """
 
 
+class Likelihood(Cotangents, Protocol):
+    """p(y | output), with output = model(x)."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether `spread` is a linear model's own predictive, and no approximation of it."""
+
+    def outputs(self, target_row: tuple[int, ...]) -> int:
+        """How many outputs the model needs for targets [n, *target_row]."""
+
+    def nll(self, output: Tensor, target: Tensor) -> Tensor:
+        """Negative log likelihood of each sample, [n], in nats. Raises WrongOutput for outputs of a wrong shape."""
+
+    def predict(self, output: Tensor) -> dict[str, Tensor]:
+        """The predictive distribution: ``probs``, or ``mean`` and ``variance``."""
+
+    def variances(self, roots: Tensor) -> Tensor:
+        """Of what the closed form needs of Gaussian outputs with covariance ``R R^T``, roots R [n, K, j]: [n, K] or [n, 1].
+
+        A sum over j: what is known of one layer adds to that of another.
+        """
+
+    def spread(self, output: Tensor, variances: Tensor) -> dict[str, Tensor]:
+        """As `predict`, where the outputs themselves are Gaussian, with these `variances`: in closed form."""
+
+    def spread_nll(self, output: Tensor, variances: Tensor, target: Tensor) -> Tensor:
+        """As `nll`, of `spread`."""
+
+    def usual(self, variances: Tensor) -> Tensor:
+        """What `beyond` takes for usual in rows with these variances: a number."""
+
+    def beyond(self, variances: Tensor, usual: float) -> Tensor:
+        """What of the variances goes beyond what is usual in the rows that the model was fitted to, of the same shape.
+
+        Training at a point fits the probabilities of its rows without any correction: one that such rows would get too is
+        in them already.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Categorical:
-    """One of `classes` labels, the outputs being logits [n, classes]; targets int64 [n]."""
+    """One of `classes` labels, the outputs being logits [n, classes]; targets int64 [n].
+
+    bounded: for the Fisher, no class counts for less than a quadratic that is never below the loss allows (Jaakkola and
+    Jordan 2000): tanh(g / 2) / (2 g), with g how far its logit is below the largest. The curvature itself vanishes with g,
+    as if a class that a task lacks could never win; but later tasks will raise it. visible: the only classes that there
+    are, for a task that is known to have no others; None: all.
+    """
 
     classes: int
+    bounded: bool = False
+    visible: tuple[int, ...] | None = None
+
+    exact: ClassVar[bool] = False
 
     def outputs(self, target_row: tuple[int, ...]) -> int:
         """One logit a class."""
@@ -58,14 +100,47 @@ class Categorical:
         """Probabilities [n, classes]."""
         return {"probs": self._checked(output).softmax(1)}
 
+    def variances(self, roots: Tensor) -> Tensor:
+        """Of a logit against the mean of the others, averaged over the classes, [n, 1].
+
+        Softmax knows differences of logits only: what all have in common is no uncertainty of it.
+        """
+        roots = roots if self.visible is None else roots[:, list(self.visible)]
+        contrasts = (roots - roots.mean(1, keepdim=True)) * (roots.shape[1] / max(1, roots.shape[1] - 1))
+        return contrasts.square().sum(2).mean(1, keepdim=True)
+
+    def spread(self, output: Tensor, variances: Tensor) -> dict[str, Tensor]:
+        """Probabilities after the probit correction, ``softmax(f / sqrt(1 + pi/8 v))`` (MacKay 1992, Gibbs 1997).
+
+        One v a row: exact as the probit of two classes is, and the most probable class stays that of `predict`.
+        """
+        return self.predict(_corrected(output, variances))
+
+    def spread_nll(self, output: Tensor, variances: Tensor, target: Tensor) -> Tensor:
+        """-log of the corrected probability."""
+        return self.nll(_corrected(output, variances), target)
+
+    def usual(self, variances: Tensor) -> Tensor:
+        """Mean of ``sqrt(1 + pi/8 v)``, by which the correction divides logits."""
+        return _shrinkage(variances).mean()
+
+    def beyond(self, variances: Tensor, usual: float) -> Tensor:
+        """The variance whose correction is what remains of a row's, divided by the usual one; 0 where nothing remains."""
+        return ((_shrinkage(variances) / usual).square() - 1).clamp(min=0) / PROBIT
+
     def cotangents(
         self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
         """exact: the columns of a square root of diag(p) - p p^T; otherwise p - e_y for one label y a sample."""
-        p = self._checked(output).softmax(1)
+        logits = self._checked(output)
+        p = logits.softmax(1)
+        if self.bounded and kind != "empirical":
+            p = _bounded(logits)
         if kind == "exact":
             return _square_root(p)
-        label = _required(target) if kind == "empirical" else torch.multinomial(p, 1, generator=generator).squeeze(1)
+        label = (
+            _required(target) if kind == "empirical" else torch.multinomial(_drawable(p), 1, generator=generator).squeeze(1)
+        )
         return (p - F.one_hot(label, self.classes)).unsqueeze(0)
 
     def _checked(self, output: Tensor) -> Tensor:
@@ -74,7 +149,33 @@ class Categorical:
                 f"model output: expected [n, {self.classes}] logits, got {list(output.shape)}; set model.classes to the "
                 "number of the model's outputs, or give it as many as there are classes"
             )
-        return output
+        return self.seen(output)
+
+    def seen(self, output: Tensor) -> Tensor:
+        """Logits with those of classes that are not visible at minus infinity."""
+        if self.visible is None:
+            return output
+        return output.masked_fill(_hidden(self.classes, self.visible, output.device), -torch.inf)
+
+
+@lru_cache(maxsize=64)
+def _hidden(classes: int, visible: tuple[int, ...], device: torch.device) -> Tensor:
+    """Which classes are not visible, [classes]; kept, so that no step waits for a device to be told."""
+    hidden = torch.ones(classes, dtype=torch.bool)
+    hidden[list(visible)] = False
+    return hidden.to(device)
+
+
+def _bounded(logits: Tensor) -> Tensor:
+    """Probabilities [n, K], none below its bound but for what makes them sum to 1."""
+    gap = (logits.amax(1, keepdim=True) - logits).clamp(min=1e-3)
+    p = torch.maximum(logits.softmax(1), (gap / 2).tanh() / (2 * gap))
+    return p / p.sum(1, keepdim=True)
+
+
+def _drawable(p: Tensor) -> Tensor:
+    """Probabilities that can be drawn from; where they are no numbers neither is what comes of them, whatever is drawn."""
+    return torch.where(p.isfinite(), p, 0.5)
 
 
 def _square_root(p: Tensor) -> Tensor:
@@ -96,6 +197,8 @@ def _square_root(p: Tensor) -> Tensor:
 class Bernoulli:
     """Independent zeros and ones, the outputs being logits of the targets' shape."""
 
+    exact: ClassVar[bool] = False
+
     def outputs(self, target_row: tuple[int, ...]) -> int:
         """One logit a target."""
         return math.prod(target_row)
@@ -110,6 +213,26 @@ class Bernoulli:
         """Probabilities of one."""
         return {"probs": output.sigmoid()}
 
+    def variances(self, roots: Tensor) -> Tensor:
+        """Of every logit, [n, K]."""
+        return roots.square().sum(2)
+
+    def spread(self, output: Tensor, variances: Tensor) -> dict[str, Tensor]:
+        """Probabilities of one after the probit correction, ``sigmoid(f / sqrt(1 + pi/8 v))`` (MacKay 1992)."""
+        return self.predict(_corrected(output, variances.view_as(output)))
+
+    def spread_nll(self, output: Tensor, variances: Tensor, target: Tensor) -> Tensor:
+        """-log of the corrected probability."""
+        return self.nll(_corrected(output, variances.view_as(output)), target)
+
+    def usual(self, variances: Tensor) -> Tensor:
+        """Mean of ``sqrt(1 + pi/8 v)``, by which the correction divides logits."""
+        return _shrinkage(variances).mean()
+
+    def beyond(self, variances: Tensor, usual: float) -> Tensor:
+        """The variance whose correction is what remains of a row's, divided by the usual one; 0 where nothing remains."""
+        return ((_shrinkage(variances) / usual).square() - 1).clamp(min=0) / PROBIT
+
     def cotangents(
         self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
@@ -117,16 +240,47 @@ class Bernoulli:
         p = output.sigmoid()
         if kind == "exact":
             # sigmoid(z) sigmoid(-z), not p (1 - p): the latter rounds to 0 for large logits
-            return _one_at_a_time((p * (-output).sigmoid()).sqrt())
-        y = _like(_required(target), output) if kind == "empirical" else torch.bernoulli(p, generator=generator)
+            return one_at_a_time((p * (-output).sigmoid()).sqrt())
+        y = _like(_required(target), output) if kind == "empirical" else torch.bernoulli(_drawable(p), generator=generator)
         return (p - y.to(p.dtype)).unsqueeze(0)
 
 
 @dataclass(frozen=True, slots=True)
+class Units:
+    """What outputs stand for: targets are ``offset + scale * output``. Both [k], of a row's k targets."""
+
+    offset: Tensor
+    scale: Tensor
+
+    def into(self, target: Tensor) -> Tensor:
+        """Targets [n, ...] as outputs would be."""
+        return ((target.reshape(len(target), -1) - self.offset) / self.scale).reshape(target.shape)
+
+    def back(self, output: Tensor) -> Tensor:
+        """Outputs [n, ...] as the targets they stand for."""
+        return (output.reshape(len(output), -1) * self.scale + self.offset).reshape(output.shape)
+
+    def squared(self, variance: Tensor) -> Tensor:
+        """Variances of outputs [n, ...] as those of the targets."""
+        return (variance.reshape(len(variance), -1) * self.scale.square()).reshape(variance.shape)
+
+    def variance(self, noise: float, output: Tensor) -> Tensor:
+        """Of every target, in its own units, in the outputs' shape."""
+        each = noise * self.scale.square()
+        return each.expand(len(output), -1).reshape(output.shape).clone()
+
+
+@dataclass(frozen=True, slots=True)
 class Gaussian:
-    """Real numbers with known noise variance s2, the outputs being their means."""
+    """Real numbers with noise variance s2, the outputs being their means; units: of outputs that stand for others.
+
+    The noise variance is then in the outputs' units, and so is the density that the NLL is of, but for its constant.
+    """
 
     noise_variance: float
+    units: Units | None = None
+
+    exact: ClassVar[bool] = True
 
     def outputs(self, target_row: tuple[int, ...]) -> int:
         """One mean a target."""
@@ -134,27 +288,132 @@ class Gaussian:
 
     def nll(self, output: Tensor, target: Tensor) -> Tensor:
         """(y - f)^2 / (2 s2) + log(2 pi s2) / 2, summed over a sample's targets."""
-        error = (_like(output, target) - target).square().reshape(len(target), -1)
-        constant = 0.5 * math.log(2 * math.pi * self.noise_variance) * error.shape[1]
-        return error.sum(1) / (2 * self.noise_variance) + constant
+        wanted = target if self.units is None else self.units.into(target)
+        error = (_like(output, wanted) - wanted).square().reshape(len(target), -1)
+        return error.sum(1) / (2 * self.noise_variance) + self.least(error.shape[1])
+
+    def least(self, k: int) -> float:
+        """The NLL of a sample with k targets, each as predicted."""
+        constant = 0.5 * math.log(2 * math.pi * self.noise_variance) * k
+        return constant if self.units is None else constant + float(self.units.scale.double().log().sum())
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The means that outputs stand for."""
+        return output if self.units is None else self.units.back(output)
 
     def predict(self, output: Tensor) -> dict[str, Tensor]:
         """Mean and variance."""
+        if self.units is not None:
+            return {"mean": self.units.back(output), "variance": self.units.variance(self.noise_variance, output)}
         return {"mean": output, "variance": torch.full_like(output, self.noise_variance)}
+
+    def variances(self, roots: Tensor) -> Tensor:
+        """Of every output, [n, K]."""
+        return roots.square().sum(2)
+
+    def spread(self, output: Tensor, variances: Tensor) -> dict[str, Tensor]:
+        """Mean, and the noise's variance plus the outputs'."""
+        variance = self.noise_variance + variances.view_as(output)
+        if self.units is None:
+            return {"mean": output, "variance": variance}
+        return {"mean": self.units.back(output), "variance": self.units.squared(variance)}
+
+    def spread_nll(self, output: Tensor, variances: Tensor, target: Tensor) -> Tensor:
+        """As `nll`, with the outputs' variances added to the noise's."""
+        wanted = target if self.units is None else self.units.into(target)
+        error = (_like(output, wanted) - wanted).square().reshape(len(target), -1)
+        variance = self.noise_variance + variances.reshape(error.shape)
+        return 0.5 * ((2 * math.pi * variance).log() + error / variance).sum(1)
+
+    def usual(self, variances: Tensor) -> Tensor:
+        """1: no mean moves."""
+        return variances.new_ones(())
+
+    def beyond(self, variances: Tensor, usual: float) -> Tensor:
+        """All of them: the noise's variance is the data's own."""
+        return variances
 
     def cotangents(
         self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
         """exact: e_j / s for every output j; otherwise (f - y) / s2."""
         if kind == "exact":
-            return _one_at_a_time(torch.full_like(output, self.noise_variance**-0.5))
+            return one_at_a_time(torch.full_like(output, self.noise_variance**-0.5))
         if kind == "empirical":
-            return ((output - _like(_required(target), output)) / self.noise_variance).unsqueeze(0)
+            wanted = _required(target) if self.units is None else self.units.into(_required(target))
+            return ((output - _like(wanted, output)) / self.noise_variance).unsqueeze(0)
         noise = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
         return noise.mul(self.noise_variance**-0.5).unsqueeze(0)
 
+    def around(self, variances: Tensor) -> float:
+        """The mean NLL of targets with these variances [k] about one prediction for all, their mean."""
+        scaled = variances if self.units is None else variances / self.units.scale.to(variances).square()
+        return self.least(len(variances)) + float(scaled.sum()) / (2 * self.noise_variance)
 
-def likelihood(name: str, classes: int, noise_variance: float) -> Likelihood:
+
+@dataclass(frozen=True, slots=True)
+class Noises(Gaussian):
+    """Real numbers, each of a row's targets with a noise variance of its own; `noise_variance` is not used.
+
+    each: [k]; no outputs that stand for others.
+    """
+
+    each: Tensor = field(default_factory=lambda: torch.ones(1))
+
+    def nll(self, output: Tensor, target: Tensor) -> Tensor:
+        """sum of (y - f)^2 / (2 s2_k) + log(2 pi s2_k) / 2."""
+        return self.spread_nll(output, torch.zeros_like(output), target)
+
+    def least(self, k: int) -> float:
+        """The NLL of a sample with every target as predicted."""
+        return float(0.5 * (2 * math.pi * self.each).log().sum())
+
+    def around(self, variances: Tensor) -> float:
+        """As `Gaussian.around`."""
+        return self.least(len(variances)) + float((variances / (2 * self.each.to(variances))).sum())
+
+    def predict(self, output: Tensor) -> dict[str, Tensor]:
+        """Mean and variance."""
+        return self.spread(output, torch.zeros_like(output))
+
+    def spread(self, output: Tensor, variances: Tensor) -> dict[str, Tensor]:
+        """Mean, and each noise's variance plus the output's."""
+        variance = self.each + variances.reshape(len(output), -1)
+        return {"mean": output, "variance": variance.reshape(output.shape)}
+
+    def spread_nll(self, output: Tensor, variances: Tensor, target: Tensor) -> Tensor:
+        """As `nll`, with the outputs' variances added to the noise's."""
+        error = (_like(output, target) - target).square().reshape(len(target), -1)
+        variance = self.each + variances.reshape(error.shape)
+        return 0.5 * ((2 * math.pi * variance).log() + error / variance).sum(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """A likelihood whose exact Fisher is estimated from a few random vectors a sample, without bias.
+
+    ``E[(J^T sum_k e_k v_k)^2] = sum_k (J^T v_k)^2`` for independent signs e_k. inner: the likelihood. vectors: how many.
+    generator: of the signs.
+    """
+
+    inner: Cotangents
+    vectors: int
+    generator: torch.Generator
+
+    def cotangents(
+        self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """No more than `vectors` a sample."""
+        every = self.inner.cotangents(output, kind, target, generator)
+        if len(every) <= self.vectors:
+            return every
+        shape = (self.vectors, *every.shape[:2])
+        signs = torch.randint(0, 2, shape, generator=self.generator).to(every) * 2 - 1
+        mixed: Tensor = torch.einsum("mkn,kn...->mn...", signs, every) / self.vectors**0.5
+        return mixed
+
+
+def likelihood(name: str, classes: int, noise_variance: float = 1.0) -> Likelihood:
     """The likelihood of a configuration's ``model.likelihood``; raises ValueError for an unknown name."""
     match name:
         case "categorical":
@@ -166,7 +425,16 @@ def likelihood(name: str, classes: int, noise_variance: float) -> Likelihood:
     raise ValueError(f"likelihood: expected categorical, bernoulli or gaussian, got {name!r}")
 
 
-def _one_at_a_time(scale: Tensor) -> Tensor:
+def _corrected(logits: Tensor, variances: Tensor) -> Tensor:
+    """The logits whose sigmoid is, nearly, the mean sigmoid of Gaussian logits with these variances."""
+    return logits / _shrinkage(variances)
+
+
+def _shrinkage(variances: Tensor) -> Tensor:
+    return (1 + PROBIT * variances).sqrt()
+
+
+def one_at_a_time(scale: Tensor) -> Tensor:
     """[n, *outputs] as [k, n, *outputs], the j-th keeping the j-th output only."""
     flat = scale.reshape(len(scale), -1)
     every = torch.eye(flat.shape[1], dtype=flat.dtype, device=flat.device).unsqueeze(1)

@@ -6,7 +6,7 @@ parameter appears in it once and a frozen one not at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,9 @@ class FlatParameters:
     """The trainable parameters of a module, which must already be on its device and in its dtype.
 
     theta: [P], a leaf that an optimiser takes as its one parameter. grad: [P], its gradient. layout: what stands where in
-    them, in the module's order. gradients: False where nothing will be trained; `grad` is empty then. Raises ModelRefused
-    where there is nothing to train or dtypes differ.
+    them, in the module's order. gradients: False where nothing will be trained; `grad` is empty then. Who keeps the current
+    parameters elsewhere for a while (`owe`) is asked for them before theta is looked at. Raises ModelRefused where there is
+    nothing to train or dtypes differ.
     """
 
     def __init__(self, module: nn.Module, gradients: bool = True) -> None:
@@ -29,13 +30,31 @@ class FlatParameters:
         self.layout = layout_of(module)
         self.parameters = list(trainable.values())
         flat = torch.cat([p.detach().reshape(-1) for p in self.parameters])
-        self.theta = nn.Parameter(flat)
+        self._theta = nn.Parameter(flat)
+        self._owed: Callable[[], None] | None = None
         self.grad = torch.zeros_like(flat) if gradients else flat.new_empty(0)
         with torch.no_grad():
             for p, value in zip(self.parameters, self._pieces(self.theta.data), strict=True):
                 p.data = value
         if gradients:
             self._make_gradients()
+
+    @property
+    def theta(self) -> nn.Parameter:
+        """The vector, up to date."""
+        if self._owed is not None:
+            self._owed()
+            self._owed = None
+        return self._theta
+
+    @property
+    def unsettled(self) -> Tensor:
+        """The vector as it is, for who brings it up to date."""
+        return self._theta.detach()
+
+    def owe(self, settle: Callable[[], None]) -> None:
+        """The vector is out of date until `settle` is called: before it is next looked at."""
+        self._owed = settle
 
     def _make_gradients(self) -> None:
         self.theta.grad = self.grad
@@ -62,8 +81,9 @@ class FlatParameters:
 
     def load(self, vector: Tensor) -> None:
         """Copy a vector [P] in; every parameter changes with it."""
+        self._owed = None
         with torch.no_grad():
-            self.theta.copy_(vector)
+            self._theta.copy_(vector)
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """A flat vector [P] as views in the parameters' shapes, by name."""

@@ -9,12 +9,14 @@ leaves its inputs as they were. Precisions of two kinds, or of two sizes, do not
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from streamcl.core.basis import Basis, Matrix, Side
 from streamcl.errors import UnknownFormat
 
 
@@ -96,8 +98,17 @@ class Precision(Protocol):
     def penalty(self, shift: Tensor, weight: float) -> Penalty:
         """`weight` times the penalty of the Gaussian of this precision and shift."""
 
+    def within(self, basis: Basis) -> Self:
+        """The same in another basis, where it depends on one."""
+
+    def axes(self) -> tuple[Basis, Tensor] | None:
+        """The basis in which it is a diagonal, and that [P]; None where that is the parameters' own, or too dear."""
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """A working copy."""
+
+    def on_host(self) -> Self:
+        """The same with its numbers on the host; a basis stays where it is."""
 
     def state(self) -> dict[str, Tensor]:
         """All of it, by name."""
@@ -201,9 +212,20 @@ class Diagonal:
         """One fused multiply-add a step."""
         return _DiagonalPenalty(self.values, shift, weight)
 
+    def within(self, basis: Basis) -> Diagonal:
+        """Itself."""
+        return self
+
+    def axes(self) -> None:
+        """The parameters' own."""
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Diagonal:
         """A working copy."""
         return Diagonal(self.values.to(device, dtype))
+
+    def on_host(self) -> Diagonal:
+        """On the host."""
+        return Diagonal(self.values.cpu())
 
 
 class _DiagonalPenalty:
@@ -234,7 +256,8 @@ class _DiagonalPenalty:
 class Full:
     """A precision between any two parameters, for few of them: P^2 numbers, P^3 operations where one is inverted.
 
-    matrix: [P, P], symmetric and positive semi-definite. Raises ValueError unless it is square.
+    matrix: [P, P], symmetric and positive semi-definite. Raises ValueError unless it is square. What holds it together is
+    `Precision`, each of whose operations is a method.
     """
 
     matrix: Tensor
@@ -338,9 +361,20 @@ class Full:
         """One product of matrix and vector a step."""
         return _FullPenalty(self.matrix, shift, weight)
 
+    def within(self, basis: Basis) -> Full:
+        """Itself."""
+        return self
+
+    def axes(self) -> None:
+        """Not looked for."""
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Full:
         """A working copy."""
         return Full(self.matrix.to(device, dtype))
+
+    def on_host(self) -> Full:
+        """On the host."""
+        return Full(self.matrix.cpu())
 
     def _held(self, least: float) -> tuple[Tensor, Tensor]:
         """Eigenvalues above `least`, and above what is rounding, [r], and their eigenvectors [P, r]."""
@@ -373,8 +407,240 @@ class _FullPenalty:
         theta.copy_(torch.linalg.solve(identity + step * self.matrix, theta + step * self.shift))
 
 
-K = TypeVar("K", Diagonal, Full)
-KINDS: dict[str, type[Any]] = {each.kind: each for each in (Diagonal, Full)}
+@dataclass(frozen=True, eq=False, slots=True)
+class Layered:
+    """A diagonal in each layer's eigenbasis, and a full block for layers that are small (`basis`, `Block`).
+
+    values: [P], not negative, in the basis' coordinates; 0 in the places of blocks. One of another basis is re-expressed in
+    this one's (`Basis.expressed`) before it is combined with it: without its off-diagonal part here. What holds it together
+    is `Precision`, each of whose operations is a method.
+    """
+
+    basis: Basis
+    values: Tensor
+    blocks: tuple[Block, ...] = ()
+    kind: ClassVar[str] = "layered"
+
+    def __post_init__(self) -> None:
+        if self.values.shape != (self.basis.size,):
+            raise ValueError(f"precision: expected a vector [{self.basis.size}], got {list(self.values.shape)}")
+
+    @classmethod
+    def isotropic(cls, precision: float, like: Tensor) -> Layered:
+        """The same for every entry of `like` [P], in the parameters' own coordinates; takes the memory of one number."""
+        return cls(Basis.unturned(len(like)), Diagonal.isotropic(precision, like).values)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Layered:
+        """What `state` gave."""
+        basis = Basis.from_state(state)
+        blocks = tuple(Block(matrix, state[f"block.{matrix.key}"]) for matrix in basis.matrices if matrix.stacked)
+        return cls(basis, state["precision"], blocks)
+
+    def state(self) -> dict[str, Tensor]:
+        """The values [P], the blocks and the basis."""
+        blocks = {f"block.{block.matrix.key}": block.values for block in self.blocks}
+        return {"precision": self.values, **blocks, **self.basis.state()}
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return self.basis.size
+
+    def is_finite(self) -> bool:
+        """Whether every number of it is."""
+        return is_finite(self.values) and all(is_finite(block.values) for block in self.blocks)
+
+    def axes(self) -> tuple[Basis, Tensor]:
+        """The basis in which all of it is a diagonal, and that [P]: blocks are turned to their eigenvectors."""
+        if not self.blocks:
+            return self.basis, self.values
+        values, sides = self.values.clone(), dict(zip(self.basis.matrices, self.basis.sides, strict=True))
+        places = dict(self.basis.offsets())
+        for block in self.blocks:
+            found, vectors = torch.linalg.eigh(block.values)
+            values[places[block.matrix]] = found.clamp(min=0)
+            sides[block.matrix] = (Side(vectors, found), None)
+        return Basis(self.size, self.basis.matrices, tuple(sides.values())), values
+
+    def _as_diagonal(self) -> tuple[Basis, Diagonal]:
+        basis, values = self.axes()
+        return basis, Diagonal(_without_rounding(values) if self.blocks else values)
+
+    def diagonal(self) -> Tensor:
+        """The diagonal in the parameters' own coordinates, [P]."""
+        own = self.basis.diagonal(self.values)
+        for block in self.blocks:
+            block.matrix.scatter(block.values.diagonal().unsqueeze(1), own)
+        return own
+
+    def curvature(self) -> Curvature:
+        """The largest entry, and their sum."""
+        return self._as_diagonal()[1].curvature()
+
+    def times(self, vector: Tensor) -> Tensor:
+        """Elementwise in the basis."""
+        turned = self.basis.into(vector)
+        product = self.values * turned
+        for place, block in self.placed():
+            product[place] = block @ turned[place]
+        return self.basis.back(product)
+
+    def placed(self) -> list[tuple[slice, Tensor]]:
+        """The blocks' numbers, each with its place in coordinates."""
+        places = dict(self.basis.offsets())
+        return [(places[block.matrix], block.values) for block in self.blocks]
+
+    def within(self, basis: Basis) -> Layered:
+        """The same in another basis, without what is off the diagonal there; blocks stay whole."""
+        if basis is self.basis:
+            return self
+        own, blocks = {block.matrix: block for block in self.blocks}, []
+        values = basis.expressed(self.basis, self._spread())
+        for matrix, place in basis.offsets():
+            if matrix.stacked:
+                blocks.append(own.get(matrix) or Block(matrix, torch.diag(values[place])))
+        values = values.clone() if blocks else values
+        for place in (place for matrix, place in basis.offsets() if matrix.stacked):
+            values[place] = 0
+        return Layered(basis, values, tuple(blocks))
+
+    def _spread(self) -> Tensor:
+        """The values with the blocks' diagonals in their places."""
+        if not self.blocks:
+            return self.values
+        values = self.values.clone()
+        for place, block in self.placed():
+            values[place] = block.diagonal()
+        return values
+
+    def _with(self, values: Tensor, blocks: Iterable[Tensor]) -> Layered:
+        pairs = zip(self.blocks, blocks, strict=True)
+        return Layered(self.basis, values, tuple(Block(block.matrix, numbers) for block, numbers in pairs))
+
+    def _both(self, other: Layered) -> list[tuple[Tensor, Tensor]]:
+        """The blocks of both, once the other is in this basis."""
+        return [(one.values, two.values) for one, two in zip(self.blocks, other.blocks, strict=True)]
+
+    def _here(self, other: Layered) -> Layered:
+        return _alike(self, other).within(self.basis)
+
+    def plus(self, other: Layered) -> Layered:
+        """The sum."""
+        other = self._here(other)
+        return self._with(self.values + other.values, (a + b for a, b in self._both(other)))
+
+    def less(self, other: Layered) -> Layered:
+        """The difference."""
+        other = self._here(other)
+        return self._with(self.values - other.values, (a - b for a, b in self._both(other)))
+
+    def clipped(self) -> Layered:
+        """With no entry, and no eigenvalue of a block, below zero."""
+        return self._with(self.values.clamp(min=0), (Full(block.values).clipped().matrix for block in self.blocks))
+
+    def weighted(self, weight: float) -> Layered:
+        """`weight` times it."""
+        return self._with(self.values * weight, (block.values * weight for block in self.blocks))
+
+    def towards(self, other: Layered, share: float) -> Layered:
+        """``(1 - share) self + share other``."""
+        other = self._here(other)
+        return self._with(
+            torch.lerp(self.values, other.values, share), (torch.lerp(a, b, share) for a, b in self._both(other))
+        )
+
+    def copy(self) -> Layered:
+        """One of its own."""
+        return self._with(self.values.clone(), (block.values.clone() for block in self.blocks))
+
+    def add_(self, other: Layered) -> None:
+        """The sum in place."""
+        other = self._here(other)
+        self.values.add_(other.values)
+        for mine, theirs in self._both(other):
+            mine.add_(theirs)
+
+    def mean(self, shift: Tensor) -> Tensor:
+        """``Lambda^-1 eta``, [P]; 0 in directions without precision."""
+        basis, diagonal = self._as_diagonal()
+        return basis.back(diagonal.mean(basis.into(shift)))
+
+    def potential(self, theta: Tensor, shift: Tensor) -> float:
+        """``1/2 theta Lambda theta - eta theta`` in the directions that have precision."""
+        basis, diagonal = self._as_diagonal()
+        return diagonal.potential(basis.into(theta), basis.into(shift))
+
+    def distance(self, theta: Tensor, shift: Tensor, least: float) -> float:
+        """``1/2 sum (Lambda theta - eta)^2 / Lambda`` over the axes whose Lambda is above `least`."""
+        basis, diagonal = self._as_diagonal()
+        return diagonal.distance(basis.into(theta), basis.into(shift), least)
+
+    def sample(self, centre: Tensor, generator: torch.Generator) -> Tensor:
+        """A draw from ``N(centre, 1 / Lambda)``; at its centre along axes without precision."""
+        basis, diagonal = self._as_diagonal()
+        away = diagonal.sample(torch.zeros_like(diagonal.values), generator)
+        return centre + basis.back(away).to(centre.dtype)
+
+    def penalty(self, shift: Tensor, weight: float) -> Penalty:
+        """Turned there and back at every step: cheaper for who works in the `axes` himself."""
+        if not self.basis.matrices:  # as of a prior: the parameters' own coordinates, in their order
+            return Diagonal(self.values).penalty(shift, weight)
+        return _LayeredPenalty(self, shift, weight)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Layered:
+        """A working copy, a diagonal in its `axes`: rounded, a block would lose what is small beside its largest."""
+        basis, values = self.axes()
+        return Layered(basis.to(device, dtype), values.to(device, dtype))
+
+    def on_host(self) -> Layered:
+        """On the host, blocks and all."""
+        return self._with(self.values.cpu(), (block.values.cpu() for block in self.blocks))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Block:
+    """The precision between any two of a matrix' parameters, [p, p]."""
+
+    matrix: Matrix
+    values: Tensor
+
+
+class _LayeredPenalty:
+    """``weight * (1/2 theta Lambda theta - eta theta)``, for steps on the parameters' own coordinates."""
+
+    def __init__(self, precision: Layered, shift: Tensor, weight: float) -> None:
+        self._precision, self._shift, self.weight = precision, shift, weight
+        self._turned = precision.basis.into(shift)
+
+    def weigh(self, weight: float) -> None:
+        """Another weight."""
+        self.weight = weight
+
+    def gradient(self, theta: Tensor, out: Tensor | None = None) -> Tensor:
+        """``weight * (Lambda theta - eta)``, [P]."""
+        product = self._precision.times(theta)
+        return torch.sub(product.mul_(self.weight), self._shift, alpha=self.weight, out=out)
+
+    def proximal(self, theta: Tensor, rate: float) -> None:
+        """``theta <- (1 + r Lambda)^-1 (theta + r eta)`` with r = rate * weight, in place: stable at any rate."""
+        step, basis = rate * self.weight, self._precision.basis
+        turned = basis.into(theta).add_(self._turned, alpha=step)
+        moved = turned / torch.add(1.0, self._precision.values, alpha=step)
+        for place, numbers in self._precision.placed():
+            identity = torch.eye(len(numbers), dtype=theta.dtype, device=theta.device)
+            moved[place] = torch.linalg.solve(identity + step * numbers, turned[place])
+        basis.back(moved, theta)
+
+
+def _without_rounding(values: Tensor) -> Tensor:
+    """Eigenvalues with those at 0 that are rounding beside the largest."""
+    rounding = float(values.max().clamp(min=0)) * 16 * torch.finfo(values.dtype).eps
+    return torch.where(values > rounding, values, 0.0)
+
+
+K = TypeVar("K", Diagonal, Full, Layered)
+KINDS: dict[str, type[Any]] = {each.kind: each for each in (Diagonal, Full, Layered)}
 
 
 def of_kind(kind: str) -> type[Any]:

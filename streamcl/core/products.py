@@ -34,6 +34,34 @@ def fast_products() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Inside, cuDNN's convolutions and recurrent layers are of single precision.
+
+    PyTorch lets them round what they are given to ten bits (TF32), in which no closed form of a gradient agrees with the
+    loop that it is checked against. On other devices nothing changes.
+    """
+    settings = _cudnn_settings() if device.type == "cuda" else []
+    before = [getattr(holder, name) for holder, name, _ in settings]
+    for holder, name, full in settings:
+        setattr(holder, name, full)
+    try:
+        yield
+    finally:
+        for (holder, name, _), value in zip(settings, before, strict=True):
+            setattr(holder, name, value)
+
+
+def _cudnn_settings() -> list[tuple[Any, str, Any]]:
+    """Holder, name and value: the one switch or, where somebody has set its parts by hand (PyTorch 2.9 on), those."""
+    cudnn = torch.backends.cudnn
+    try:
+        cudnn.allow_tf32  # noqa: B018  # raises then
+    except RuntimeError:
+        return [(getattr(cudnn, part), "fp32_precision", "ieee") for part in ("conv", "rnn")]
+    return [(cudnn, "allow_tf32", False)]
+
+
 def products_for(shapes: Iterable[tuple[int, ...]], rows: int) -> Callable[[], AbstractContextManager[None]]:
     """`fast_products` for steps on so many rows if the weights of these shapes are large enough for it, else nothing.
 

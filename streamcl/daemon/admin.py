@@ -39,7 +39,7 @@ ANSWERED_LATER = frozenset(
         messages.Checkpoint,
     }
 )
-Waiting = messages.AdminBoundary | messages.Retry | messages.Rollback
+Deferrable = messages.AdminBoundary | messages.Retry | messages.Rollback
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Later:
 
     done: dict[int, list[Request]] = field(default_factory=dict)
     checkpoints: dict[int, Request] = field(default_factory=dict)
-    waiting: list[tuple[Request | None, Waiting]] = field(default_factory=list)
+    waiting: list[tuple[Request | None, Deferrable]] = field(default_factory=list)
     stored: list[tuple[Request, dict[str, Any]]] = field(default_factory=list)
 
     def check_room(self) -> None:
@@ -153,7 +153,7 @@ class Admin:
                     return {"working": False, "waiting": text}
         return {}
 
-    def _take_up(self, request: Request | None, message: Waiting) -> None:
+    def _take_up(self, request: Request | None, message: Deferrable) -> None:
         match message:
             case messages.AdminBoundary():
                 self._boundary(request, message)

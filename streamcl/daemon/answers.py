@@ -6,22 +6,24 @@ Each answer is a reply's fields, and arrays where there are any. Reads the state
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-import msgpack
+import msgspec
 import numpy as np
 
-from streamcl.config import Config
+from streamcl.config import Config, settled
 from streamcl.core import stored
 from streamcl.core.layout import Layout
 from streamcl.daemon.chronicle import Chronicle
 from streamcl.daemon.metrics import Metrics
 from streamcl.daemon.view import View
 from streamcl.entries import Entry, standing
-from streamcl.errors import Damaged, Refused
+from streamcl.errors import Damaged, Refused, no_model_yet
 from streamcl.protocol import messages
 from streamcl.protocol.frames import HEADER_BYTES, Array
 from streamcl.protocol.session import StreamSession
+from streamcl.schema import Signature
 from streamcl.storage import checkpoint, exported, ledger, published
 from streamcl.storage.disk import Disk
 from streamcl.storage.frozen import Frozen
@@ -62,8 +64,8 @@ class Answers:
                 return {**_page("tasks", tasks[offset:]), "total": len(tasks)}, {}
             case messages.Metrics():
                 return dict(self.metrics.as_map()), {}
-            case messages.Parameters(model=model):
-                return self._parameters(model)
+            case messages.Parameters(model=model, sums=sums):
+                return self._sums() if sums else self._parameters(model)
             case messages.Quarantine(offset=offset):
                 rows = self.view.quarantined()
                 return {**_page("quarantine", rows[offset:]), "total": len(rows)}, {}
@@ -84,7 +86,7 @@ class Answers:
         parameters = published.read(self.state.parameters, Frozen(self.state.path) if model else None)
         posterior = published.posterior(self.state)
         if parameters is None or posterior is None:
-            raise Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
+            raise no_model_yet()
         vectors = {
             "theta": parameters[1]["theta"],
             "precision": stored.diagonal(posterior[1]),
@@ -94,10 +96,27 @@ class Answers:
         fields = {"names": layout.names, "shapes": layout.shapes, "version": parameters[0]["version"]}
         found = {name: np.asarray(vector, np.float64) for name, vector in vectors.items()}
         if model:
-            text = json.dumps(exported.description(parameters[0], self.config), default=str).encode()
+            text = json.dumps(exported.description(*parameters, self._settled(parameters[0])), default=str).encode()
             found["description"] = np.frombuffer(text, np.uint8)
             found["state"] = np.frombuffer(exported.state_file(*parameters), np.uint8)
         return fields, found
+
+    def _settled(self, published: Mapping[str, Any]) -> Config:
+        return settled(self.config, Signature.from_plain(published["signature"]).y_real)
+
+    def _sums(self) -> Answer:
+        """An exact learner's sums of all consolidated tasks, the bytes of a safetensors file, in `sums`."""
+        parameters, posterior = published.read(self.state.parameters), published.posterior(self.state)
+        if parameters is None or posterior is None:
+            raise no_model_yet()
+        if stored.kind_of(posterior[1]) != stored.EXACT:
+            raise Refused(
+                "bad_header", "parameters.sums: expected model.learner = 'exact'; a network has no sums to be added"
+            )
+        names = ("task", "samples", "weight", "loss", "closed_at")
+        tasks = [{name: getattr(entry, name) for name in names} for entry in standing(self._entries()).tasks.values()]
+        text = exported.sums_file(*parameters, posterior[1], tasks, self._settled(parameters[0]))
+        return {}, {"sums": np.frombuffer(text, np.uint8)}
 
     def undoing(self, task: str) -> Undoing:
         """What a rollback of the task would do; raises Refused ``unknown_task internal`` where none is possible."""
@@ -143,7 +162,7 @@ def _page(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """As many of the rows as a header holds."""
     page, size = [], 1024
     for row in rows:
-        size += len(msgpack.packb(row))
+        size += len(msgspec.msgpack.encode(row))
         if size > HEADER_BYTES:
             break
         page.append(row)

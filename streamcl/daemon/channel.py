@@ -1,8 +1,8 @@
 """A channel between two of the daemon's processes: small msgpack maps over a Unix SEQPACKET socket pair.
 
 Guarantees: a message arrives whole or not at all, even if the sender is killed; sending never blocks (what does not
-fit waits in this process). Has no path on disk, so nobody else can open it. When the other end is gone,
-`closed` turns true. A message may bring open descriptors along, which are the receiver's to close.
+fit waits in this process). Has no path on disk, so nobody else can open it. When the other end is gone, and all that it
+said has been received, `closed` turns true. A message may bring open descriptors along, which are the receiver's to close.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Channel:
         self._socket = end
         self._waiting: deque[tuple[bytes, list[int]]] = deque(maxlen=WAITING_MESSAGES)
         self._last_alive = 0.0
+        self._deaf = False  # the other end takes nothing more
         self.closed = False
 
     @classmethod
@@ -76,13 +77,13 @@ class Channel:
 
     def flush(self) -> None:
         """Send what is waiting, as far as the socket takes it; call it in every loop."""
-        while self._waiting and not self.closed:
+        while self._waiting and not self.closed and not self._deaf:
             try:
                 self._send(*self._waiting[0])
             except BlockingIOError:
                 return
             except OSError:
-                self.closed = True
+                self._deaf = True  # what it has said before its end is still to be heard
                 return
             self._waiting.popleft()
 

@@ -16,13 +16,19 @@ from importlib import import_module
 import structlog
 
 from streamcl import config
-from streamcl.daemon import nursery, words
+from streamcl.daemon import linux, nursery, words
 from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.logs import configure
 from streamcl.errors import ConfigError, Damaged, ModelRefused, StreamclError, UnknownFormat
 
-ROLES = {"ingest": "streamcl.daemon.ingest", **nursery.MODULES}
-NICENESS = {"trainer": 5}  # those that answer come first when processors are scarce; idle ones are used anyway
+ROLES = {
+    "ingest": "streamcl.daemon.ingest",
+    "worker": "streamcl.daemon.worker",
+    "follower": "streamcl.daemon.follower",
+    **nursery.MODULES,
+}
+NICENESS = {"trainer": 5, "worker": 5}  # those that answer come first when processors are scarce; idle ones are used anyway
+PROMPT = ("predictor",)  # somebody waits for each of its answers; ingest, which many messages share, gains nothing by it
 FATAL = (ConfigError, Damaged, UnknownFormat, ModelRefused)  # a restart would fail in the same way
 
 
@@ -37,6 +43,8 @@ def main(arguments: list[str]) -> int:
 def _live(role: str, channels: list[Channel]) -> int:
     configure(role)
     os.nice(NICENESS.get(role, 0))
+    if role in PROMPT:
+        linux.take_short_turns()
     born = None
     first = _first_word(channels[0])
     if first is None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from streamcl import columns as tables
+from streamcl.columns import Columns
 from streamcl.daemon.endpoint import Port
 from streamcl.daemon.guard import Guard
 from streamcl.daemon.sockets import Peer
@@ -26,11 +28,12 @@ MOST_CONNECTIONS = 10_000  # that have said hello; older ones are asked to say i
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which producer a connection speaks for, as which incarnation, and with which key."""
+    """Which producer a connection speaks for, as which incarnation, and with which key. schema: of batches without one."""
 
     producer: str
     epoch: int
     key: str = ""
+    schema: Columns | None = None
 
 
 @dataclass(slots=True)
@@ -128,7 +131,10 @@ class Replies:
             "task": session.open_task,
             "revisit": session.revisit_lsn,
             "freed": session.freed,
+            "begun": session.signature is not None,
         }
+        if session.columns is not None:
+            fields |= {"schema": tables.plain(session.columns.columns), "left_out": list(session.columns.left_out)}
         self._send(peer, {**fields, **waits}, message.id)
 
     def acknowledge(self) -> list[float]:

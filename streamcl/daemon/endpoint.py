@@ -67,7 +67,8 @@ class Endpoint:
     """One socket's way in.
 
     kinds: the messages it takes. authorise: raises Refused unless this peer may send this message now. brings: the names of
-    the arrays that come with a message, by its type. fatal: what is raised, since only a new start can mend it.
+    the arrays that come with a message, by its type. fatal: what is raised, since only a new start can mend it. lacking: in
+    which arrays of a message NaN is a missing value.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class Endpoint:
         authorise: Callable[[Peer, Any], None],
         brings: Mapping[type, Sequence[str]] = NOTHING,
         fatal: tuple[type[Exception], ...] = (StreamclError,),
+        lacking: Callable[[Peer, Any], Sequence[str]] = lambda peer, message: (),
     ) -> None:
         self.kinds, self.authorise, self.brings, self.fatal = kinds, authorise, brings, fatal
+        self.lacking = lacking
 
     def take(self, peer: Peer, parts: Sequence[Buffer], act: Callable[[Received], None]) -> Taken:
         """Check a message and act on it; what `act` raises as Refused is a refusal too."""
@@ -87,7 +90,7 @@ class Endpoint:
             header = envelope.header
             message = messages.decode(header, self.kinds)
             self.authorise(peer, message)
-            arrays = frames.open_arrays(envelope, self.brings.get(type(message), ()))
+            arrays = frames.open_arrays(envelope, self.brings.get(type(message), ()), self.lacking(peer, message))
             act(Received(peer, header, message, arrays, parts))
         except Refused as refused:
             return Taken(header, refused)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
+import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
@@ -54,7 +55,7 @@ SAFE_HEADERS = {
 class HttpServer:
     """Answers GET requests until `close`.
 
-    shown: paths answered with JSON. not_ready: the reason the daemon is not ready, or None.
+    shown: paths answered with JSON. not_ready: the reason the daemon is not ready, or None. page: at /, or nothing.
     """
 
     def __init__(
@@ -64,13 +65,16 @@ class HttpServer:
         shown: Mapping[str, Json],
         not_ready: Readiness,
         security: Security | None = None,
+        page: str | None = PAGE,
     ) -> None:
+        front = {} if page is None else {"/": lambda query, accept: (200, "text/html; charset=utf-8", page.encode())}
+
         class Handler(_Handler):
             routes: ClassVar[Routes] = {
                 "/metrics": lambda query, accept: _metrics(registry, accept),
                 "/healthz": lambda query, accept: (200, TEXT, b"ok\n"),
                 "/readyz": lambda query, accept: _readiness(not_ready()),
-                "/": lambda query, accept: (200, "text/html; charset=utf-8", PAGE.encode()),
+                **front,
                 **{path: _json(answer) for path, answer in shown.items()},
             }
 
@@ -135,11 +139,15 @@ def _tls(security: Security) -> ssl.SSLContext:
 
 
 def expiry(certificate: Path) -> float | None:
-    """When a PEM certificate expires, Unix seconds; None if this Python cannot tell."""
+    """When a PEM certificate expires, Unix seconds; None, and a warning in the log, if it serves but cannot be read."""
+    from cryptography import x509  # here, because only TLS should wait for it
+
     try:
-        decoded = ssl._ssl._test_decode_cert(str(certificate))  # type: ignore[attr-defined]  # the only decoder it ships
-        return float(ssl.cert_time_to_seconds(decoded["notAfter"]))
-    except (AttributeError, KeyError, ValueError, OSError):
+        return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc.timestamp()
+    except (ValueError, OSError) as error:
+        structlog.get_logger().warning(
+            "when the certificate expires is not shown", file=str(certificate), reason=str(error)
+        )
         return None
 
 

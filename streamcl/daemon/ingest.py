@@ -148,6 +148,7 @@ class Ingest:
     def turn(self) -> None:
         """Hear the other processes, take a group in, make it durable, answer; never waits."""
         self.hear()
+        self.stream.end_due_soon()
         self.stream.take_group()
         self.stream.release()
         self.admin.take_all()
@@ -209,11 +210,11 @@ class Ingest:
                 self.journal.measure()
             case words.ModelTried():
                 self.stream.model_tried(word)
-            case words.Closing():  # the link has taken it in
+            case words.Close():  # the link has taken it in
                 pass
-            case words.Crashed() | words.Trouble() | words.TurnedAway():  # for people alone
+            case words.Crashed() | words.Trouble() | words.TurnedAway() | words.Serving():  # for people alone
                 pass
-            case words.Penalties() | words.Accuracies() | words.Noted():
+            case words.Penalties() | words.Moved() | words.Accuracies() | words.Noted():
                 pass
             case _:
                 words.unexpected(word, "ingest process")

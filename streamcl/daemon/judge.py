@@ -11,10 +11,11 @@ from typing import Any
 
 import structlog
 
+from streamcl import columns as tables
 from streamcl.daemon import words
 from streamcl.errors import ConfigError, ModelRefused
+from streamcl.learning.data import Rows
 from streamcl.learning.learner import Learner
-from streamcl.schema import Signature
 from streamcl.storage import published
 
 
@@ -37,9 +38,12 @@ class Judge:
 
 def _tried(learner: Learner, meta: Mapping[str, Any], arrays: Mapping[str, Any], alive: Callable[[], None]) -> str | None:
     """Why the model is refused, or None."""
-    signature, labels = Signature.from_plain(meta["signature"]), tuple(meta["new_labels"])
+    columns = None if meta["schema"] is None else tables.from_plain(meta["schema"])
+    rows = Rows(
+        "", arrays["x"], arrays["y"], tuple(meta["new_labels"]), columns=columns, new_words=tuple(meta["new_words"])
+    )
     try:
-        learner.try_model(signature, arrays["x"], arrays["y"], labels, alive)
+        learner.try_model(rows, alive)
     except (ModelRefused, ConfigError) as error:
         private = isinstance(error, ModelRefused) and error.private
         structlog.get_logger().error("the model is refused", reason=loggable(error) if private else str(error))

@@ -27,7 +27,7 @@ class Link:
         for channel in (self.up, self.side):
             channel.flush()
             for word in channel.receive():
-                if isinstance(word, words.Closing):
+                if isinstance(word, words.Close):
                     self.closing, self.paused = True, False  # what is stored is learned before the end, paused or not
                 yield word
 

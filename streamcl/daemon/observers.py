@@ -18,6 +18,7 @@ from streamcl.daemon.tasks import Tasks, in_words
 from streamcl.daemon.view import View
 from streamcl.entries import Closing, Confirmed, Consolidated, Entry, Forgotten, RolledBack, by_drift
 from streamcl.errors import Refused
+from streamcl.gauge import Measured
 from streamcl.protocol import messages
 from streamcl.protocol.session import StreamSession
 from streamcl.storage.audit import Audit
@@ -30,11 +31,12 @@ NOTED = {"held": "failed", "still-aside": "failed", "rollback-failed": "failed"}
 AUDITED = frozenset(  # requests of operators that change anything
     {"boundary", "revisit", "abandon", "forget", "retry", "drop", "rollback", "checkpoint", "pause", "resume", "stop"}
 )
+ALARMS = frozenset({"drift", "score"})  # of what ends tasks by itself: something has changed
 DISK_FULL = "the disk is full; nothing is taken in until there is room"
 
 
 class Observers:
-    """One method for each kind of thing that happens, which makes it long; all they share is where it is shown."""
+    """One method for each kind of thing that happens; what holds it together is where it is shown."""
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Observers:
             self.view.torn_bytes = torn.nbytes
             self.log.warning("cut off a torn tail", path=str(torn.path), offset=torn.offset, nbytes=torn.nbytes)
         self._followed(self.history.latest_penalties())
-        self._evaluated(self.history.latest_accuracies())
+        self._evaluated({task: Measured(accuracy) for task, accuracy in self.history.latest_accuracies().items()})
 
     def started(self, certificate_expiry: float | None) -> None:
         """Everything is bound."""
@@ -74,6 +76,7 @@ class Observers:
         """The other processes have been heard, whether or not they had anything to say."""
         self.metrics.trainer_up.set(self.view.trainer_up())
         self.metrics.ingested(self.session)
+        self.metrics.forgotten(self.view.past(), len(self.view.at_chance))
 
     def reloaded(self, problem: str | None, certificate_expiry: float | None) -> None:
         """Policy, token and certificate are read again; with a problem, the old ones stay."""
@@ -182,6 +185,8 @@ class Observers:
                 for code, number in word.codes.items():
                     self.metrics.rejected(code, number)
                 self.turned_away(word.notes)
+            case words.Serving(followers=number):
+                self.metrics.followers.set(number)
             case words.Recovered():
                 self.view.recovered_trainer()
             case words.Progress():
@@ -194,9 +199,12 @@ class Observers:
             case words.Penalties(lsn=lsn, time=when, rows=rows):
                 self.history.add_penalties(lsn, when, rows)
                 self._followed({task: (penalty, rise) for task, penalty, rise in rows})
-            case words.Accuracies(lsn=lsn, time=when, rows=scores):
-                self.history.add_accuracies(lsn, when, scores)
-                self._evaluated({task: accuracy for task, accuracy, _ in scores})
+            case words.Moved(task=task, nats=nats):
+                self.view.moved(task, nats)
+            case words.Accuracies(lsn=lsn, time=when, rows=scores, beside=beside):
+                self.history.add_accuracies(lsn, when, [score[:3] for score in scores])
+                self.history.add_beside(lsn, when, beside)
+                self._evaluated({task: Measured(accuracy, constant) for task, accuracy, _, constant in scores})
             case words.Noted(text=text, task=task):
                 self.chronicle.note("warning", text, task)
             case words.Checkpointed(seconds=seconds, time=when):
@@ -223,24 +231,36 @@ class Observers:
         self.metrics.kept(self.session)
         self.view.done(entry, warning)
         if isinstance(entry, Closing) and by_drift(entry):
-            self.metrics.drift_detected.inc()
-            self.log.warning("drift: the task is closed", task=task, lsn=lsn, reason=entry.reason)
-            self.chronicle.note("drift", entry.reason or "", task, lsn)
+            self._ended_itself(entry)
+        if isinstance(entry, Consolidated) and entry.recurs is not None:
+            self.metrics.recurred.inc()
+            self.chronicle.note("recurs", entry.likeness or "", task, lsn)
         if not isinstance(entry, Confirmed):
             self.chronicle.note(NOTED.get(kind, kind), in_words(entry, self.tasks.reason(task)), task, lsn)
         if warning is not None:
             self.chronicle.note("warning", warning, task)
         if isinstance(entry, Consolidated):
             self.metrics.consolidated(entry)
+            self.history.add_past(lsn + 1, entry.closed_at, self.view.past().rise)
         gone = entry.undone if isinstance(entry, RolledBack) else (task,) if isinstance(entry, Forgotten) else ()
         for name in gone:
             self.history.forget(name)
             self.metrics.forget_task(name)
 
+    def _ended_itself(self, entry: Closing) -> None:
+        """Nobody has asked for this boundary: what has, and why."""
+        origin, reason = entry.origin or "drift", entry.reason or ""
+        self.metrics.ended.labels(origin).inc()
+        if origin == "drift":
+            self.metrics.drift_detected.inc()
+        if origin in ALARMS:
+            self.log.warning(f"{origin}: the task is closed", task=entry.task, lsn=entry.lsn, reason=reason)
+        self.chronicle.note(origin, reason if origin == "drift" else f"{entry.task}: {reason}", entry.task, entry.lsn)
+
     def _followed(self, penalties: dict[str, tuple[float, float]]) -> None:
-        self.view.penalties.update(penalties)
+        self.view.followed(penalties)
         self.metrics.followed(penalties)
 
-    def _evaluated(self, accuracies: dict[str, float]) -> None:
-        self.view.accuracies.update(accuracies)
-        self.metrics.evaluated(accuracies)
+    def _evaluated(self, measured: dict[str, Measured]) -> None:
+        self.view.evaluated(measured)
+        self.metrics.evaluated({task: each.accuracy for task, each in measured.items()})

@@ -21,7 +21,7 @@ from streamcl.storage.disk import Disk
 from streamcl.storage.history import History
 from streamcl.storage.state import StateDirectory
 
-ATTEMPTS = 5  # a running trainer may replace the checkpoint and drop segments while we read them
+ATTEMPTS = 1000  # a running trainer replaces the checkpoint and drops segments while we read them, until it has learned all
 
 
 @dataclass(slots=True)
@@ -60,6 +60,10 @@ def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[
             writer = log.LogWriter.recover(state.log, disk, *checkpoint.position(meta), kept=holds.kept())
             stored = log.LogReader(state.log).read(writer.first_lsn, writer.next_lsn, verify=False)  # the writer just did
             held = [(e.lsn, e.record, e.nbytes) for e in stored]
+        except FileNotFoundError:  # a segment went between the look at the directory and that at the file
+            if attempt == ATTEMPTS:
+                raise
+            continue
         except Damaged:
             if attempt == ATTEMPTS or not _has_moved(state, meta):
                 raise

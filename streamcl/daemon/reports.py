@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 
+from streamcl.core.precision import Precision
 from streamcl.daemon import words
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.forecast import Activity
+from streamcl.learning import exact, plan
 from streamcl.learning.learner import Learner
 
 REPORT_SECONDS = 0.05
@@ -16,13 +19,15 @@ MOST_STEPS = 500  # whose seconds one report has
 
 
 class Reports:
-    """Counts from one report to the next."""
+    """Counts from one report to the next. workers: processes that share the rows."""
 
-    def __init__(self, up: Channel, side: Channel) -> None:
-        self.up, self.side = up, side
+    def __init__(self, up: Channel, side: Channel, workers: int = 1) -> None:
+        self.up, self.side, self.workers = up, side, workers
         self._last = 0.0
         self._samples = 0
         self._steps: list[float] = []
+        self._said_unscaled = False
+        self._kept: tuple[Precision, dict[str, Any]] | None = None
 
     @property
     def due(self) -> bool:
@@ -52,13 +57,37 @@ class Reports:
                 samples=learner.samples,
                 new_samples=learner.samples - self._samples,
                 loss=learner.train_loss if np.isfinite(learner.train_loss) else None,
-                scores=words.Scores(learner.prequential.overall.scores(), learner.prequential.task.scores()),
-                parameters=0 if learner.network is None else learner.network.parameters.size,
+                scores=words.Scores(learner.watch.prequential.overall.scores(), learner.watch.prequential.task.scores()),
+                parameters=0 if learner.model is None else learner.model.network.parameters.size,
                 steps=learner.steps,
                 consolidation=activity.consolidation(),
                 step_seconds=self._steps[-MOST_STEPS:],
-                device=str(learner.device),
+                device=str(learner.recipe.device),
+                workers=self.workers,
                 full=full,
+                curvature=self._curvature(learner),
+                inputs=learner.inputs.summary(),
             )
         )
+        self._say_what_inputs_are(learner)
         self._samples, self._steps = learner.samples, []
+
+    def _say_what_inputs_are(self, learner: Learner) -> None:
+        """Once: that rows come in a scale which is in the model's way."""
+        if learner.inputs.unscaled is not None and not self._said_unscaled:
+            self._said_unscaled = True
+            self.side.send(words.Noted(text=learner.inputs.unscaled, task=None))
+
+    def _curvature(self, learner: Learner) -> dict[str, Any]:
+        """Found out once a posterior."""
+        model = learner.model
+        if model is None:
+            return {}
+        if isinstance(model, exact.Model):
+            return model.described()
+        precision = model.posterior.total.precision
+        if self._kept is None or self._kept[0] is not precision:
+            setting = learner.config.posterior.curvature
+            found = plan.in_use(precision, model.network.parameters.layout, setting)
+            self._kept = precision, {"setting": setting, **plan.summary(found)}
+        return self._kept[1]

@@ -1,6 +1,7 @@
-"""``streamcl serve``: start-up, main loop, shutdown. Supervises the working processes and does none of the work.
+"""``streamcl serve`` and ``follow``: start-up, main loop, shutdown. Supervises the working processes and does nothing else.
 
-Three work: ingest, trainer and predictor. The last two need PyTorch, which takes long to import: where the system can
+Three work: ingest, trainer and predictor; on a follower two, follower and predictor. Trainer and predictor need PyTorch,
+which takes long to import: where the system can
 (Linux), a nursery imports it once and they are forked from it, at the start and whenever one of them died.
 
 Guarantees: one daemon a state directory; `daemon.json` is there exactly while the daemon is ready; a process that
@@ -14,10 +15,8 @@ trainer's words.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -34,13 +33,16 @@ from streamcl.daemon.logs import configure
 from streamcl.daemon.notify import SHORTEST_WATCHDOG, Notifier
 from streamcl.daemon.nursery import Begun
 from streamcl.daemon.processes import Child, reap
+from streamcl.daemon.signals import Signals
 from streamcl.errors import ConfigError
+from streamcl.handshake import client_keys
 from streamcl.storage import published
 from streamcl.storage.lock import StateLock
+from streamcl.storage.mirror import Mirror
 from streamcl.storage.state import StateDirectory
 
 DRAIN_SECONDS = 30.0
-LOCK_SECONDS = 10.0  # the children of a killed daemon need a moment to notice
+LOCK_SECONDS = 60.0  # the children of a killed daemon end once they notice: on a busy machine, behind a long step
 WATCH_SECONDS = 60.0  # without a sign of life of ingest or the predictor
 LOOK_SECONDS = 1.0
 EXTENSION_SECONDS = 30.0  # asked of the service manager again and again while the trainer finishes
@@ -55,6 +57,8 @@ def serve(config: Config, begun: Begun | None) -> int:
     configure("serve", config.log)
     config = _absolute(config)
     check_secrets(config.security)
+    if config.follow.endpoint:
+        client_keys(config.follow.key or None, config.follow.server_key or None)
     lock = StateLock.acquire(Path(config.state_dir), LOCK_SECONDS)
     try:
         Path(config.state_dir).chmod(0o700)  # others can have made it, and what is in it is nobody else's business
@@ -81,12 +85,23 @@ def _absolute(config: Config) -> Config:
     return msgspec.structs.replace(config, state_dir=str(Path(config.state_dir).resolve()), security=security)
 
 
+def _check_watchdog(patience: float | None, ours: float) -> None:
+    """A service manager less patient than this supervisor would restart the whole daemon, not one process."""
+    if patience is not None and patience <= max(ours, SHORTEST_WATCHDOG):
+        structlog.get_logger().warning(
+            "the service manager's watchdog ends the daemon before the trainer alone is started again; expected "
+            "WatchdogSec above train.watchdog_seconds",
+            watchdog_sec=patience,
+            watchdog_seconds=ours,
+        )
+
+
 @dataclass(slots=True)
 class Supervisor:
     """Starts, watches and ends the working processes.
 
     What holds it together: one loop in which signals, words, deaths and deadlines all bear on one question, which processes
-    shall run; what can be said of a single one is `Child`'s.
+    shall run; what can be said of a single one is `Child`'s. Which these are, a follower's or not, is said here alone.
     """
 
     config: Config
@@ -98,14 +113,12 @@ class Supervisor:
     announced: bool = False
     stopping: str | None = None
     deadline: float = float("inf")
-    signals: int = 0
-    hung_up: bool = False
+    signals: Signals = field(default_factory=Signals)
     failure: str | None = None
     activity: str = "recovering"
     problem: str | None = None
     ended: bool = False
     troubles: dict[str, str | None] = field(default_factory=dict)
-    _wake: int = -1
 
     def run(self) -> int:
         """Start-up, main loop, shutdown."""
@@ -123,34 +136,46 @@ class Supervisor:
     # -- start-up ------------------------------------------------------------------------------------------------
 
     def _start_up(self) -> None:
-        self._watch_signals()
-        self._check_watchdog()
+        self.signals.watch(hang_up=self.manager.present or self._reloadable)
+        _check_watchdog(
+            self.manager.watchdog_seconds, WATCH_SECONDS if self.follows else self.config.train.watchdog_seconds
+        )
         self.manager.status("starting")
         state = StateDirectory(Path(self.config.state_dir))
-        for path in (state.parameters, state.posterior):  # of another life, perhaps of another checkpoint
-            published.clear(path)
-        ingest_side, trainer_side = Channel.pair()
-        self.workers = {
-            "ingest": Child("ingest", ingest_side),
-            "trainer": Child("trainer", trainer_side),
-            "predictor": Child("predictor"),
-        }
+        if self.follows:
+            mirror = Mirror(state.path)
+            mirror.recover()  # before anybody reads what is there
+            mirror.note(self.config.follow.endpoint)
+            self.workers = {role: Child(role) for role in ("follower", "predictor")}
+        else:
+            for path in (state.parameters, state.posterior):  # of another life, perhaps of another checkpoint
+                published.clear(path)
+            ingest_side, trainer_side = Channel.pair()
+            self.workers = {
+                "ingest": Child("ingest", ingest_side),
+                "trainer": Child("trainer", trainer_side),
+                "predictor": Child("predictor"),
+            }
         self.children = dict(self.workers)
         if self.begun is not None:
             self.children = {nursery.ROLE: Child(nursery.ROLE), **self.workers}
             self.children[nursery.ROLE].take(self.begun, self.config)
         self._start_due()
 
-    def _watch_signals(self) -> None:
-        """Signals only write a byte; the loop's select wakes on it."""
-        self._wake, write = os.pipe()
-        os.set_blocking(self._wake, False)
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
-            signal.signal(number, self._note_signal)
-        if self.manager.present or self._reloadable:  # else it ends the daemon, as ever
-            signal.signal(signal.SIGHUP, self._note_signal)
+    @property
+    def follows(self) -> bool:
+        """Whether this is a follower."""
+        return bool(self.config.follow.endpoint)
+
+    @property
+    def front(self) -> str:
+        """The role of the process that speaks for this daemon."""
+        return "follower" if self.follows else "ingest"
+
+    @property
+    def main(self) -> Child:
+        """The process whose life is the daemon's: it is asked to end first, and feeds the watchdog."""
+        return self.children["follower" if self.follows else "trainer"]
 
     @property
     def _reloadable(self) -> bool:
@@ -158,30 +183,14 @@ class Supervisor:
         security = self.config.security
         return bool(security.policy or security.http_token or security.http_certificate)
 
-    def _check_watchdog(self) -> None:
-        """A service manager less patient than this supervisor would restart the whole daemon, not one process."""
-        patience, ours = self.manager.watchdog_seconds, self.config.train.watchdog_seconds
-        if patience is not None and patience <= max(ours, SHORTEST_WATCHDOG):
-            structlog.get_logger().warning(
-                "the service manager's watchdog ends the daemon before the trainer alone is started again; expected "
-                "WatchdogSec above train.watchdog_seconds",
-                watchdog_sec=patience,
-                watchdog_seconds=ours,
-            )
-
-    def _note_signal(self, number: int, frame: object) -> None:
-        self.hung_up = self.hung_up or number == signal.SIGHUP
-        self.signals += number not in (signal.SIGCHLD, signal.SIGHUP)
-
     # -- main loop -----------------------------------------------------------------------------------------------
 
     def _wait(self) -> None:
         channels = [child.channel for child in self.children.values() if child.channel and not child.channel.closed]
         due = [child.restart_at for child in self.children.values() if self._missing(child)]
         timeout = min([self.deadline, *due]) - time.monotonic()
-        wait([self._wake, *channels], min(timeout, LOOK_SECONDS))
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake, 4096)
+        wait([self.signals.wake, *channels], min(timeout, LOOK_SECONDS))
+        self.signals.calm()
 
     def _missing(self, child: Child) -> bool:
         """Whether it can be started: it does not run, shall, and the nursery is ready if it comes from there."""
@@ -208,19 +217,19 @@ class Supervisor:
             for word in child.channel.receive():
                 child.heard = child.spoke = time.monotonic()
                 self._take(child, word)
-        if self.hung_up:
-            self.hung_up = False
+        if self.signals.hung_up:
+            self.signals.hung_up = False
             self._reload()
-        if self.signals and self.stopping is None:
+        if self.signals.asked and self.stopping is None:
             self._stop(drain=True, deadline=time.monotonic() + DRAIN_SECONDS)
-        elif self.signals > 1:
+        elif self.signals.asked > 1:
             self.ended = True
 
     def _reload(self) -> None:
         """Have policy, token and certificate read again; ingest says how that went."""
         self.manager.reloading()
         if self._reloadable:
-            self._tell("ingest", words.Reload())
+            self._tell(self.front, words.Reload())
             self._tell("predictor", words.Reload())
         else:
             structlog.get_logger().info("nothing to read again: the configuration names no policy, token or certificate")
@@ -248,10 +257,12 @@ class Supervisor:
                 child.passed, child.at_work = word.checkpointed, word.at_work
             case words.Reloaded(problem=problem):
                 self._reloaded(problem)
-            case words.TurnedAway():
-                self._tell("ingest", word)
+            case words.TurnedAway() | words.Serving():
+                self._tell(self.front, word)
+            case words.Followed():
+                self._tell("predictor", word)
             case words.Failed(reason=reason):
-                self._tell("ingest", words.Crashed(role=child.role, reason=reason))
+                self._tell(self.front, words.Crashed(role=child.role, reason=reason))
             case _:
                 words.unexpected(word, "supervisor")
 
@@ -264,14 +275,14 @@ class Supervisor:
         seconds = round(time.monotonic() - child.started, 3)
         structlog.get_logger().debug("process ready", child=child.role, seconds=seconds)
         child.ready, child.ready_at = word, time.monotonic()
-        if child.role == "ingest":
+        if child.role == self.front:
             self.troubles = {}  # it knows of none
         for name, endpoint in word.endpoints.items():  # a restart binds the same ports again
             endpoints = msgspec.structs.replace(self.config.endpoints, **{name: endpoint})
             self.config = msgspec.structs.replace(self.config, endpoints=endpoints)
-        if not self.announced and child.role == "ingest":
-            self._tell("ingest", words.Begin())  # not after a restart of it alone: nothing has been corrected then
-        if self.announced and child.role == "ingest":
+        if not self.announced and child.role == self.front:
+            self._tell(self.front, words.Begin())  # not after a restart of it alone: nothing has been corrected then
+        if self.announced and child.role == self.front:
             self._reloaded(None)  # it has read everything afresh; a reload that it died in is over
         if not self.announced and all(child.ready for child in self.workers.values()):
             self._announce()
@@ -329,10 +340,10 @@ class Supervisor:
     def _tell_trouble(self, child: Child) -> None:
         """Have ingest show that a process dies again and again, and that it lives again."""
         trouble = child.trouble()
-        if trouble == self.troubles.get(child.role) or not self.children["ingest"].ready:
+        if trouble == self.troubles.get(child.role) or not self.children[self.front].ready:
             return
         self.troubles[child.role] = trouble
-        self._tell("ingest", words.Trouble(role=child.role, reason=trouble))
+        self._tell(self.front, words.Trouble(role=child.role, reason=trouble))
         if trouble is None:
             structlog.get_logger().info("the process has recovered", role=child.role)
         else:
@@ -342,17 +353,16 @@ class Supervisor:
 
     def _tell_manager(self) -> None:
         """The daemon's state, that it is alive, and, while the trainer finishes, that stopping takes longer."""
-        trainer = self.children["trainer"]
-        self.manager.status(self._status(trainer))
-        self.manager.feed(trainer.spoke)
-        if self.stopping is not None and trainer.alive:
+        self.manager.status(self._status())
+        self.manager.feed(self.main.spoke)
+        if self.stopping is not None and self.main.alive:
             self.manager.extend(EXTENSION_SECONDS)
 
-    def _status(self, trainer: Child) -> str:
+    def _status(self) -> str:
         if self.failure is not None:
             return f"cannot go on: {self.failure}"
         if self.stopping is not None:
-            return f"stopping: {self.activity if trainer.alive else 'closing'}"
+            return f"stopping: {self.activity if self.main.alive else 'closing'}"
         for child in self.children.values():
             if (trouble := child.trouble()) is not None:
                 return trouble
@@ -364,16 +374,17 @@ class Supervisor:
     # -- shutdown ------------------------------------------------------------------------------------------------
 
     def _stop(self, drain: bool, deadline: float) -> None:
-        """Ask the trainer to finish; ingest takes nothing more in."""
+        """Ask the trainer to finish; ingest takes nothing more in. A follower has nothing to finish."""
         self.stopping, self.deadline = "drain" if drain else "now", deadline
         self.manager.say("STOPPING=1")
         structlog.get_logger().info("stopping", drain=drain)
-        self._tell("ingest", words.Closing())
-        self._tell("trainer", words.Stop(drain=drain))
-        self.children["trainer"].expected_to_end = True
+        if not self.follows:
+            self._tell("ingest", words.Close())
+        self.main.tell(words.Stop(drain=drain))
+        self.main.expected_to_end = True
 
     def _go_on_stopping(self) -> None:
-        if not self.children["trainer"].alive:
+        if not self.main.alive:
             self.ended = True
         elif time.monotonic() > self.deadline and self.stopping == "drain":
             structlog.get_logger().warning("drain took too long; the rest is learned after the next start")
@@ -392,7 +403,7 @@ class Supervisor:
             mother.process.kill()  # it has nothing to finish
         for child in self.children.values():
             self._tell(child.role, words.Stop(drain=False))
-        patience = time.monotonic() + (0.0 if self.signals > 1 else 5.0)
+        patience = time.monotonic() + (0.0 if self.signals.asked > 1 else 5.0)
         for child in self.children.values():
             if child.process is not None and not child.unborn:  # which ends with its channel, if it is born at all
                 try:

@@ -18,6 +18,7 @@ from streamcl.daemon.chronicle import Chronicle
 from streamcl.daemon.view import View
 from streamcl.errors import Refused
 from streamcl.storage.history import SAMPLE, HistoryReader
+from streamcl.storage.matrix import matrix_of
 
 MOST_TASKS = 60  # in the tables and the matrix of the dashboard
 MOST_BOUNDARIES = 60
@@ -35,6 +36,7 @@ class Shown:
 
     def __init__(self, view: View, chronicle: Chronicle, history: Path) -> None:
         self.view, self.chronicle, self.history = view, chronicle, history
+        self._figures: tuple[object, dict[str, float | None]] = (None, {})
 
     def routes(self) -> dict[str, Json]:
         """Path to what answers it."""
@@ -51,6 +53,13 @@ class Shown:
             "producers_total": len(self.view.session.producers),
         }
 
+    def _evaluated(self, newest: list[dict[str, Any]]) -> dict[str, float | None]:
+        """Of all tasks; worked out anew where more has been measured."""
+        mark = max(((row["lsn"], row["time"]) for row in newest), default=None), len(newest)
+        if newest and self._figures[0] != mark:
+            self._figures = (mark, matrix_of(self.history.parent).figures())
+        return self._figures[1] if newest else {}
+
     @staticmethod
     def _chosen(tasks: list[dict[str, Any]]) -> list[str]:
         names = [task["task"] for task in reversed(tasks)]
@@ -59,7 +68,8 @@ class Shown:
 
     def past(self, query: Query) -> dict[str, Any]:
         """The last `seconds` (default one hour, 0 for all) of the time series, column by column; the tasks' rises and
-        accuracies after each of at most `MOST_BOUNDARIES` boundaries; events, the newest first.
+        accuracies, and the rise of all together, after each of at most `MOST_BOUNDARIES` boundaries; the figures of
+        `streamcl evaluate`, where there are accuracies; events, newest first.
 
         Raises Refused ``bad_header`` for a query that is not a number.
         """
@@ -71,16 +81,19 @@ class Shown:
             tasks = self._chosen(self.view.tasks())
             penalties = history.newest("penalty", tasks, MOST_BOUNDARIES)
             accuracies = history.newest("accuracy", tasks, MOST_BOUNDARIES)
+            together = history.past()[-MOST_BOUNDARIES:]
             return {
                 "now": now,
                 "since": since,
                 "samples": {name: [row[name] for row in rows] for name in ("time", "seconds", *SAMPLE)},
                 "penalties": penalties,
+                "past": together,
                 "accuracies": accuracies,
-                "changes": history.changes(sorted({row["lsn"] for row in [*penalties, *accuracies]})),
+                "figures": self._evaluated(accuracies),
+                "changes": history.changes(sorted({row["lsn"] for row in [*penalties, *accuracies, *together]})),
                 "events": history.events(MOST_EVENTS),
             }
-        return {**empty, "penalties": [], "accuracies": [], "changes": [], "events": []}
+        return {**empty, "penalties": [], "past": [], "accuracies": [], "changes": [], "events": []}
 
 
 def _seconds(query: Query) -> float:

@@ -1,7 +1,7 @@
 """The stream's endpoint: what producers send, judged, and stored whole or refused.
 
 Guarantees: a refusal changes nothing; a message that waits is judged again by what holds when it is taken up; a producer's
-messages are stored in their order. The journal stores, `Waiting` holds what has to wait, `Replies` answers, the observers
+messages are stored in their order. The journal stores, `Queues` holds what has to wait, `Replies` answers, the observers
 show it: here is the order of it all.
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from typing import Any
+
+import msgspec
 
 from streamcl.daemon import words
 from streamcl.daemon.connections import Identity, Replies
@@ -21,7 +23,7 @@ from streamcl.daemon.observers import Observers
 from streamcl.daemon.sockets import Peer
 from streamcl.daemon.tasks import Tasks
 from streamcl.daemon.view import View
-from streamcl.daemon.waiting import Pending, Trial, Trials, Waiting
+from streamcl.daemon.waiting import FirstBatch, Pending, Queues, Trials
 from streamcl.errors import Refused
 from streamcl.protocol import messages
 from streamcl.protocol.frames import Buffer
@@ -35,8 +37,8 @@ GROUP_BYTES = 32 << 20  # at most this much is synced together, so that no ackno
 class Stream:
     """Takes what producers send, on one port.
 
-    Large, because one message meets every part here: what is checked, what waits, what is stored and what is answered must
-    be in one order, which no part may know alone.
+    What holds it together: one message meets every part here, and what is checked, what waits, what is stored and what is
+    answered must be in one order, which no part may know alone.
     """
 
     def __init__(
@@ -54,9 +56,11 @@ class Stream:
         self.port, self.session, self.guard = port, session, guard
         self.journal, self.link, self.tasks = journal, link, tasks
         self.trials, self.view, self.observers = trials, view, observers
-        self.endpoint = Endpoint(messages.StreamMessage, self._authorise, {messages.Batch: ("x", "y")})
+        self.endpoint = Endpoint(
+            messages.StreamMessage, self._authorise, {messages.Batch: ("x", "y")}, lacking=self._lacking
+        )
         self.replies = Replies(port, session, tasks)
-        self.waiting = Waiting(session.terms.credit)
+        self.waiting = Queues(session.terms.credit)
 
     # -- taking messages in --------------------------------------------------------------------------------------
 
@@ -103,13 +107,24 @@ class Stream:
         if isinstance(message, messages.Hello):
             self._welcome(peer, message)
         else:
-            producer = self.replies.connections.identities[peer.routing_id].producer
-            self._judge(producer, Pending(peer, message, received.arrays, record_bytes(received.parts)))
+            own = self.replies.connections.identities[peer.routing_id]
+            if isinstance(message, messages.Batch) and message.schema is None and own.schema is not None:
+                message = msgspec.structs.replace(message, schema=own.schema)
+            self._judge(own.producer, Pending(peer, message, received.arrays, record_bytes(received.parts)))
+
+    def _lacking(self, peer: Peer, message: Any) -> Sequence[str]:
+        """In which arrays a value may be missing: a table's x."""
+        own = self.replies.connections.of(peer)
+        named = isinstance(message, messages.Batch) and (message.schema or (own is not None and own.schema))
+        return ("x",) if named or self.session.columns is not None else ()
 
     def _welcome(self, peer: Peer, message: messages.Hello) -> None:
+        if message.schema is not None:
+            self.session.check_schema(message.schema)
         self.guard.claim(peer, message.producer)
         state = self.session.producers.hello(message)
-        self.replies.connections.add(peer, Identity(message.producer, state.epoch, peer.key), self.session.producers)
+        identity = Identity(message.producer, state.epoch, peer.key, message.schema)
+        self.replies.connections.add(peer, identity, self.session.producers)
         self.replies.welcome(peer, message, self._what_waits(message.producer))
 
     def _what_waits(self, producer: str) -> dict[str, Any]:
@@ -135,9 +150,10 @@ class Stream:
             if self.trials.current is not None and self.trials.current.pending is before:
                 self.trials.current.follow(pending)
             return
-        behind = self.waiting.count(producer)
-        self.session.producers.check_sequence(producer, seq, ahead=behind)
-        if behind or self._must_wait(pending):
+        self.waiting.withdraw(producer, pending.message.begins)
+        held = self.waiting.last(producer)
+        self.session.producers.check_sequence(producer, seq, pending.message.first, held)
+        if held is not None or self._must_wait(pending):
             self._hold(producer, pending)
         else:
             self._store(producer, pending)
@@ -172,7 +188,23 @@ class Stream:
                 return self.session.admit_boundary(producer, message)
         return self.session.admit_revisit(producer, message.seq, message.task, message.damping)
 
+    def end_due(self) -> None:
+        """Store the boundary that the clock sets, where it is due; raises Refused ``no_space``."""
+        for record in () if self.link.closing else self.session.due():
+            self.journal.append(record)
+
+    def end_due_soon(self) -> None:
+        """As `end_due`, though nobody has sent anything; while the disk is full, it is put off."""
+        if self.journal.full is not None:
+            return
+        try:
+            self.end_due()
+        except Refused:
+            self.observers.full(str(self.journal.full))
+
     def _store(self, producer: str, pending: Pending) -> None:
+        if isinstance(pending.message, messages.Batch):
+            self.end_due()
         message, records = pending.message, self._records(producer, pending)
         for record in records:
             self.journal.append(record, pending.arrays.payloads if record is records[-1] else ())
@@ -216,7 +248,7 @@ class Stream:
                 try:
                     batch = self._records(producer, pending)[-1]
                     assert isinstance(batch, Batch)
-                    self.trials.begin(producer, pending, batch.new_labels)
+                    self.trials.begin(producer, pending, batch)
                 except Refused as refused:
                     self._refuse_waiting(producer, self.waiting.take_first(producer), refused)
 
@@ -228,20 +260,20 @@ class Stream:
         """A new trainer tries the model again, unless too many have died of it."""
         self._refuse_model(self.trials.again())
 
-    def _refuse_model(self, verdict: tuple[Trial, str] | None) -> None:
+    def _refuse_model(self, verdict: tuple[FirstBatch, str] | None) -> None:
         if verdict is None:
             return
-        trial, reason = verdict
-        self.observers.model_refused(trial.producer, trial.pending.message.seq, reason)
-        if self.waiting.first(trial.producer) is trial.pending:
-            self._refuse_waiting(trial.producer, self.waiting.take_first(trial.producer), Refused("bad_shape", reason))
+        first, reason = verdict
+        self.observers.model_refused(first.producer, first.pending.message.seq, reason)
+        if self.waiting.first(first.producer) is first.pending:
+            self._refuse_waiting(first.producer, self.waiting.take_first(first.producer), Refused("bad_shape", reason))
 
     def _refuse_waiting(self, producer: str, pending: Pending, refused: Refused) -> None:
         """Refuse the message, and as a gap all that waited behind it."""
         self._refuse(pending.peer, refused, pending.message.seq, pending.message.id)
         for later in self.waiting.take_all(producer):
             try:
-                self.session.producers.check_sequence(producer, later.message.seq)
+                self.session.producers.check_sequence(producer, later.message.seq, later.message.first)
             except Refused as gap:
                 self._refuse(later.peer, gap, later.message.seq, later.message.id)
 

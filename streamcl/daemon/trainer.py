@@ -7,8 +7,10 @@ order that nothing may change; `publisher` shows the parameters, `quiet` uses id
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,10 +19,12 @@ import torch
 
 from streamcl import models
 from streamcl.config import Config
-from streamcl.daemon import commit, words
+from streamcl.core.ranks import Lost
+from streamcl.daemon import commit, memory, words
 from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.commit import Commit, EarlierStates, Kept
 from streamcl.daemon.forecast import Activity
+from streamcl.daemon.group import SOLO, Team, lead
 from streamcl.daemon.judge import Judge, loggable
 from streamcl.daemon.memory import Memory
 from streamcl.daemon.orders import Orders
@@ -31,10 +35,13 @@ from streamcl.entries import Abandoned, Confirmed, Held, Standing
 from streamcl.learning.data import Store
 from streamcl.learning.failing import Unlearnable
 from streamcl.learning.fitting import Event
-from streamcl.learning.learner import Learner, Outcome
+from streamcl.learning.learner import Learner
+from streamcl.learning.network import choose_device
+from streamcl.learning.outcomes import Outcome
 from streamcl.learning.posterior import FactorSource
 from streamcl.replay import LogStore, Replay
 from streamcl.storage import log, quarantine
+from streamcl.storage.beside import Beside, Copy
 from streamcl.storage.disk import Disk
 from streamcl.storage.quarantine import Failure
 from streamcl.storage.records import Batch
@@ -43,6 +50,7 @@ from streamcl.storage.state import StateDirectory
 LOOK_SECONDS = 0.005  # between two looks at the channels during a record
 FULL_SECONDS = 1.0  # between two attempts to write to a full disk
 CHECKPOINT_SECONDS = 30.0
+WRITING_SHARE = 0.1  # half of which a thread that computes on the same processor loses
 QUIET_SECONDS = 0.05  # of following and of evaluating, between two looks at the channels
 
 Moment = Literal["record", "step", "resumed", "durable"]
@@ -58,13 +66,28 @@ def run(config: Config, up: Channel, side: Channel) -> None:
     """The process's main function; returns when the daemon stops."""
     models.load_factory(config.model.factory)  # said at the start, not at the first batch
     torch.set_flush_denormal(True)  # squares of small gradients are denormal and slow CPU arithmetic down many times over
-    trainer = Trainer(config, up, side)
-    trainer.memory.keep()
-    trainer.run()
+    team = lead(config, lambda: up.alive(words.Alive()))
+    try:
+        trainer = Trainer(config, up, side, new_learner=partial(Learner, reduction=team.reduction), team=team)
+        trainer.memory.keep()
+        trainer.run()
+    finally:
+        team.end()
 
 
 def _unwatched(moment: Moment, event: Event | None = None) -> None:
     pass
+
+
+def _share(config: Config, workers: int) -> float:
+    """Of a processor's time that writing a checkpoint may take from training, where training takes all processors."""
+    if choose_device(config.train.device).type != "cpu" or workers * torch.get_num_threads() < _processors():
+        return 1.0
+    return WRITING_SHARE
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Trainer:
@@ -72,7 +95,8 @@ class Trainer:
 
     new_learner: makes a learner that knows nothing yet. reader: of the log. kept: which records stay there. pause: waits
     until a channel can be read, or for so long. watch: told when a record begins, when the learner comes up for air, when
-    it goes on, and when what a record changed is durable and published.
+    it goes on, and when what a record changed is durable and published. team: those that share the work. beside: what
+    writes checkpoints while training goes on. checkpoint_seconds: between one and the next.
 
     Large, because one thread does everything: between any two steps it may have to report, publish, listen or wait, and
     what may happen when is decided here alone.
@@ -90,24 +114,31 @@ class Trainer:
         kept: Kept = Standing.kept,
         pause: Pause = wait,
         watch: Callable[[Moment, Event | None], None] = _unwatched,
+        team: Team = SOLO,
+        beside: Beside | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
         self.config = config
         self.up, self.side = up, side
         self.state = StateDirectory(Path(config.state_dir))
         self.reader = reader or log.LogReader(self.state.log)
-        self.commit = Commit(self.state, disk or Disk(), config.posterior.keep, kept)
+        copy, beside = Copy(memory.has_room), beside or Beside(_share(config, team.size))
+        self.commit = Commit(self.state, disk or Disk(), config.posterior.keep, kept, copy, beside)
         self._new_learner, self._pause, self._watch = new_learner, pause, watch
+        self.team = team
+        self._checkpoint_seconds = checkpoint_seconds
         self.replay = self._fresh_replay()
-        self.publisher = Publisher(self.state, self.commit.frozen)
+        self.publisher = Publisher(self.state, self.commit.frozen, config)
         self.following = Following(side.send)
         self.evaluating = Evaluating(config, self.learner, side.send)
-        self.reports = Reports(up, side)
+        self.reports = Reports(up, side, team.size)
         self.memory = Memory()
         self.activity = Activity()
         self.log = structlog.get_logger()
         self.orders = Orders(up, side)
         self.judge = Judge(self.state.trial)
         self.full: str | None = None
+        self._said_cramped = False
         self._last_step = self._last_look = 0.0
         self._last_checkpoint = time.monotonic()
 
@@ -144,10 +175,12 @@ class Trainer:
     def recover(self) -> None:
         """Take over what is on disk: the checkpoint, the ledger, the factors, and what has failed before."""
         saved, standing = self.commit.recover()
+        self.team.tell(words.Restore(saved=saved is not None))
         self.learner.wary = quarantine.failures(self.commit.failures)
         if saved is not None:
             self.replay.restore(saved.meta, saved.tensors, standing)
             self.orders.durable = self.learner.next_lsn
+        self.team.agree(self.learner)
         self.reports.begin(self.learner)
         if saved is not None:
             self._go_through(self.commit.resume(self.learner))
@@ -166,11 +199,19 @@ class Trainer:
         """Nothing to learn: wait for a message, waking for a checkpoint that falls due."""
         self.activity.name = "idle" if self.learner.open_task is None else self._learning()
         self._report(force=True)
+        self._publish(at_rest=True)  # the last records, which may have come too soon after those before
         self._checkpoint_if_due()
+        self.team.look()
         self.following.go_on(self.learner, QUIET_SECONDS)
+        self.following.look(self.learner)
         self.evaluating.go_on(self.learner, QUIET_SECONDS)
-        self._wait(0.0 if self.following.under_way or self.evaluating.under_way else 1.0)
+        self._wait(0.0 if self.following.under_way or self.evaluating.under_way else self._patience)
         self._look_up()
+
+    @property
+    def _patience(self) -> float:
+        """Seconds until something is to be looked at again, though nobody says anything."""
+        return 1.0 if self.commit.begun is None else commit.LOOK_SECONDS
 
     def _learning(self) -> str:
         task = self.learner.open_task
@@ -192,6 +233,9 @@ class Trainer:
         except Unlearnable as error:
             self._set_aside(entry, error)
             return True
+        except Lost as error:
+            self._set_aside(entry, self.team.blamed(error))
+            return True
         self._report()
         self._publish()
         self.following.go_on(self.learner, 0.0)
@@ -201,12 +245,14 @@ class Trainer:
 
     def _learn(self, entry: log.Entry) -> None:
         self._watch("record", None)
+        self.team.tell(words.Apply(lsn=entry.lsn, wary=dict(self.learner.wary.get(entry.lsn, {}))))
         steps = self.replay.apply(entry)
         while True:
             try:
                 event = next(steps)
             except StopIteration as finished:
                 if finished.value is not None:
+                    self.team.agree(self.learner)
                     self._end(finished.value)
                 return
             self._watch("step", event)
@@ -223,6 +269,7 @@ class Trainer:
         self._publish()
         if now - self._last_look > LOOK_SECONDS:
             self._last_look = now
+            self._go_through(self.commit.look())
             if self.activity.consolidating:
                 self._look_up()
             else:
@@ -246,6 +293,7 @@ class Trainer:
         )
         self.log.error("rolled back: a record cannot be learned", **{**failure.plain(), "reason": loggable(error)})
         self._go_through(self.commit.set_aside(failure))
+        self.team.form()
         self.replay = self._fresh_replay()
         durable = self.orders.durable
         self.recover()
@@ -279,8 +327,10 @@ class Trainer:
             match event:
                 case commit.Full(reason):
                     self._wait_for_room(reason)
-                case commit.Written(seconds):
-                    self._checkpointed(seconds)
+                case commit.Written() as written:
+                    self._checkpointed(written)
+                case commit.Waiting():
+                    self._report()
                 case commit.Dropped(first):
                     self.reader.forget(first)
                     self.side.send(words.Dropped())
@@ -299,31 +349,50 @@ class Trainer:
             raise _Stopped
 
     def _checkpoint_if_due(self, force: bool = False) -> None:
-        due = time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS or force
-        if (due and self.learner.next_lsn > self.commit.checkpointed_lsn) or self.orders.checkpoints:
+        """Between two records: what is due is written beside the next ones, what somebody waits for at once."""
+        self._go_through(self.commit.settle() if force else self.commit.look())
+        news = self.learner.next_lsn > self.commit.checkpointed_lsn
+        if self.orders.checkpoints or (news and (force or self.commit.overdue)):
             self._go_through(self.commit.checkpoint(self.replay))
+        elif news and self.commit.begun is None and time.monotonic() - self._last_checkpoint >= self._checkpoint_seconds:
+            self._begin_checkpoint()
 
-    def _checkpointed(self, seconds: float) -> None:
+    def _begin_checkpoint(self) -> None:
+        if self.commit.begin(self.replay):
+            return
+        if self.commit.cramped is not None and not self._said_cramped:
+            self._said_cramped = True
+            text = f"training waits while checkpoints are written: {self.commit.cramped}"
+            self.log.warning(text)
+            self.side.send(words.Noted(text=text, task=None))
+        self._go_through(self.commit.checkpoint(self.replay))
+
+    def _checkpointed(self, written: commit.Written) -> None:
         self.memory.give_back()
-        if self.activity.consolidating:  # and this was the last of it
+        if self.activity.consolidating and not written.beside:  # and this was the last of it
             self.activity.name = "idle"
         self._last_checkpoint = time.monotonic()
-        self._report(force=True)  # whoever waits for the checkpoint or the boundary then reads a status that has it
+        self._report(force=True)  # whoever waits for the checkpoint or the boundary then reads a status that has it,
+        if self.orders.checkpoints and not written.beside:
+            self._publish(force=True)  # and whoever asked for one, the parameters
         self.side.send(
             words.Checkpointed(
-                batches=self.learner.batches,
-                sequences={name: seq for name, (_, seq) in self.replay.sequences.items()},
-                seconds=seconds,
+                batches=written.batches,
+                sequences={name: seq for name, (_, seq) in written.sequences.items()},
+                seconds=written.seconds,
                 time=time.time(),
-                numbers=self.orders.take_checkpoints(),
+                numbers=[] if written.beside else self.orders.take_checkpoints(),
             )
         )
-        self.log.debug("checkpoint written and verified", next_lsn=self.learner.next_lsn, seconds=round(seconds, 3))
+        self.log.debug(
+            "checkpoint written and verified", next_lsn=self.commit.checkpointed_lsn, seconds=round(written.seconds, 3)
+        )
 
     # -- what others see -----------------------------------------------------------------------------------------
 
-    def _publish(self, force: bool = False) -> None:
-        self.publisher.publish(self.learner, force=force, before_any=self.commit.checkpointed_lsn == 0)
+    def _publish(self, force: bool = False, at_rest: bool = False) -> None:
+        before_any = self.commit.checkpointed_lsn == 0
+        self.publisher.publish(self.learner, force=force, before_any=before_any, at_rest=at_rest)
 
     def _report(self, force: bool = False) -> None:
         if not force and not self.reports.due:
@@ -340,9 +409,10 @@ class Trainer:
         self._listen()
         while self.orders.paused and self.orders.stopping is None:
             self._report()  # not with every message of a busy ingest
+            self._go_through(self.commit.look())
             if self.orders.checkpoints and not self.activity.consolidating:  # between two records, or within a boundary
                 self._go_through(self.commit.checkpoint(self.replay))
-            self._wait(1.0)
+            self._wait(self._patience)
             self._listen()
 
     def _wait(self, seconds: float) -> None:

@@ -7,33 +7,45 @@ answer may be of different moments. Every answer is built afresh; nothing here d
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from streamcl.config import Config
+from streamcl import columns as tables
+from streamcl import gauge
+from streamcl.config import Config, settled
 from streamcl.daemon.chronicle import Chronicle
 from streamcl.daemon.link import Link
 from streamcl.daemon.status import Consolidating, Spool, Status
 from streamcl.daemon.tasks import Tasks
 from streamcl.daemon.words import Progress
 from streamcl.entries import Confirmed, Consolidated, Entry, Held
+from streamcl.gauge import Measured, Past
 from streamcl.protocol.session import KEPT_REMEDY, StreamSession
 from streamcl.storage.quarantine import Failure
 from streamcl.version import __version__
 
 SILENCE_SECONDS = 30.0
 PAUSED = "training is paused (`streamcl resume` lets it go on)"
+LEAST_RISE = 1e-6  # nats a sample
 SHOWN = ("task", "samples", "weight", "loss", "revisits", "penalty", "penalty_rise", "closed_at")
 
 
 class View:
-    """The daemon's state as others see it."""
+    """The daemon's state as others see it.
+
+    What holds it together: every answer (`status`, `tasks`, the metrics' figures) is put together from the same few places,
+    between which it must agree; each part of an answer is a method of its own. It changes nothing.
+    """
 
     def __init__(self, config: Config, session: StreamSession, tasks: Tasks, link: Link, chronicle: Chronicle) -> None:
         self.config = config
         self.session, self.known, self.link, self.chronicle = session, tasks, link, chronicle
         self.started = time.monotonic()
         self.penalties: dict[str, tuple[float, float]] = {}
-        self.accuracies: dict[str, float] = {}
+        self.measured: dict[str, Measured] = {}
+        self.at_chance: set[str] = set()
+        self._moved: tuple[str, float] | None = None  # by the open task, in nats
+        self._past: Past | None = None  # found anew once something has changed
         self.troubles: dict[str, str] = {}  # of processes that die again and again, by role
         self.torn_bytes = 0
         self.progress = Progress(device=config.train.device)
@@ -60,9 +72,40 @@ class View:
         """A record took effect on the tasks, whose standing has it already."""
         if isinstance(entry, Consolidated | Confirmed):
             self._warning = warning
-        for followed in (self.penalties, self.accuracies):
+        for followed in (self.penalties, self.measured):
             for task in [task for task in followed if task not in self.entries]:
                 del followed[task]
+        self._moved = None
+        self.at_chance &= self.entries.keys()
+        self._judge([entry.task] if isinstance(entry, Consolidated) else list(self.entries))
+
+    def followed(self, penalties: dict[str, tuple[float, float]]) -> None:
+        """What tasks' penalties have come to, and their rises."""
+        self.penalties.update(penalties)
+        self._judge(penalties)
+
+    def evaluated(self, measured: dict[str, Measured]) -> None:
+        """What tasks' evaluation sets say."""
+        self.measured.update(measured)
+        self._judge(measured)
+
+    def moved(self, task: str, nats: float) -> None:
+        """What the open task's steps have cost the others so far."""
+        self._moved, self._past = (task, nats), None
+
+    def _judge(self, tasks: Iterable[str]) -> None:
+        """Which of some tasks are at chance."""
+        self._past = None
+        for task in tasks:
+            entry = self.entries.get(task)
+            if entry is not None and gauge.at_chance(entry, self._rise(task), self.measured.get(task)):
+                self.at_chance.add(task)
+            else:
+                self.at_chance.discard(task)
+
+    def _rise(self, task: str) -> float | None:
+        found = self.penalties.get(task)
+        return None if found is None else found[1]
 
     def failed(self, role: str, message: str) -> None:
         """A process ended with an error; it is being started again."""
@@ -143,6 +186,42 @@ class View:
             return self.problem()
         return None if self.trainer_up() else "the trainer does not answer"
 
+    def past(self) -> Past:
+        """What the tasks have lost together; with what the open one has done, as far as that was looked at."""
+        if self._past is None:
+            moved = None if self._moved is None or self._moved[0] != self.session.open_task else self._moved[1]
+            rises = {task: rise for task, (_, rise) in list(self.penalties.items())} if self._keeps_factors else None
+            self._past = gauge.past(self.known.standing, rises, moved, self._understates)
+        return self._past
+
+    @property
+    def _understates(self) -> bool:
+        """As of `gauge`, of the likelihood that was found."""
+        sent = self.session.signature
+        return gauge.understates(settled(self.config, sent is not None and sent.y_real))
+
+    @property
+    def _keeps_factors(self) -> bool:
+        return self.config.posterior.mode == "factors"
+
+    @property
+    def _exact(self) -> bool:
+        return self.config.model.learner == "exact"
+
+    def warning(self) -> str | None:
+        """The newest boundary's, and what is at chance, with the remedy."""
+        return "; ".join(filter(None, (self._warning, self._forgotten()))) or None
+
+    def _forgotten(self) -> str | None:
+        lost = [task for task in list(self.entries) if task in self.at_chance]
+        if lost:
+            task, more = lost[0], len(lost) - 1
+            entry, rise, measured = self.entries[task], self._rise(task), self.measured.get(task)
+            told = gauge.task_warning(entry, rise, measured, self._keeps_factors, self._exact)
+            return told + (f" (and {more} more: `streamcl tasks`)" if more else "")
+        past = self.past()
+        return gauge.past_warning(past, self._keeps_factors, self._exact) if past.at_chance else None
+
     def status(self) -> Status:
         """The contract's fields of `status`, then what else is known."""
         progress, session, chronicle = self.progress, self.session, self.chronicle
@@ -155,10 +234,17 @@ class View:
             batches_durable=session.stored_batches,
             batches_applied=session.applied_batches,
             parameters=progress.parameters,
+            curvature=progress.curvature,
+            schema=None if session.columns is None else tables.plain(session.columns.columns),
+            left_out=[] if session.columns is None else list(session.columns.left_out),
+            inputs=progress.inputs,
             tasks=len(self.entries),
+            past=self.past(),
+            tasks_at_chance=len(self.at_chance),
             uptime_seconds=time.monotonic() - self.started,
             spool_bytes=session.room.total_spool,
             device=progress.device,
+            workers=progress.workers,
             train_loss=progress.loss,
             prequential=progress.scores,
             consolidation=self._consolidation(),
@@ -172,7 +258,7 @@ class View:
             problem=self.problem(),
             working=self.working(),
             waiting=self.waiting(),
-            warning=self._warning,
+            warning=self.warning(),
             torn_bytes=self.torn_bytes,
             held_tasks=len(self.known.standing.held),
             set_aside_rows=sum(session.set_aside.values()),
@@ -207,7 +293,7 @@ class View:
 
     def _held(self, entry: Held) -> dict[str, Any]:
         """A task of which nothing was learned yet."""
-        shown = dict.fromkeys(SHOWN) | {"revisits": 0, "weight": 0.0, "set_aside": 0, "state": "held"}
+        shown = dict.fromkeys((*SHOWN, *gauge.FIGURES)) | {"revisits": 0, "weight": 0.0, "set_aside": 0, "state": "held"}
         ranked = {"revisit_rank": None, "revisit_reason": None} if self.config.posterior.mode == "factors" else {}
         return {**shown, **ranked, **{name: getattr(entry, name) for name in ("task", "samples", "closed_at")}}
 
@@ -237,22 +323,23 @@ class View:
         return [*held, *(_aside(task, rows, failures.get(lsn)) for task, lsn, rows in batches), *doubtful]
 
     def _ranks(self) -> dict[str, int]:
-        """Tasks whose penalty has risen since they were learned, the highest rise first."""
+        """Tasks whose penalty has risen since they were learned, by more than rounding, the highest rise first."""
         penalties = list(self.penalties.items())  # the loop may add to them meanwhile
-        risen = [(rise, task) for task, (_, rise) in penalties if task in self.entries and rise > 0]
+        risen = [(rise, task) for task, (_, rise) in penalties if task in self.entries and rise > LEAST_RISE]
         return {task: rank for rank, (_, task) in enumerate(sorted(risen, reverse=True), start=1)}
 
     def _task(self, entry: Consolidated, rank: int | None, entries: list[Consolidated]) -> dict[str, Any]:
         penalty, rise = self.penalties.get(entry.task, (None, None))
         shown = {name: getattr(entry, name, None) for name in SHOWN} | {"penalty": penalty, "penalty_rise": rise}
+        shown |= gauge.figures(entry, rise, self.measured.get(entry.task), self._understates)
         shown["set_aside"] = entry.rows_aside
         shown["state"] = "held" if entry.task in self.known.standing.held else "consolidated"
-        if entry.task in self.accuracies:
-            shown["accuracy"] = self.accuracies[entry.task]
+        if entry.task in self.measured:
+            shown["accuracy"] = self.measured[entry.task].accuracy
         if self.config.posterior.mode != "factors":
             return shown
         since = sum(other.lsn > entry.lsn for other in entries)
-        reason = "it is not estimated to have lost anything" if rank is None else _reason(rise or 0.0, since)
+        reason = "it is not estimated to have lost anything" if rank is None else _reason(shown, since)
         return {**shown, "revisit_rank": rank, "revisit_reason": reason if rise is not None else None}
 
 
@@ -262,6 +349,7 @@ def _aside(task: str, rows: int, failure: Failure | None) -> dict[str, Any]:
     return {"task": task, "state": "set-aside", "rows": rows, **known}
 
 
-def _reason(rise: float, since: int) -> str:
+def _reason(shown: dict[str, Any], since: int) -> str:
+    rise = gauge.lost(shown["penalty_rise"], shown["rise_bound"])
     tasks = "1 task" if since == 1 else f"{since} tasks"
-    return f"estimated to have lost {rise:.3g} nats a sample to the {tasks} learned since"
+    return f"estimated to have lost {rise} to the {tasks} learned since"

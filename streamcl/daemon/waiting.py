@@ -8,12 +8,13 @@ or raised.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from streamcl import columns as tables
 from streamcl.daemon import words
 from streamcl.daemon.link import Link
 from streamcl.daemon.sockets import Peer
@@ -23,6 +24,7 @@ from streamcl.protocol.frames import NamedArrays
 from streamcl.protocol.session import StreamSession
 from streamcl.schema import Signature, chosen
 from streamcl.storage import published
+from streamcl.storage.records import Batch
 
 WAITING_BYTES = 512 << 20  # of all messages together that wait
 MOST_DEATHS = 3  # of trainers that try a model on one batch; then the model is refused
@@ -38,7 +40,7 @@ class Pending:
     nbytes: int
 
 
-class Waiting:
+class Queues:
     """Every producer's messages that wait, in their order. most: of one producer."""
 
     def __init__(self, most: int) -> None:
@@ -61,13 +63,23 @@ class Waiting:
         """The one that the others of the producer wait behind."""
         return next(iter(self._queues.get(producer, {}).values()), None)
 
+    def last(self, producer: str) -> int | None:
+        """The last number of those of the producer that wait."""
+        return next(reversed(self._queues.get(producer, {})), None)
+
     def replace(self, producer: str, pending: Pending) -> Pending | None:
-        """Put a message that was sent again in its place; the one that had it, None where none waits under its number."""
+        """Put a message that was sent again in its place; the one that had it, None where none waits under its numbers."""
         queue = self._queues.get(producer)
         before = None if queue is None else queue.get(pending.message.seq)
-        if queue is not None and before is not None:
-            queue[pending.message.seq] = pending
+        if queue is None or before is None or before.message.begins != pending.message.begins:
+            return None
+        queue[pending.message.seq] = pending
         return before
+
+    def withdraw(self, producer: str, number: int) -> None:
+        """Forget those from this number on: nobody was told that they are stored, and their sender divides it anew."""
+        while (last := self.last(producer)) is not None and last >= number:
+            self._take(producer, last=True)
 
     def check_room(self, producer: str, nbytes: int) -> None:
         """Raise Refused ``no_credit`` where another message may not wait too."""
@@ -99,7 +111,7 @@ class Waiting:
 
 
 @dataclass(slots=True)
-class Trial:
+class FirstBatch:
     """A first batch, on rows of which the trainer tries the model.
 
     trainer: which one was asked. deaths: how many have ended before they answered.
@@ -112,15 +124,24 @@ class Trial:
     deaths: int = 0
 
     @property
-    def signature(self) -> Signature:
+    def signature(self) -> Form:
         """Of the batch."""
-        return Signature.of(self.pending.arrays["x"], self.pending.arrays["y"])
+        return _form(self.pending)
 
     def follow(self, pending: Pending) -> None:
         """The same batch was sent again: the verdict applies to that one too."""
         old, new = self.pending.arrays, pending.arrays
         if all(np.array_equal(old[name], new[name]) for name in ("x", "y")):
             self.pending = pending
+
+
+Form = Signature | tuple[Signature, tuple[tuple[str, str], ...]]  # of a table's batch: also its columns' names and kinds
+
+
+def _form(pending: Pending) -> Form:
+    columns = (pending.message.schema if isinstance(pending.message, messages.Batch) else None) or ()
+    shapes = Signature.of(pending.arrays["x"], pending.arrays["y"])
+    return (shapes, tuple((column.name, column.kind) for column in columns)) if columns else shapes
 
 
 class Trials:
@@ -131,8 +152,8 @@ class Trials:
 
     def __init__(self, session: StreamSession, link: Link, path: Path) -> None:
         self.session, self.link, self.path = session, link, path
-        self.accepted = session.signature
-        self.current: Trial | None = None
+        self.accepted: Form | None = session.signature
+        self.current: FirstBatch | None = None
         self._begun = 0
 
     def awaits(self, pending: Pending) -> bool:
@@ -140,49 +161,50 @@ class Trials:
         if self.session.signature is not None or not isinstance(pending.message, messages.Batch):
             return False
         x, y = pending.arrays["x"], pending.arrays["y"]
-        return bool(x.ndim and y.ndim) and Signature.of(x, y) != self.accepted
+        return bool(x.ndim and y.ndim) and _form(pending) != self.accepted
 
-    def begin(self, producer: str, pending: Pending, new_labels: Sequence[int]) -> None:
+    def begin(self, producer: str, pending: Pending, batch: Batch) -> None:
         """Put a few rows where the trainer finds them, until its verdict; raises Refused ``no_space``."""
         x, y = chosen(pending.arrays["x"], pending.arrays["y"])
         self._begun += 1
-        trial = Trial(self._begun, producer, pending, self.link.trainers)
-        meta = {"signature": trial.signature.plain(), "new_labels": list(new_labels)}
+        first = FirstBatch(self._begun, producer, pending, self.link.trainers)
+        schema = None if batch.schema is None else tables.plain(batch.schema)
+        meta = {"new_labels": list(batch.new_labels), "new_words": list(batch.new_words), "schema": schema}
         try:
             published.publish(self.path, meta, {"x": x, "y": y})
         except OSError as error:
             published.clear(self.path)
             reason = f"no room to try the model on the first batch ({error.strerror}); free some"
             raise Refused("no_space", reason, retryable=True) from None
-        self.current = trial
-        self.link.try_model(trial.number)
+        self.current = first
+        self.link.try_model(first.number)
 
-    def again(self) -> tuple[Trial, str] | None:
+    def again(self) -> tuple[FirstBatch, str] | None:
         """A trainer has started; where the ones before died of trying a model, not for ever: then, why it is refused."""
-        trial = self.current
-        if trial is None:
+        first = self.current
+        if first is None:
             return None
-        trial.deaths += trial.trainer > 0
-        trial.trainer = self.link.trainers
-        if trial.deaths < MOST_DEATHS:
-            self.link.try_model(trial.number)
+        first.deaths += first.trainer > 0
+        first.trainer = self.link.trainers
+        if first.deaths < MOST_DEATHS:
+            self.link.try_model(first.number)
             return None
         return self._judged(
-            trial,
-            f"the process that tried the model on the first batch ended {trial.deaths} times while it did (a crash in "
+            first,
+            f"the process that tried the model on the first batch ended {first.deaths} times while it did (a crash in "
             "native code, os._exit, memory, or no sign of life for train.watchdog_seconds); try the model on such rows by "
             "itself, with python -X faulthandler",
         )
 
-    def tried(self, word: words.ModelTried) -> tuple[Trial, str] | None:
+    def tried(self, word: words.ModelTried) -> tuple[FirstBatch, str] | None:
         """The trainer has tried the model on a first batch; where it cannot be learned, why."""
-        trial = self.current
-        return None if trial is None or trial.number != word.number else self._judged(trial, word.refused)
+        first = self.current
+        return None if first is None or first.number != word.number else self._judged(first, word.refused)
 
-    def _judged(self, trial: Trial, reason: str | None) -> tuple[Trial, str] | None:
+    def _judged(self, first: FirstBatch, reason: str | None) -> tuple[FirstBatch, str] | None:
         self.current = None
         published.clear(self.path)
         if reason is None:
-            self.accepted = trial.signature
+            self.accepted = first.signature
             return None
-        return trial, reason
+        return first, reason

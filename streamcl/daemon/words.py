@@ -42,7 +42,15 @@ class Born(Word, frozen=True):
     pid: int
 
 
-class Closing(Word, frozen=True):
+class Join(Word, frozen=True):
+    """To one that shares the trainer's work: where the others are found, and which it is of how many."""
+
+    store: str
+    rank: int
+    size: int
+
+
+class Close(Word, frozen=True):
     """To ingest: take nothing more in, the daemon stops."""
 
 
@@ -72,6 +80,22 @@ class Stop(Word, frozen=True):
     """To a process: end, with `drain` after everything durable is learned. From ingest: an operator asks for that."""
 
     drain: bool
+
+
+# -- the trainer to those that share its work --------------------------------------------------------------------------
+
+
+class Restore(Word, frozen=True):
+    """Begin anew where the checkpoint is, or with nothing learned where there is none."""
+
+    saved: bool
+
+
+class Apply(Word, frozen=True):
+    """Learn the record with this number. wary: how often it has failed at each stage."""
+
+    lsn: int
+    wary: dict[str, int]
 
 
 # -- a process to its supervisor ---------------------------------------------------------------------------------------
@@ -115,6 +139,26 @@ class TurnedAway(Word, frozen=True):
 
     codes: dict[str, int]
     notes: list[dict[str, Any]]
+
+
+class Serving(Word, frozen=True):
+    """From the predictor, and on to who speaks for the daemon: how many follow it; and on a follower what is served
+    (version, position, rows), of how many parameters, why the newest publication is not, and what is different here."""
+
+    followers: int = 0
+    serves: dict[str, int] = {}
+    parameters: int = 0
+    problem: str | None = None
+    warning: str | None = None
+
+
+class Followed(Word, frozen=True):
+    """From the follower, and on to its predictor: the daemon's newest publication (version, position, rows), when it was
+    last heard, and why it cannot be followed now."""
+
+    newest: dict[str, int] | None
+    heard: float | None
+    problem: str | None = None
 
 
 # -- ingest to the trainer ---------------------------------------------------------------------------------------------
@@ -174,7 +218,8 @@ class Scores(msgspec.Struct, frozen=True):
 
 class Progress(Word, frozen=True):
     """What the trainer does, and what has come of it. new_samples, step_seconds: since the report before. full: what the
-    disk says, while it is full."""
+    disk says, while it is full. curvature: how the parameters' precisions are kept, by kind; empty without a model. inputs:
+    of the input stage. workers: processes that share the rows."""
 
     state: str = "recovering"
     task: str | None = None
@@ -188,7 +233,10 @@ class Progress(Word, frozen=True):
     consolidation: Consolidation | None = None
     step_seconds: list[float] = []
     device: str | None = None
+    workers: int = 1
     full: str | None = None
+    curvature: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
 
 
 class Done(Word, frozen=True):
@@ -218,12 +266,23 @@ class Penalties(Word, frozen=True):
     rows: list[tuple[str, float, float]]
 
 
+class Moved(Word, frozen=True):
+    """What the open task's steps have cost the tasks before it so far, in nats, at the parameters behind a record."""
+
+    lsn: int
+    task: str
+    nats: float
+
+
 class Accuracies(Word, frozen=True):
-    """Tasks with their accuracies, and the number of rows they are of, at the parameters behind a record."""
+    """Tasks with their accuracies, the number of rows they are of, and the share that the best of all answers that are the
+    same for every row has right; at the parameters behind a record. beside: tasks, those too whose rows have not come, with
+    accuracy, calibration error and rows."""
 
     lsn: int
     time: float
-    rows: list[tuple[str, float, int]]
+    rows: list[tuple[str, float, int, float]]
+    beside: list[tuple[str, float, float | None, int]] = []
 
 
 class Noted(Word, frozen=True):
@@ -254,11 +313,23 @@ class ModelTried(Word, frozen=True):
     refused: str | None
 
 
-FROM_SUPERVISOR = Configuration | Fork | Closing | Begin | Reload | Crashed | Trouble | Stop
-TO_SUPERVISOR = Ready | Born | Alive | Fatal | Failed | Reloaded | TurnedAway
+FROM_SUPERVISOR = Configuration | Fork | Join | Close | Begin | Reload | Crashed | Trouble | Stop
+TO_SUPERVISOR = Ready | Born | Alive | Fatal | Failed | Reloaded | TurnedAway | Serving | Followed
+TO_WORKERS = Restore | Apply
 TO_TRAINER = Durable | Pause | Resume | WriteCheckpoint | TryModel
 FROM_TRAINER = (
-    Recovered | Progress | Done | SetAside | Forgiven | Penalties | Accuracies | Noted | Checkpointed | Dropped | ModelTried
+    Recovered
+    | Progress
+    | Done
+    | SetAside
+    | Forgiven
+    | Penalties
+    | Moved
+    | Accuracies
+    | Noted
+    | Checkpointed
+    | Dropped
+    | ModelTried
 )
 
 
@@ -271,7 +342,7 @@ def _plain(value: Any) -> Any:
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=_plain)
 _DECODER: msgspec.msgpack.Decoder[Word] = msgspec.msgpack.Decoder(
-    FROM_SUPERVISOR | TO_SUPERVISOR | TO_TRAINER | FROM_TRAINER
+    FROM_SUPERVISOR | TO_SUPERVISOR | TO_WORKERS | TO_TRAINER | FROM_TRAINER
 )
 
 

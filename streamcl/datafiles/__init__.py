@@ -9,31 +9,42 @@ file.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from streamcl.columns import PINNED_BYTES, names_bytes, target
+from streamcl.columns import Columns as Schema
+from streamcl.columns import Kind as ColumnKind
 from streamcl.datafiles import extent, source
-from streamcl.datafiles.choice import Choice, Columns, choose, listed
+from streamcl.datafiles.arrow import Arrow
+from streamcl.datafiles.choice import LAST, Choice, Columns, choose, listed
 from streamcl.datafiles.extent import Extent, Form, Kind
 from streamcl.datafiles.npz import Npz
 from streamcl.datafiles.parquet import Parquet
 from streamcl.datafiles.reading import Reading
 from streamcl.datafiles.source import Array, Source
-from streamcl.datafiles.text import Text
+from streamcl.datafiles.table import MOST_LABELS, Table
+from streamcl.datafiles.text import Text, head_of
 from streamcl.errors import DataError
 
-__all__ = ["Array", "Columns", "DataFile", "Form", "Kind", "Reading", "open_data"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Array", "Columns", "DataFile", "Form", "Kind", "Reading", "Schema", "TableFile", "open_data"]
 
 BLOCK_BYTES = 16 << 20  # a block holds as many rows as asked for, but no more bytes than that
 Block = tuple[Array, Array | None]
 
 
-def open_data(path: Path, columns: Columns | None = None, rows: int = 256) -> DataFile:
-    """A data file by its ending: text (.csv .tsv .tab .txt .dat, or with .gz), .parquet or .npz.
+def open_data(path: Path, columns: Columns | None = None, rows: int = 256, named: bool = False) -> DataFile:
+    """A data file by its ending: text (.csv .tsv .tab .txt .dat, or with .gz), .parquet, .arrow, .jsonl or .npz.
 
-    Its beginning is looked at; `check` reads it all. rows: of a block, at most. Raises DataError.
+    Its beginning is looked at; `check` reads it all. rows: of a block, at most. named: a table's columns may be of words,
+    and go by their names (`TableFile`); else all must be numbers. Raises DataError.
     """
     said = columns or Columns()
     source.refuse_odd_paths(path)
@@ -44,8 +55,19 @@ def open_data(path: Path, columns: Columns | None = None, rows: int = 256) -> Da
     if ending == ".npz":
         arrays = Npz(path)
         return DataFile(path, arrays, arrays.choose(said), rows)
-    table: Source = Parquet(path) if ending in (".parquet", ".pq") else Text(path, packed, said.header)
-    return DataFile(path, table, choose(path, table.names, said, table.indexes), rows)
+    table = _table(path, ending, packed, said)
+    choice = choose(path, table.names, said, table.indexes)
+    if not named:
+        return DataFile(path, table, choice, rows)
+    return TableFile(path, table, choice, rows, said)
+
+
+def _table(path: Path, ending: str, packed: bool, said: Columns) -> Text | Parquet:
+    if ending in (".parquet", ".pq"):
+        return Parquet(path)
+    if ending in (*source.ARROW_ENDINGS, *source.LINES_ENDINGS):
+        return Arrow(path, ending in source.LINES_ENDINGS)
+    return Text(path, packed, said.header)
 
 
 def _refuse_options(path: Path, ending: str, said: Columns) -> None:
@@ -63,8 +85,14 @@ def _refuse_options(path: Path, ending: str, said: Columns) -> None:
 class DataFile:
     """A data file whose columns are chosen.
 
-    path: of the file. rows: of a block, at most. `reading` is known once it has been checked.
+    path: of the file. rows: of a block, at most. named: whether its columns go by their names. `reading` is known once it
+    has been checked.
+
+    What holds it together: one file that is read several times (looked at, checked, sent, predicted on), and must be the
+    same in all of them.
     """
+
+    named = False
 
     def __init__(self, path: Path, table: Source, choice: Choice, rows: int) -> None:
         self.path = path
@@ -265,6 +293,231 @@ class DataFile:
     def place(self, row: int) -> str:
         """Where a row is, as the user counts."""
         return self.source.place(row)
+
+    @property
+    def measured(self) -> bool:
+        """Whether whole numbers as targets go as measurements, since there are too many different ones for labels."""
+        return False
+
+    @property
+    def truths(self) -> bool:
+        """Whether True and False as targets go as words."""
+        return False
+
+    def word_counts(self) -> dict[str, int]:
+        """How many different words each column of words has."""
+        return {}
+
+    # -- as it is written ------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> Sequence[str]:
+        """A table's columns; an NPZ file has none."""
+        return ()
+
+    def cells(self, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+        """These columns of a table whole, as text, or of the type that the file declares."""
+        return {}
+
+    def head(self) -> bytes:
+        """What stands before a text file's first row, its header for one."""
+        return b""
+
+    # -- with names ------------------------------------------------------------------------------------------------
+
+    def fit(self, schema: Schema | None, left_out: Sequence[str], begun: bool, check: bool = True) -> None:
+        """Read on as the stream's first batch says, where its columns have names; these have none."""
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Columns of a table with names that are not sent."""
+        return ()
+
+    def batch(self, x: Array, y: Array | None, form: Form) -> tuple[Array, Array | None, Schema | None]:
+        """A block in a form, as it travels, and its columns if they have names."""
+        return *form.of(x, y), None
+
+    def targets(self, y: Array) -> Array:
+        """A block's targets as their user has them."""
+        return y
+
+    def spelled(self, x: Array, y: Array | None) -> bytes:
+        """What a block's codes of words stand for, to tell it from one with the same codes; nothing where it has none."""
+        return b""
+
+
+class TableFile(DataFile):
+    """A table whose columns go by their names, and may be of words, dates and missing values (`table`).
+
+    said: by the user. Where the stream's first batch had no names, and for a text file without a header whose cells are all
+    numbers, it is what `DataFile` is.
+    """
+
+    def __init__(self, path: Path, table: Text | Parquet, choice: Choice, rows: int, said: Columns) -> None:
+        self.table = Table(path, table)
+        super().__init__(path, self.table, choice, rows)  # type: ignore[arg-type]
+        self.said, self._chosen, self._own = said, choice, table
+        self.named = True
+        self._pinned: dict[str, ColumnKind] | None = None
+        self._was_left_out: tuple[str, ...] = ()
+        self._words = False
+        self._fitted: tuple[Schema | None, tuple[str, ...]] | None = None
+
+    def checking(self) -> Iterator[int]:
+        """As of `DataFile`; the file is looked at before."""
+        if self._reading is not None:
+            return
+        if self._chosen.label is not None and self._chosen.label_why == LAST and isinstance(self._own, Arrow):
+            self._own.refuse_other_last(self._chosen.label)
+        if not self.table.looks:
+            for _ in self.table.look(self._chosen.used, self._chosen.label):
+                yield 0
+        if any(look.nested for look in self.table.looks.values()):
+            self._go_unnamed()
+        if self.named:
+            asked = bool(self.said.features)
+            begun = self._fitted is not None
+            self.choice = self.table.settle(self._chosen, self._pinned, self._was_left_out, asked, self._words, begun)
+            self.named = not (self._has_no_names and self.table.plain)
+            if self.table.plain and names_bytes([*self.choice.used, *self.choice.left_out]) > PINNED_BYTES:
+                self._go_unnamed()
+                self._own.notes.append(
+                    "it has more names than a daemon keeps: columns go by their positions, and are taken as they are"
+                )
+        yield from super().checking()
+
+    @property
+    def names(self) -> Sequence[str]:
+        """As of `DataFile`."""
+        return self._own.names
+
+    def cells(self, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+        """As of `DataFile`."""
+        import pyarrow as pa
+
+        parts = list(self._own.cells(names)) if names else []
+        return {name: pa.chunked_array([part[place] for part in parts]) for place, name in enumerate(names)}
+
+    def head(self) -> bytes:
+        """As of `DataFile`."""
+        return head_of(self._own) if isinstance(self._own, Text) else b""
+
+    @property
+    def _has_no_names(self) -> bool:
+        """Whether the columns are called by their numbers, for want of names."""
+        return isinstance(self._own, Text) and (self._own.header or "").startswith("no")
+
+    def _go_unnamed(self) -> None:
+        self.named, self.source, self.choice = False, self._own, self._chosen
+
+    def fit(self, schema: Schema | None, left_out: Sequence[str], begun: bool, check: bool = True) -> None:
+        """Read on as the stream's first batch says: its columns' kinds, and what its first sender left out.
+
+        check: read all of it now. Raises DataError where this file's columns cannot be that.
+        """
+        if not begun or not self.named or self._fitted == (schema, tuple(left_out)):
+            return
+        self._reading, self._fitted = None, (schema, tuple(left_out))
+        if schema is None:
+            self._go_unnamed()
+            self._own.notes.append("the stream began without names: columns go by their positions, and must be numbers")
+        else:
+            self._pinned = {column.name: column.kind for column in schema if column.kind != "target"}
+            self._was_left_out = tuple(left_out)
+            named = target(schema)
+            self._words = named is not None and named.categories is not None
+            self._find_target(None if named is None else named.name)
+        if check:
+            self.check()
+
+    def _find_target(self, name: str | None) -> None:
+        """The stream's target is this file's, unless the user says otherwise."""
+        if name is None or self.said.label is not None or name not in self._own.names or name == self._chosen.label:
+            return
+        self._chosen = choose(self.path, self._own.names, replace(self.said, label=name), self._own.indexes)
+        self._chosen = replace(self._chosen, label_why="as in the stream's first batch")
+        self.table.looks = {}
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """As of `DataFile`."""
+        return tuple(self.choice.left_out) if self.named else ()
+
+    def kind(self) -> Kind:
+        """Numbers of a table with names are real ones, however they are written, unless they are asked for as tokens."""
+        tokens = self._pinned is not None and "token" in self._pinned.values()
+        return super().kind() if not self.named else "integer" if tokens else "real"
+
+    def refuse_kind(self, kind: Kind) -> None:
+        """As of `DataFile`; also raises DataError where words or missing values are to be tokens."""
+        if self.named and kind == "integer" and not self.table.plain:
+            raise DataError(f"{self.path}: it has words, dates or missing values, which cannot go as integers of its own")
+        super().refuse_kind(kind)
+
+    def form(self, kind: Kind | None = None, integer_targets: bool = False) -> Form:
+        """As of `DataFile`; of a stream of tokens, as tokens."""
+        tokens = self.named and kind is None and self.kind() == "integer"
+        return super().form("integer" if tokens else kind, integer_targets)
+
+    def batch(self, x: Array, y: Array | None, form: Form) -> tuple[Array, Array | None, Schema | None]:
+        """As of `DataFile`; only its own words stand in its schema."""
+        if not self.named:
+            return super().batch(x, y, form)
+        tokens = (form.kind or self.kind()) == "integer"
+        own = Form("integer", form.integer_targets) if tokens else form
+        first = self._pinned is None
+        return self.table.batch(*own.of(x, y), self.choice, tokens, first=first, labels=form.integer_targets)
+
+    def whole_targets(self) -> bool:
+        """As of `DataFile`; also of integers that go as measurements, and of True and False."""
+        _ = self.reading
+        return super().whole_targets() or self.measured or self.truths
+
+    @property
+    def measured(self) -> bool:
+        """As of `DataFile`."""
+        label = self.choice.label
+        many = self.named and self.table.measured
+        return many and label is not None and self._seen[label].dtype().kind in "iu"
+
+    @property
+    def truths(self) -> bool:
+        """As of `DataFile`."""
+        return self.named and self.table.truths
+
+    def word_counts(self) -> dict[str, int]:
+        """As of `DataFile`."""
+        return {
+            name: len(self.table.words[name]) for name in self.choice.features if self.named and name in self.table.words
+        }
+
+    def targets(self, y: Array) -> Array:
+        """As of `DataFile`: words where they are."""
+        return self.table.targets(y, self.choice.label) if self.named else y
+
+    def spelled(self, x: Array, y: Array | None) -> bytes:
+        """As of `DataFile`: each column's words up to the last of these."""
+        if not self.named or not self.table.words:
+            return b""
+        columns = {name: x[:, place] for place, name in enumerate(self.choice.features)}
+        if y is not None and self.choice.label is not None:
+            columns[self.choice.label] = y
+        own = {name: list(words) for name, words in self.table.words.items() if name in columns}
+        seen = {name: words[: int(columns[name].max()) + 1] for name, words in own.items()}
+        return repr(sorted(seen.items())).encode()
+
+    def _read(self, rows: int) -> Reading:
+        found = super()._read(rows)
+        if not self.named:
+            return found
+        notes = [note for note in found.notes if "lies between" not in note]  # they become float32 once they are scaled
+        words = self.choice.label in self.table.words
+        if self.measured:
+            notes.append(
+                f"target {self.choice.label!r}: more than {MOST_LABELS} different whole numbers: they go as measurements, "
+                "not as labels (model.likelihood = 'categorical' takes them as labels)"
+            )
+        return replace(found, notes=[*notes, *self.table.notes_on(self.choice)], words=words)
 
 
 def _version(path: Path) -> tuple[int, int]:

@@ -211,6 +211,11 @@ def _first_bad(cells: pa.Array) -> BadCell:
     return BadCell(odd, f"expected cells of one kind, got {shown(texts[odd])} beside {shown(texts[0])}")
 
 
+def wrong_cell(text: str) -> str | None:
+    """What is wrong with a cell that is to be a number; None where nothing is."""
+    return _wrong(text.strip())
+
+
 def _wrong(text: str) -> str | None:
     if text.casefold() in MISSING:
         what = "it is empty" if not text else f"it is {shown(text)}"

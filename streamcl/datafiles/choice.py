@@ -17,6 +17,7 @@ from streamcl.errors import DataError
 LABEL_NAMES = ("label", "labels", "target", "targets", "class")
 COORDINATE = "y"  # a target's name, and a coordinate's: taken as the target if nothing suggests a coordinate
 SHOWN = 12
+LAST = "the last column"  # why one was taken for the target
 MISTAKEN = 0.6
 
 
@@ -58,8 +59,8 @@ def choose(path: Path, names: Sequence[str], said: Columns, indexes: Mapping[str
 
     Raises DataError for names that the table lacks, for contradictions, and if the target cannot be determined.
     """
-    features = _each(path, names, said.features, "--features")
-    drop = _each(path, names, said.drop, "--drop")
+    features = each_named(path, names, said.features, "--features")
+    drop = each_named(path, names, said.drop, "--drop")
     label = None if said.label is None else _named(path, names, said.label, "--label")
     _refuse_contradictions(path, label, features, drop)
     left_out = dict.fromkeys(drop, "--drop")
@@ -90,8 +91,11 @@ def _refuse_contradictions(path: Path, label: str | None, features: Collection[s
         raise DataError(f"{path}: --label and --features both name {label!r}; a target cannot be a feature")
 
 
-def _each(path: Path, names: Sequence[str], texts: Sequence[str], option: str) -> list[str]:
-    """Every column that an option names; a text that is itself a column's name is not split at its commas."""
+def each_named(path: Path, names: Sequence[str], texts: Sequence[str], option: str) -> list[str]:
+    """Every column that an option names; a text that is itself a column's name is not split at its commas.
+
+    Raises DataError for names that the table lacks, or that are given twice.
+    """
     found: list[str] = []
     for text in texts:
         parts = [text] if text in names else [part.strip() for part in text.split(",")]
@@ -152,7 +156,7 @@ def _find_label(path: Path, names: Sequence[str], wanted: bool, chosen: bool) ->
         raise (
             _cannot_tell(path, names) if names else DataError(f"{path}: expected a column beside --features as the target")
         )
-    return (names[-1], "the last column") if names else (None, "")
+    return (names[-1], LAST) if names else (None, "")
 
 
 def _without_number(name: str) -> str:

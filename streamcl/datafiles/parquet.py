@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamcl.datafiles.cells import Marks
 from streamcl.datafiles.source import Array
 from streamcl.errors import DataError
 
@@ -72,6 +73,34 @@ class Parquet:
                     row += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path}: damaged after row {row}: {error}; copy it again") from None
+
+    def cells(self, names: Sequence[str]) -> Iterator[list[pa.Array]]:
+        """Columns as declared, whatever they hold. Raises DataError."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        row = 0
+        try:
+            with pq.ParquetFile(self.path) as file:
+                for batch in file.iter_batches(batch_size=self._chunk_rows(names), columns=list(names), use_threads=False):
+                    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+                    yield [columns[name] for name in names]
+                    row += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path}: damaged after row {row}: {error}; copy it again") from None
+
+    def numbers(self, name: str, cells: pa.Array, row: int, marks: Marks) -> Array:
+        """Numbers as declared, none of which is missing; words that are numbers as those."""
+        import pyarrow as pa
+
+        if pa.types.is_dictionary(cells.type):
+            cells = cells.dictionary_decode()
+        if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
+            cells = cells.cast(pa.float64())
+        return self._numbers(name, cells, row, {})
+
+    def judge(self, marks: Marks) -> None:
+        """Declared numbers have no marks."""
 
     def _chunk_rows(self, names: Sequence[str]) -> int:
         """As many rows as make a chunk of some megabytes, estimated from the unpacked size of all rows."""

@@ -14,7 +14,7 @@ class Reading:
     """A file as it was understood, all of it having been read once.
 
     features, label: columns of a table or arrays of an NPZ file. x, y: dtype and shape of a row. left_out: what is not
-    used, and why. notes: what else was assumed.
+    used, and why. notes: what else was assumed. words: the targets are.
     """
 
     file: str
@@ -28,6 +28,7 @@ class Reading:
     y: tuple[str, tuple[int, ...]] | None
     left_out: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    words: bool = False
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -55,7 +56,8 @@ class Reading:
         if self.label is None or self.y is None:
             parts.append("no label")
         else:
-            parts.append(f"label: {self.label} ({self.label_why}) as {self.y[0]}{_shape(self.y[1])}")
+            how = "words" if self.words else f"{self.y[0]}{_shape(self.y[1])}"
+            parts.append(f"label: {self.label} ({self.label_why}) as {how}")
         whys: dict[str, list[str]] = {}
         for name, why in self.left_out.items():
             whys.setdefault(why, []).append(name)

@@ -17,8 +17,9 @@ from streamcl.errors import DataError
 
 Array = npt.NDArray[Any]
 TEXT_ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".dat")
-ENDINGS = (*TEXT_ENDINGS, ".parquet", ".pq", ".npz")
-TAKEN = ".tsv, .tab, .txt, .dat, .csv, .parquet or .npz"
+ARROW_ENDINGS, LINES_ENDINGS = (".arrow", ".feather", ".ipc"), (".jsonl", ".ndjson")
+ENDINGS = (*TEXT_ENDINGS, ".parquet", ".pq", ".npz", *ARROW_ENDINGS, *LINES_ENDINGS)
+TAKEN = ".tsv, .tab, .txt, .dat, .arrow, .jsonl, .csv, .parquet or .npz"
 MAGIC = (  # the first bytes of files that are not text, what they are, and what to do
     (b"PAR1", "a Parquet file", "rename it to end with .parquet"),
     (b"\x1f\x8b", "compressed with gzip", "rename it to end with .csv.gz, or unpack it (gunzip)"),
@@ -28,7 +29,7 @@ MAGIC = (  # the first bytes of files that are not text, what they are, and what
     (b"\x89HDF", "an HDF5 file", "write its arrays with numpy.savez(FILE, x=..., y=...)"),
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)", "save the sheet as CSV UTF-8"),
     (b"SQLite format 3", "an SQLite database", "export the table as CSV"),
-    (b"ARROW1", "an Arrow (Feather) file", "write it as Parquet (pyarrow.parquet.write_table)"),
+    (b"ARROW1", "an Arrow (Feather) file", "rename it to end with .arrow"),
     (b"FEA1", "a Feather file", "write it as Parquet (pyarrow.parquet.write_table)"),
     (b"ORC", "an ORC file", "write it as Parquet"),
     (b"Obj\x01", "an Avro file", "write it as Parquet or CSV"),
@@ -84,7 +85,7 @@ def endings(path: Path) -> tuple[str, bool]:
     packed = name.endswith(".gz")
     ending = Path(name.removesuffix(".gz")).suffix
     if ending not in ENDINGS:
-        raise DataError(f"{path}: expected a file that ends with {TAKEN} (or one of the first five and .gz)")
+        raise DataError(f"{path}: expected a file that ends with {TAKEN} (a text file also with .gz behind it)")
     if packed and ending not in TEXT_ENDINGS:
         raise DataError(f"{path}: {ending} files are compressed already; unpack this one first (gunzip)")
     return ending, packed
@@ -94,6 +95,8 @@ def refuse_misnamed(path: Path, ending: str) -> None:
     """Raise DataError if the first bytes are of a kind of file other than the name says."""
     with path.open("rb") as file:
         start = file.read(512)
+    if ending in (*ARROW_ENDINGS, *LINES_ENDINGS):
+        return  # their readers say what they are not
     own = {".parquet": b"PAR1", ".pq": b"PAR1", ".npz": b"PK\x03\x04"}.get(ending)
     if own is not None and start.startswith(own):
         if ending == ".npz":
@@ -129,7 +132,10 @@ def _refuse_other_zips(path: Path, ending: str) -> None:
 def _refuse_other_text(path: Path, start: bytes) -> None:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:1] in (b"{", b"["):
-        raise DataError(f"{path}: expected lines of as many numbers each, got JSON; write it as CSV or Parquet")
+        raise DataError(
+            f"{path}: expected lines of as many numbers each, got JSON; if it has an object a line, rename it to end with "
+            ".jsonl, or write it as CSV or Parquet"
+        )
     if text[:1] == b"<":
         raise DataError(
             f"{path}: expected lines of as many numbers each, got HTML or XML (a download that failed?); save it as CSV"

@@ -180,6 +180,24 @@ class Text:
             row += batch.num_rows
         self._judge(marks)
 
+    def cells(self, names: Sequence[str]) -> Iterator[list[pa.Array]]:
+        """Columns as text. Raises DataError with the line."""
+        row = 0
+        for batch in self._batches():
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            if self.layout.trailing:
+                self._check_trailing(columns[""], row)
+            yield [columns[name] for name in names]
+            row += batch.num_rows
+
+    def numbers(self, name: str, cells: pa.Array, row: int, marks: Marks) -> Array:
+        """Cells, none of which is missing, as int64, float64 or bool. Raises DataError with line and column."""
+        return self._numbers(name, cells, row, marks)
+
+    def judge(self, marks: Marks) -> None:
+        """Raise DataError where commas may be thousands separators."""
+        self._judge(marks)
+
     def _numbers(self, name: str, cells: pa.Array, row: int, marks: Marks) -> Array:
         try:
             return numbers(name, cells, row, marks)
@@ -243,6 +261,12 @@ class Text:
             for line, cells in self.records(text, self.layout.skip):
                 if len(cells) != width:
                     raise ragged(self.path, line, len(cells), width, cells)
+
+
+def head_of(text: Text) -> bytes:
+    """What stands before its first row, as it is written."""
+    with text.bytes() as file:
+        return b"".join(file.readline() for _ in range(text.layout.skip))
 
 
 def records(path: Path, lines: Iterator[str], delimiter: str, skipped: int = 0) -> Iterator[Record]:

@@ -20,7 +20,7 @@ from streamcl.binding import REASONS
 from streamcl.cli import build_parser
 from streamcl.cli.remedies import REMEDIES
 from streamcl.config import PREFIX, variable
-from streamcl.daemon.metrics import Metrics
+from streamcl.daemon.metrics import FollowerMetrics, Metrics
 from streamcl.protocol.messages import CODES, RETRYABLE
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "streamcl.example.toml"
@@ -86,15 +86,24 @@ def _metrics() -> Iterator[str]:
     yield "At `/metrics`, in Prometheus's text format or, where asked for, OpenMetrics with exemplars.\n"
     yield _row("name", "kind", "labels", "")
     yield "|---|---|---|---|"
-    registry = CollectorRegistry()
-    metrics = Metrics(registry)
-    metrics.certificate(0.0)
+    daemon, follower = Metrics(CollectorRegistry()), FollowerMetrics(CollectorRegistry())
+    daemon.certificate(0.0)
+    rows = dict(_families(daemon.registry))
+    yield from rows.values()
+    yield "\nA follower has these, and of those above what its `/metrics` shows:\n"
+    yield _row("name", "kind", "labels", "")
+    yield "|---|---|---|---|"
+    yield from (row for name, row in _families(follower.registry) if name not in rows)
+    yield ""
+
+
+def _families(registry: CollectorRegistry) -> Iterator[tuple[str, str]]:
+    """Each metric's name and its row."""
     labels = {name: getattr(made, "_labelnames", ()) for name, made in registry._names_to_collectors.items()}
     for family in registry.collect():
         name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
         own = ", ".join(labels.get(name) or labels.get(family.name) or ())
-        yield _row(f"`{name}`", family.type, own, family.documentation)
-    yield ""
+        yield name, _row(f"`{name}`", family.type, own, family.documentation)
 
 
 def _codes() -> Iterator[str]:

@@ -16,10 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from streamcl.columns import Columns
+from streamcl.inputs import Inputs
+
 WINDOW_BYTES = 512 << 20
 
 Array = npt.NDArray[Any]
 Block = tuple[Array, Array]
+Derived = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,8 @@ class Rows:
     """A batch as it comes: rows x [n, ...] and y [n, ...] of a task.
 
     new_labels: labels first seen here, in order of appearance, and the outputs that they were given. tag: with drift, the
-    name of the stream; where it is `task` as well, the task's own name is the learner's to find.
+    name of the stream; where it is `task` as well, the task's own name is the learner's to find. columns: of a table, as
+    they were sent; left_out, new_words: as of `storage.records.Batch`.
     """
 
     task: str
@@ -36,6 +41,9 @@ class Rows:
     new_labels: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     tag: str | None = None
+    columns: Columns | None = None
+    left_out: tuple[str, ...] = ()
+    new_words: tuple[str, ...] = ()
 
     @property
     def of_stream(self) -> bool:
@@ -51,6 +59,33 @@ class Store(Protocol):
 
     def batches(self, first: int, end: int, verify: bool = True) -> Iterator[tuple[int, int]]:
         """Position and rows of every batch from `first` to below `end`; raises Damaged."""
+
+    def columns(self, lsn: int) -> Columns | None:
+        """Those of one batch's table, as they were sent; None of plain arrays. Raises Damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A store's rows as the model takes them, by what the input stage knows when they are read."""
+
+    sent: Store
+    inputs: Inputs
+
+    def read(self, lsn: int, verify: bool = True) -> Block:
+        """One batch; raises Damaged."""
+        x, y = self.sent.read(lsn, verify)
+        if self.inputs.plain_arrays:
+            return x, y
+        columns = self.sent.columns(lsn)
+        return self.inputs.encode(x, columns), self.inputs.labels(y, columns)
+
+    def batches(self, first: int, end: int, verify: bool = True) -> Iterator[tuple[int, int]]:
+        """As of the store."""
+        return self.sent.batches(first, end, verify)
+
+    def columns(self, lsn: int) -> Columns | None:
+        """As of the store."""
+        return self.sent.columns(lsn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +130,38 @@ class TaskData:
     row_bytes: int
     conversion: Conversion
     _cache: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    _derived: tuple[Derived, Tensor] | None = field(default=None, repr=False)
 
     @property
     def samples(self) -> int:
         """N_t, the number of rows."""
         return sum(self.sizes)
 
-    def minibatches(self, batch_size: int, generator: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch in random order; the last minibatch of a window may be smaller."""
+    def minibatches(
+        self, batch_size: int, generator: np.random.Generator, derived: Derived | None = None
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """One epoch in random order, as (x, y); the last minibatch of a window may be smaller.
+
+        derived: gives a third tensor, row by row, of a window's x; of a task of one window it is asked once.
+        """
         order = generator.permutation(len(self.sizes))
         for window in self._windows(order):
-            x, y = self._load(window)
+            every = self._with(derived, *self._load(window))
+            x = every[0]
             rows = torch.from_numpy(generator.permutation(len(x))).to(x.device)
             for start in range(0, len(x), batch_size):
                 index = rows[start : start + batch_size]
-                yield x[index], y[index]
+                yield tuple(each[index] for each in every)
+
+    def _with(self, derived: Derived | None, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        if derived is None:
+            return x, y
+        if self._derived is not None and self._derived[0] is derived:
+            return x, y, self._derived[1]
+        found = derived(x)
+        if self._cache is not None:
+            self._derived = derived, found
+        return x, y, found
 
     def chunks(self, rows: int = 4096) -> Iterator[tuple[Tensor, Tensor]]:
         """Every row once, in the order received."""

@@ -1,14 +1,12 @@
-"""When a stream has changed: River's ADWIN over the errors that rows had before they were learned from.
+"""When a stream has changed: one of River's detectors over the errors that rows had before they were learned from.
 
-Guarantees: a function of the errors alone, whether or not it was saved and restored in between (without pickle); bounded
-memory and state. Only a rise of the error is drift; a fall is learning. Knows nothing of tasks' names, the log or sockets.
+Guarantees: a function of the errors alone, whether or not it was saved and restored in between; bounded memory and state.
+Only a rise of the error is drift; a fall is learning. Knows nothing of tasks' names, the log or sockets.
 
-ADWIN compares the means of every two parts of a window. Its bound is for numbers from 0 to 1:
+An error is a number from 0 to 1:
   * categorical: 1 for a wrong row, else 0. bernoulli: the share of a row's targets that are wrong.
   * gaussian: s / (1 + s) with s a row's mean squared error over the median of `CALIBRATION` rows before, so that neither
     the targets' unit nor a single outlier matters.
-Each error is rounded to a 255th, so that the newest of them are a state of a byte a row; after `2 * RECENT` rows without a
-change the window begins again with the newest `RECENT`.
 """
 
 from __future__ import annotations
@@ -16,30 +14,44 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from streamcl.learning.detectors import RECENT, Detector, Shift
 from streamcl.learning.evaluation import right
 
-RECENT = 32_768
+__all__ = ["CALIBRATION", "RECENT", "Drift", "Levels", "Reached", "Rise", "errors"]
+
 CALIBRATION = 100
-GRACE = 10  # rows, River's own least
 
 
 @dataclass(frozen=True, slots=True)
 class Rise:
-    """A rise of the mean error, found at a task's row number `row`; ADWIN holds the newest `since` rows for changed."""
+    """A rise of the mean error, found at a task's row number `row`; the newest `since` rows are held for changed."""
 
     before: float
     after: float
     row: int
     since: int
+    origin: ClassVar[str] = "drift"
 
     def __str__(self) -> str:
         rose = f"the error rose from {self.before:.3g} to {self.after:.3g}"
         return f"{rose}, found at row {self.row} of the task, of which the newest {self.since} look changed"
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A task has as many rows as one is to have, with those of its last message."""
+
+    rows: int
+    least: int
+    origin: ClassVar[str] = "rows"
+
+    def __str__(self) -> str:
+        return f"the task has {self.rows} rows, at least the {self.least} that end one (stream.boundary_rows)"
 
 
 def errors(likelihood: str, output: Tensor, target: Tensor) -> list[float]:
@@ -52,33 +64,56 @@ def errors(likelihood: str, output: Tensor, target: Tensor) -> list[float]:
 
 
 @dataclass(slots=True)
+class Levels:
+    """Errors as 255ths of numbers from 0 to 1. scale, first (gaussian): the median error, and those it will be made of."""
+
+    likelihood: str
+    scale: float | None = None
+    first: list[float] = field(default_factory=list)
+
+    def of(self, error: float) -> int | None:
+        """One error, None while there is no scale for it."""
+        if self.likelihood != "gaussian":
+            return round(255 * error)
+        if self.scale is None:
+            self.first.append(error)
+            if len(self.first) >= CALIBRATION:
+                self.scale = statistics.median(self.first) or 1e-300
+                self.first = []
+            return None
+        relative = error / self.scale
+        return round(255 * (1.0 if relative > 1e6 else relative / (1.0 + relative)))
+
+
+@dataclass(slots=True)
 class Drift:
     """Watches one task's errors at a time.
 
     delta: ADWIN's significance, the risk of a false alarm at one comparison. least_rows: of a task before it is found to
-    have changed. found: the rise, once there was one; nothing after it is looked at until the next task.
+    have changed. name, settings: of another detector. found: the rise, once there was one; nothing after it is looked at
+    until the next task.
     """
 
     likelihood: str
     delta: float
     least_rows: int
+    name: str = "adwin"
+    settings: Mapping[str, float] = field(default_factory=dict)
     rows: int = 0
     found: Rise | None = None
     _began: int = 0  # the row before the first that the detector could see
-    _scale: float | None = None  # gaussian
-    _first: list[float] = field(default_factory=list)  # gaussian: errors that the scale will be made of
-    _seen: bytearray = field(default_factory=bytearray)
-    _adwin: Any = field(init=False, repr=False, compare=False)  # River has no types
+    _levels: Levels = field(init=False)
+    _detector: Detector = field(init=False)
 
     def __post_init__(self) -> None:
-        self._adwin = self._fresh()
+        delta = {"delta": self.delta} if self.name == "adwin" else {}
+        self._detector = Detector(self.name, {**delta, **self.settings})
+        self._begin()
 
-    def _fresh(self) -> Any:
-        from river.drift import ADWIN  # here, because it takes a second, which only drift should cost
-
-        return ADWIN(  # type: ignore[no-untyped-call]
-            delta=self.delta, grace_period=max(GRACE, self.least_rows - self._began)
-        )
+    @property
+    def by(self) -> str:
+        """By what it goes."""
+        return f"{self.name} on the score"
 
     def open_task(self) -> None:
         """Another task: everything before it is forgotten."""
@@ -86,9 +121,8 @@ class Drift:
         self._begin()
 
     def _begin(self) -> None:
-        self._began, self._scale = self.rows, None
-        self._first, self._seen = [], bytearray()
-        self._adwin = self._fresh()
+        self._began, self._levels = self.rows, Levels(self.likelihood)
+        self._detector.begin(self.least_rows - self._began)
 
     def add(self, errors: Iterable[float]) -> None:
         """The next rows' errors, in their order."""
@@ -96,42 +130,23 @@ class Drift:
             if self.found is not None:
                 return
             self.rows += 1
-            level = self._level(error)
+            level = self._levels.of(error)
             if level is not None:
                 self._look(level)
 
-    def _level(self, error: float) -> int | None:
-        """An error as a 255th, None while there is no scale for it."""
-        if self.likelihood != "gaussian":
-            return round(255 * error)
-        if self._scale is None:
-            self._first.append(error)
-            if len(self._first) >= CALIBRATION:
-                self._scale = statistics.median(self._first) or 1e-300
-                self._first = []
-            return None
-        relative = error / self._scale
-        return round(255 * (1.0 if relative > 1e6 else relative / (1.0 + relative)))
-
     def _look(self, level: int) -> None:
-        self._seen.append(level)
-        self._judge(level)
-        if self.found is None and len(self._seen) >= 2 * RECENT:
-            recent = self._seen[-RECENT:]
-            self._began, self._seen = self.rows - RECENT, recent
-            self._adwin = self._fresh()
-            for older in recent:
-                self._adwin.update(older / 255)
+        shift = self._detector.add(level)
+        if shift is not None:
+            self._judge(shift)
+        elif self._detector.is_full:
+            recent = self._detector.seen[-self._detector.kept :]
+            self._began = self.rows - len(recent)
+            self._detector.begin(self.least_rows - self._began, recent)
 
-    def _judge(self, level: int) -> None:
-        """What ADWIN found: the mean of what it keeps of its window tells a rise from a fall."""
-        before = self._adwin.estimation
-        self._adwin.update(level / 255)
-        if not self._adwin.drift_detected:
-            return
-        after = self._adwin.estimation
-        if after > before:
-            self.found = Rise(before, after, self.rows, int(self._adwin.width))
+    def _judge(self, shift: Shift) -> None:
+        """A rise, unless it comes too soon; a fall is learning, and what came before it says nothing any more."""
+        if shift.after > shift.before and self.rows >= self.least_rows:
+            self.found = Rise(shift.before, shift.after, self.rows, shift.since)
         else:
             self._begin()
 
@@ -139,19 +154,22 @@ class Drift:
         """Plain containers for a checkpoint; at most ``2 * RECENT`` bytes and a few numbers."""
         found = self.found
         return {
+            "by": self.by,
             "rows": self.rows,
             "found": None if found is None else [found.before, found.after, found.row, found.since],
             "began": self._began,
-            "scale": self._scale,
-            "first": list(self._first),
-            "seen": bytes(self._seen),
+            "scale": self._levels.scale,
+            "first": list(self._levels.first),
+            "seen": bytes(self._detector.seen),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
-        self.rows, self._began, self._scale = state["rows"], state["began"], state["scale"]
+        """Take over what `state` gave; of another detector, nothing but how far the task has come."""
+        self.rows = state["rows"]
+        if state.get("by", "adwin on the score") != self.by:
+            self._begin()
+            return
+        self._began = state["began"]
         self.found = None if state["found"] is None else Rise(*state["found"])
-        self._first, self._seen = list(state["first"]), bytearray(state["seen"])
-        self._adwin = self._fresh()
-        for level in self._seen:
-            self._adwin.update(level / 255)
+        self._levels = Levels(self.likelihood, state["scale"], list(state["first"]))
+        self._detector.begin(self.least_rows - self._began, state["seen"])

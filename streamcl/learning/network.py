@@ -9,8 +9,10 @@ of tasks, the log or sockets.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,28 +22,37 @@ from torch import Tensor, nn
 
 from streamcl import models
 from streamcl.config import Config
+from streamcl.core.growth import Growth
 from streamcl.core.layout import Layout
-from streamcl.core.likelihood import Likelihood, likelihood
+from streamcl.core.likelihood import Categorical, Gaussian, Likelihood, likelihood
 from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
 from streamcl.core.reduce import ALONE, Reduction
 from streamcl.errors import ConfigError
-from streamcl.learning import tensors
+from streamcl.learning import growing, tensors
+from streamcl.learning.coordinates import linear_layers
 from streamcl.learning.data import Conversion
+from streamcl.learning.growing import Widening
+from streamcl.learning.targets import Targets
 from streamcl.schema import LabelMap, Signature
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA if there is one, else the CPU; any other name is as PyTorch reads it. Raises ConfigError."""
+    """``auto`` is CUDA if there is one, else the CPU; any other name is as PyTorch reads it.
+
+    Raises ConfigError where there is no such device, or one without float64 (``mps``), in which all sums are taken.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"train.device: expected auto, cpu or an available device, got {name!r}: {error}") from None
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(
+            f"train.device: expected auto, cpu or an available device with float64, got {name!r}: {error}"
+        ) from None
     return device
 
 
@@ -50,8 +61,12 @@ class Network:
 
     config: the whole configuration. signature: shapes of one row. labels: the label map (categorical). steady: a training
     step computes what an evaluation does (no dropout), so that its outputs can be scored; False until `settle`. trained:
-    False for predictions alone, which need no gradients. factory: instead of the configured one. reduction: sums over the
-    samples of this network and its replicas.
+    False for predictions alone, which need no gradients. factory: instead of the configured one. reduction: who shares the
+    rows. classes: outputs of a categorical one whose labels may come at any time, by default as many as the labels so far
+    ask for. seed: of what the factory draws, the configured one by default.
+
+    What holds it together: one module, and all that must be read and written with it so that its predictions stay the same:
+    its flat parameters, its fixed tensors, its likelihood, and which of its outputs are shown.
     """
 
     def __init__(
@@ -63,31 +78,96 @@ class Network:
         trained: bool = True,
         factory: Callable[..., nn.Module] | None = None,
         reduction: Reduction = ALONE,
+        classes: int | None = None,
+        seed: int | None = None,
     ) -> None:
         self._config = config
+        bounded = config.model.outputs
+        self.grows = bounded is None and self._labelled(config)
+        self._classes = (classes or growing.width(labels.known, config.model.scenario)) if bounded is None else bounded
+        self.task = 0
+        self._visible: tuple[int, ...] | None = None
+        self._seed = config.train.seed if seed is None else seed
         self._factory = factory or config.model.factory
         self.reduction = reduction
         self.signature = signature
         self.labels = labels
         self.device = device
         self.dtype = DTYPES[config.train.dtype]
-        self.likelihood: Likelihood = likelihood(config.model.likelihood, config.model.classes, config.model.noise_variance)
+        self.targets = _learned_targets(config, signature)
+        self.likelihood: Likelihood = self._likelihood(config)
         self.autocast = config.train.autocast != "off"
         self.module = self._build(config)
         if not trained:
             self.module.eval()
+        self.told = config.model.scenario == "task" and models.takes_task(self.module)
         self.flags = TrainingFlags(self.module)
         self.parameters = FlatParameters(self.module, gradients=trained)
+        self.widening = Widening((self.parameters.layout,))
+        self.blocks: growing.Blocks = {}
+        self._blocks: list[tuple[nn.Linear, Sequence[int]]] = []
         self.conversion = Conversion(self.dtype, device, labels.to_outputs if self._labelled(config) else None)
         self.steady = False
         self._trained = trained
         self._loaded: Mapping[str, npt.NDArray[Any]] = {}  # for predictions alone: what `load` was given last
+        self._output_shape: tuple[int, ...] | None = None
         for name, tensor in self.fixed().items():
             tensors.check_storable(name, tensor)
 
+    def _likelihood(self, config: Config) -> Likelihood:
+        if self.targets is not None:
+            return self.targets.likelihood(self.device, self.dtype)
+        settings = config.model
+        noise = 1.0 if settings.noise_variance == "auto" else settings.noise_variance
+        found = likelihood(settings.family, self._classes, noise)
+        return replace(found, visible=self._visible) if isinstance(found, Categorical) else found
+
+    def see(self, task: int, outputs: Iterable[int] | None) -> None:
+        """Be asked about this task alone, of its number, whose labels have these outputs; None: about any."""
+        visible = None if outputs is None else tuple(sorted(outputs))
+        if (task, visible) != (self.task, self._visible):
+            self.task, self._visible = task, visible
+            self.likelihood = self._likelihood(self._config)
+
+    @contextmanager
+    def seeing(self, task: int, outputs: Iterable[int] | None) -> Iterator[None]:
+        """As `see`, for as long as it takes."""
+        before = self.task, self._visible
+        self.see(task, outputs)
+        try:
+            yield
+        finally:
+            self.see(*before)
+
+    def widen(self, narrower: Network) -> None:
+        """Be as a network of fewer outputs was, but for what is new. Raises ModelRefused where it was another model's."""
+        layouts = (*narrower.widening.layouts, self.parameters.layout)
+        self.widening = Widening(layouts)
+        growth = Growth(layouts[-2], layouts[-1])
+        self.load(self.widened(narrower.state(), growth))
+        self.steady = narrower.steady
+        self.compute_in(self.widening.blocks())
+
+    def widened(self, state: Mapping[str, npt.NDArray[Any]], growth: Growth) -> dict[str, npt.NDArray[Any]]:
+        """What `state` gave of a network with fewer outputs, with this one's values for all that is new."""
+        mine = self.state()
+        theta = growth.vector(*(torch.tensor(each["theta"]) for each in (state, mine)))
+        rest = {name: array for name, array in state.items() if name != "theta"}
+        return {"theta": theta.numpy(), **growth.fixed(rest, mine)}
+
+    def compute_in(self, blocks: growing.Blocks) -> None:
+        """Compute outputs in these blocks (`growing.in_blocks`)."""
+        self.blocks = blocks
+        layers = {key[0]: each for key, each in linear_layers(self.module, self.parameters).items()}
+        self._blocks = [(layer, rows) for name, rows in blocks.items() for layer in layers.get(name, ())]
+
+    def retarget(self) -> None:
+        """Take over what has been learned of the targets."""
+        self.likelihood = self._likelihood(self._config)
+
     @staticmethod
     def _labelled(config: Config) -> bool:
-        return config.model.likelihood == "categorical"
+        return config.model.family == "categorical"
 
     def _build(self, config: Config) -> nn.Module:
         module = models.build(
@@ -95,8 +175,10 @@ class Network:
             config.model.args,
             self.signature.x_shape,
             self.likelihood.outputs(self.signature.y_shape),
-            config.train.seed,
+            self._seed,
             integers=self.signature.x_integer,
+            grows=self.grows,
+            task=(lambda: self.task) if config.model.scenario == "task" else None,
         )
         return _placed(module, self.device, self.dtype)
 
@@ -111,6 +193,14 @@ class Network:
         """As `settle`, for an older state directory, made when a model was tried on zeros."""
         zeros = np.zeros((2, *self.signature.x_shape), "<i8" if self.signature.x_integer else "<f4")
         self.settle(self.conversion.x(zeros))
+
+    def no_outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """NLL [0] and output [0, ...] of none of some rows x [n, ...]."""
+        if self._output_shape is None:
+            with self.evaluating():
+                self._output_shape = self.module(x[:1]).shape[1:]
+        nothing = torch.empty((0, *self._output_shape), dtype=self.dtype, device=x.device)
+        return nothing.new_empty(0), nothing
 
     def _is_steady(self, x: Tensor) -> bool:
         """Whether a training step draws no random numbers, changes no buffers and computes what evaluation computes."""
@@ -144,33 +234,90 @@ class Network:
 
         Scores before training, the Fisher and predictions are always computed in full precision.
         """
-        if not self.autocast:
-            output: Tensor = self.module(x)
-            return output
-        with torch.autocast(self.device.type, torch.bfloat16):
-            output = self.module(x)
+        with self.flags.differentiable():
+            if not self.autocast:
+                output: Tensor = self.module(x)
+                return output
+            with torch.autocast(self.device.type, torch.bfloat16):
+                output = self.module(x)
         return output.to(self.dtype)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode without gradients; the training flags come back as the factory made them."""
+        self.parameters.theta  # noqa: B018  # up to date: the module itself does not ask
         self.flags.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), growing.in_blocks(self._blocks):
                 yield
         finally:
             self.flags.train()
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
-        """The predictive distribution of rows x, as the likelihood gives it."""
+        """The predictive distribution of rows x, as the likelihood gives it; in the columns of `columns`."""
         with self.evaluating():
-            return self.likelihood.predict(self.shaped(self.module(x)))
+            output = self.shaped(self.module(x))
+        order = self._order()
+        if order is None:
+            return self.likelihood.predict(output)
+        return self._in_columns(Categorical(len(order)).predict(output[:, order])["probs"])
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the module gives for a row."""
+        return self.likelihood.outputs(self.signature.y_shape)
+
+    def of_known_labels(self, output: Tensor) -> Tensor:
+        """The outputs of labels that have come alone, where any may; those that are not visible are no answer."""
+        output = self.likelihood.seen(output) if isinstance(self.likelihood, Categorical) else output
+        return output[:, : self.labels.known] if self.grows and self.labels.known else output
+
+    def _order(self) -> list[int] | None:
+        """The outputs that a prediction shows, in the order of their labels; None: all of them, as they are."""
+        if self._visible is None and not (self.grows and self.labels.known):
+            return None
+        return [output for output in self.labels.order() if self._visible is None or output in self._visible]
+
+    def columns(self) -> npt.NDArray[np.int64]:
+        """The label of every column of a prediction, -1 where none has come yet."""
+        order = self._order()
+        if order is None:
+            return self.labels.labels()
+        all_alike = self._visible is None and self._config.model.scenario == "class"
+        return self.labels.columns() if all_alike else self.labels.labels()[order]
+
+    def _in_columns(self, probs: Tensor) -> dict[str, Tensor]:
+        """Probabilities of the labels that have come, in their order, where `columns` has them; 0 for others."""
+        columns = self.columns()
+        if len(columns) == probs.shape[1]:
+            return {"probs": probs}
+        spread = probs.new_zeros(len(probs), len(columns))
+        spread[:, np.flatnonzero(columns >= 0)] = probs
+        return {"probs": spread}
+
+    def of_known(self, predicted: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What all outputs have as what `columns` have: the spare ones' share is theirs."""
+        order = self._order()
+        if order is None:
+            return predicted
+        probs = predicted["probs"][:, order]
+        return self._in_columns(probs / probs.sum(1, keepdim=True))
 
     def shaped(self, output: Tensor) -> Tensor:
         """Outputs in the targets' shape: for targets [n], the module may return [n, 1]."""
         if self.conversion.to_outputs is not None:
             return output
         return output.reshape(len(output), *self.signature.y_shape)
+
+    def predicted(self, output: Tensor) -> Tensor:
+        """Outputs in the targets' shape and, if those are real numbers, in their units."""
+        shaped = self.shaped(output)
+        match self.likelihood:
+            case Gaussian() as gaussian:
+                return gaussian.mean(shaped)
+            case Categorical() as categorical:
+                return categorical.seen(shaped)
+        return shaped
 
     def fixed(self) -> dict[str, Tensor]:
         """Buffers and frozen parameters by name: what `theta` does not hold."""
@@ -188,6 +335,11 @@ class Network:
         given = models.arguments(models.load_factory(self._factory), model.args, self.signature.x_shape, outputs)
         names = {id(p): name for name, p in self.module.named_parameters() if p.requires_grad}
         names |= {id(tensor): f"fixed.{name}" for name, tensor in self._kept_vars().items()}
+        plain = json.loads(json.dumps(given, default=str))
+        return {"arguments": plain, "outputs": outputs, **self._entries(names)}
+
+    def _entries(self, names: Mapping[int, str]) -> dict[str, Any]:
+        """Of the module's state; names: under which each tensor is kept, by its identity."""
         state: list[list[Any]] = []
         left_out = []
         for key, tensor in self.module.state_dict(keep_vars=True).items():
@@ -195,8 +347,7 @@ class Network:
                 state.append([key, names[id(tensor)], str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
             else:
                 left_out.append(key)
-        plain = json.loads(json.dumps(given, default=str))
-        return {"arguments": plain, "outputs": outputs, "state": state, "left_out": left_out}
+        return {"state": state, "left_out": left_out}
 
     def _kept_vars(self) -> dict[str, Tensor]:
         """As `fixed`, but the module's own tensors instead of copies."""
@@ -209,12 +360,17 @@ class Network:
 
     def master(self) -> Tensor:
         """The flat trainable parameters as float64 on the host, [P]: what the posterior is made of."""
-        return torch.from_numpy(np.array(self.theta(), np.float64))
+        return torch.tensor(self.theta(), dtype=torch.float64)
+
+    def move_to(self, theta: Tensor) -> None:
+        """Other parameters [P], wherever they are and in whatever precision."""
+        self.parameters.load(theta.to(self.device, self.dtype))
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Everything that makes this network's predictions, as host arrays named for a file."""
         fixed = dict(part for name, tensor in self.fixed().items() for part in tensors.packed(f"fixed.{name}", tensor))
-        return {"theta": self.theta(), **fixed}
+        targets = {} if self.targets is None else self.targets.state()
+        return {"theta": self.theta(), **fixed, **targets}
 
     def takes(self, state: Mapping[str, npt.NDArray[Any]]) -> bool:
         """Whether these arrays come from a model like this one."""
@@ -235,12 +391,21 @@ class Network:
                 f"model: the state directory holds {state['theta'].size} parameters, the configured model has "
                 f"{self.parameters.size}; use the configuration it was made with, or a new state_dir"
             )
-        self.parameters.load(tensors.from_array(state["theta"]))
+        self.parameters.load(torch.tensor(state["theta"]))
+        if self.targets is not None:
+            self.targets.load(state)
+            self.retarget()
         for name, tensor in self.fixed().items():
             key = f"fixed.{name}"
             if self._trained or key not in state or self._loaded.get(key) is not state[key]:
                 tensors.unpack(key, tensor, state)
         self._loaded = {} if self._trained else {key: array for key, array in state.items() if key != "theta"}
+
+
+def _learned_targets(config: Config, signature: Signature) -> Targets | None:
+    """What is to be learned of the targets; None where the noise is given, or has nothing to do with them."""
+    learned = config.model.family == "gaussian" and config.model.noise_variance == "auto"
+    return Targets(math.prod(signature.y_shape)) if learned else None
 
 
 def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -2,6 +2,9 @@
 
 Dtypes that the file format lacks (bfloat16, complex numbers, int16, ...) are stored as bytes; the tensor that they are
 read into determines what they mean.
+
+Arrays become tensors by `torch.tensor`, here and in the other modules, not as views: what is computed must not depend on
+where NumPy put an array, and products may be rounded otherwise where memory is aligned otherwise.
 """
 
 from __future__ import annotations
@@ -9,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -82,12 +84,7 @@ def _fill(tensor: Tensor, parts: Mapping[str, Tensor]) -> None:
 
 def _like(tensor: Tensor, array: npt.NDArray[Any]) -> Tensor:
     """An array as a tensor of the kind that it came from."""
-    found = from_array(array)
+    found = torch.tensor(array)
     if tensor.dtype not in NAMED and found.dtype == torch.uint8:
         found = found.view(tensor.dtype).reshape(tensor.shape if found.numel() == tensor.nbytes else (-1,))
     return found.to(tensor.device)
-
-
-def from_array(array: npt.NDArray[Any]) -> Tensor:
-    """An array as a tensor; copied only if it is read-only, which PyTorch does not support."""
-    return torch.from_numpy(array if array.flags.writeable else np.array(array))

@@ -24,10 +24,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from streamcl import models
 from streamcl.config import Config
-from streamcl.core.fisher import DiagonalFisher
+from streamcl.core.fisher import Fisher
 from streamcl.core.gradients import parameter_gradients, random_like, same_outputs
 from streamcl.errors import ModelRefused, StreamclError, in_words
-from streamcl.learning.network import Network
+from streamcl.learning import growing
+from streamcl.learning.curvature import LARGEST_FULL
+from streamcl.learning.network import DTYPES, Network
 from streamcl.schema import LabelMap, Signature
 
 FISHER_ROWS = 4
@@ -57,10 +59,54 @@ class Trial:
     def run(self) -> None:
         """Raise ModelRefused (or ConfigError) unless the model can be learned."""
         with _in_words("the model cannot be tried"), models.seeded(self.config.train.seed):
-            labels = LabelMap(self.config.model.classes)
+            labels = LabelMap(self.config.model.outputs)
             labels.add(self.new_labels)
-            network = Network(self.config, self.signature, labels, self.device, factory=self.factory)
-            _Rows(self.config, network, *self._rows(network), self.look_up).run()
+            network = self._network(labels, first_width(self.config, self.factory, self.signature, self.x, labels.known))
+            self._check_size(network.parameters.size)
+            self._check_task(network)
+            rows = self._rows(network)
+            _Rows(self.config, network, *rows, self.look_up).run()
+            if network.grows:
+                self.look_up()
+                self._check_growth(network, labels, rows[0])
+
+    def _check_task(self, network: Network) -> None:
+        """Whether the model is told its task where it has to be, and something comes of telling it."""
+        model = self.config.model
+        if model.scenario != "task" and models.needs_task(network.module):
+            raise ModelRefused(
+                "the model's forward takes `task`, and nobody tells it: set model.scenario to task, or give it a default"
+            )
+        if model.scenario == "task" and model.likelihood != "categorical" and not network.told:
+            raise ModelRefused(
+                f"model.scenario task tells a model with {model.likelihood} targets nothing: expected a forward(x, task)"
+            )
+
+    def _network(self, labels: LabelMap, classes: int) -> Network:
+        return Network(self.config, self.signature, labels, self.device, factory=self.factory, classes=classes)
+
+    def _check_growth(self, network: Network, labels: LabelMap, x: Tensor) -> None:
+        """Whether the model can have an output more, which changes none of the others."""
+        outputs = network.likelihood.outputs(())
+        wider = self._network(labels, outputs + 1)
+        try:
+            wider.widen(network)
+        except ModelRefused as error:
+            raise ModelRefused(f"the model cannot have another output: {error}; {models.GROWTH_REMEDY}") from error
+        with wider.evaluating(), network.evaluating():
+            more, before = wider.module(x.clone()), network.module(x.clone())
+        if more.shape != (len(x), outputs + 1) or not same_outputs(more[:, :outputs], before, REPEATED):
+            raise ModelRefused(
+                f"the model cannot have another output: with {outputs + 1} of them it returns {list(more.shape)} for "
+                f"{len(x)} rows, and the first {outputs} are not what they were before; {models.GROWTH_REMEDY}"
+            )
+
+    def _check_size(self, size: int) -> None:
+        if self.config.posterior.curvature == "full" and size > LARGEST_FULL:
+            raise ModelRefused(
+                f"posterior.curvature full holds a number for any two of the model's {size} parameters; expected at most "
+                f"{LARGEST_FULL} of them: set posterior.curvature to auto, which has full blocks for small layers"
+            )
 
     def _rows(self, network: Network) -> tuple[Tensor, Tensor]:
         """At least two rows: a batch of one is a training step too, but shows nothing about neighbouring rows."""
@@ -138,8 +184,8 @@ class _Rows:
         return output
 
     def _expected(self) -> str:
-        if self.config.model.likelihood == "categorical":
-            return f"[n, {self.config.model.classes}]"
+        if self.config.model.family == "categorical":
+            return f"[n, {self.network.likelihood.outputs(())}]"
         return f"[n, {', '.join(map(str, self.network.signature.y_shape))}]" if self.network.signature.y_shape else "[n]"
 
     # -- training ------------------------------------------------------------------------------------------------
@@ -271,7 +317,7 @@ class _Rows:
             values = self.before[rows]
             network.likelihood.cotangents(values, kind, y, generator)
             few = _Few(network.likelihood)
-            fisher = DiagonalFisher(network.module, network.parameters, few, kind, generator)
+            fisher = Fisher(network.module, network.parameters, few, kind, generator)
             fisher.add(x, y)
             self.look_up()
             fisher.verified()
@@ -330,6 +376,36 @@ def _instead(parts: list[nn.Module]) -> str:
     if any(isinstance(part, _BatchNorm) for part in parts):
         return "Use GroupNorm or LayerNorm, or "
     return "Use a layer without such state, or "
+
+
+def first_width(
+    config: Config, factory: Callable[..., nn.Module] | None, signature: Signature, x: Array, known: int
+) -> int:
+    """The outputs that a network begins with on rows like x [n, ...], for so many labels.
+
+    A factory that is not told how many there are to be makes its own number, which holds where it is enough.
+    """
+    model, wanted = config.model, growing.width(known, config.model.scenario)
+    if model.outputs is not None or config.model.family != "categorical":
+        return model.outputs or wanted
+    maker = factory or model.factory
+    if models.takes_outputs(maker, model.args):
+        return wanted
+    told = (lambda: 0) if model.scenario == "task" else None
+    module = models.build(maker, model.args, signature.x_shape, wanted, config.train.seed, signature.x_integer, task=told)
+    own = _own_width(module.eval(), torch.from_numpy(np.ascontiguousarray(x[:1])), config)
+    return wanted if own is None or own < known else own
+
+
+def _own_width(module: nn.Module, row: Tensor, config: Config) -> int | None:
+    """How many outputs a module has for a row; None where it cannot be had, which the trial finds a reason for."""
+    row = row.to(DTYPES[config.train.dtype]) if row.is_floating_point() or row.dtype == torch.uint8 else row.long()
+    try:
+        with torch.no_grad(), models.seeded(config.train.seed):
+            output = module.to(dtype=DTYPES[config.train.dtype])(row)
+    except (Exception, SystemExit):
+        return None
+    return output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
 
 
 class _Few:

@@ -136,8 +136,10 @@ def legible_seq(header: Mapping[str, Any]) -> int | None:
     return seq if type(seq) is int else None
 
 
-def open_arrays(envelope: Envelope, expected: Sequence[str]) -> NamedArrays:
+def open_arrays(envelope: Envelope, expected: Sequence[str], lacking: Sequence[str] = ()) -> NamedArrays:
     """The arrays of an envelope as read-only views of its frames, after checking that they are the expected ones.
+
+    lacking: of which arrays NaN is a missing value.
 
     Raises Refused ``bad_array`` for a wrong number, name, dtype or byte count, ``too_large`` for too many,
     ``nonfinite`` for NaN or infinity.
@@ -159,7 +161,7 @@ def open_arrays(envelope: Envelope, expected: Sequence[str]) -> NamedArrays:
     if sorted(arrays) != sorted(expected) or len(specs) != len(expected):
         raise Refused("bad_array", f"arrays: expected {', '.join(expected) or 'none'}, got {_names(specs)}")
     for name, array in arrays.items():
-        check_finite(name, array)
+        check_finite(name, array, missing=name in lacking)
     return NamedArrays(arrays, envelope.payloads)
 
 
@@ -188,11 +190,15 @@ def _open_array(spec: Any, payload: Buffer) -> tuple[str, Array]:
     return name, np.frombuffer(payload, dtype).reshape(shape)
 
 
-def check_finite(name: str, array: Array) -> None:
-    """Raise Refused ``nonfinite`` if a floating-point array holds NaN or infinity."""
+def check_finite(name: str, array: Array, *, missing: bool = False) -> None:
+    """Raise Refused ``nonfinite`` if a floating-point array holds infinity or, unless that stands for what is missing,
+    NaN."""
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return
-    index = np.unravel_index(int(np.argmin(np.isfinite(array))), array.shape)
+    sound = ~np.isinf(array) if missing else np.isfinite(array)
+    if sound.all():
+        return
+    index = np.unravel_index(int(np.argmin(sound)), array.shape)
     where = "".join(f"[{i}]" for i in index)
     raise Refused("nonfinite", f"{name}: expected finite numbers, got {array[index]} at {name}{where}")
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from streamcl.columns import Column, Name
 from streamcl.errors import Refused
 from streamcl.protocol.frames import legible_seq
 
@@ -33,6 +34,7 @@ CODES = {  # every reason to refuse a message, and what it means
     "no_space": "the disk is full",
     "unlearnable": "the task could not be learned; its rows are kept",
     "not_allowed": "the key does not permit this",
+    "follower": "this is a follower, which answers predictions alone; the message names the daemon that takes the rest",
     "not_ready": "not possible now: something else must happen first",
     "internal": "a defect in the daemon",
 }
@@ -46,6 +48,7 @@ Weight = Annotated[float, msgspec.Meta(ge=0.0, lt=1e300)]
 Damping = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
 Barrier = Annotated[dict[ProducerName, Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=1024)]
 Offset = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -55,41 +58,92 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 
 
 class Hello(Message, frozen=True, tag="hello"):
-    """A producer introduces itself; `epoch` grows at each of its restarts and fences the older ones."""
+    """A producer introduces itself; `epoch` grows at each of its restarts and fences the older ones.
+
+    schema: of all its batches that have none of their own.
+    """
 
     producer: ProducerName
     epoch: Epoch | None = None
+    schema: tuple[Column, ...] | None = None
 
 
-class Batch(Message, frozen=True, tag="batch"):
-    """Data of one task; `boundary` closes the task after it."""
+class Numbered(Message, frozen=True, kw_only=True):
+    """What the messages of a producer's sequence share. first: of several numbers, up to `seq`, that it stands for."""
 
     seq: Sequence
+    first: Sequence | None = None
+
+    def __post_init__(self) -> None:
+        if self.first is not None and self.first > self.seq:
+            raise ValueError(f"first: expected at most seq, {self.seq}, got {self.first}")
+
+    @property
+    def begins(self) -> int:
+        """The first number that it stands for."""
+        return self.seq if self.first is None else self.first
+
+
+class Batch(Numbered, frozen=True, tag="batch"):
+    """Data of one task; `boundary` closes the task after it.
+
+    schema: the columns of x, of a table. left_out: with the first one, columns that its sender has and does not send.
+    """
+
     task: TaskName
     boundary: bool = False
+    schema: tuple[Column, ...] | None = None
+    left_out: tuple[Name, ...] = ()
 
 
-class Boundary(Message, frozen=True, tag="boundary"):
+class Boundary(Numbered, frozen=True, tag="boundary"):
     """Closes the task; `weight` sets lambda_t, `barrier` waits until those sequence numbers are in."""
 
-    seq: Sequence
     task: TaskName
     weight: Weight | None = None
     barrier: Barrier | None = None
 
 
-class Revisit(Message, frozen=True, tag="revisit"):
+class Revisit(Numbered, frozen=True, tag="revisit"):
     """Reopens a consolidated task."""
 
-    seq: Sequence
     task: TaskName
     damping: Damping | None = None
 
 
 class Predict(Message, frozen=True, tag="predict"):
-    """Asks for predictions, averaged over `samples` draws from the posterior if that is not 0."""
+    """Asks for predictions; with what the posterior leaves open of the outputs: averaged over so many draws of them
+    (`samples`), or in closed form (`uncertainty`). task: whose rows they are (model.scenario task)."""
 
     samples: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    uncertainty: bool = False
+    schema: tuple[Column, ...] | None = None
+    task: TaskName | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples and self.uncertainty:
+            raise ValueError("expected samples or uncertainty, got both: they are two ways to the same; ask for one")
+
+
+class Schema(Message, frozen=True, tag="schema"):
+    """Asks, where predictions are asked for, for the columns that the stream's first batch pinned."""
+
+
+class Follow(Message, frozen=True, tag="follow"):
+    """Asks, where predictions are asked for, for the newest publication: answered at once where that is another than
+    `have`, else once there is one, or after `wait` seconds. after: a new one no sooner than in so many seconds."""
+
+    have: Digest | None = None
+    wait: Annotated[float, msgspec.Meta(ge=0.0, le=30.0)] = 0.0
+    after: Annotated[float, msgspec.Meta(ge=0.0, lt=1e9)] = 0.0
+
+
+class Part(Message, frozen=True, tag="part"):
+    """Asks for some bytes of one of a publication's files: from `offset` on, `most` of them."""
+
+    digest: Digest
+    offset: Offset = 0
+    most: Annotated[int, msgspec.Meta(ge=1)] = 1 << 20
 
 
 class Status(Message, frozen=True, tag="status"):
@@ -193,9 +247,13 @@ class Stop(Message, frozen=True, tag="stop"):
 
 
 class Parameters(Message, frozen=True, tag="parameters"):
-    """The flat vectors theta, precision and shift; with `model`, also what it takes to use the model elsewhere."""
+    """The flat vectors theta, precision and shift; with `model`, also what it takes to use the model elsewhere.
+
+    sums: instead, an exact learner's sums, as a file that others' can be added to.
+    """
 
     model: bool = False
+    sums: bool = False
 
 
 class Credit(msgspec.Struct, frozen=True):
@@ -244,6 +302,7 @@ class Verdict:
 
 StreamReply = Welcome | Ack | Nack | Verdict
 StreamMessage = Hello | Batch | Boundary | Revisit
+PredictMessage = Predict | Schema | Follow | Part
 AdminMessage = (
     Status
     | Tasks
@@ -296,4 +355,4 @@ def decode_reply(header: Mapping[str, Any]) -> StreamReply | None:
 def plain(message: Message) -> dict[str, Any]:
     """A message as the header that says it; what is not given is left out."""
     fields: dict[str, Any] = msgspec.to_builtins(message)
-    return {name: value for name, value in fields.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None and not (name == "left_out" and not value)}

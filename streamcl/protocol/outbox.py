@@ -1,8 +1,9 @@
 """The producer's half of exactly-once: what was offered, what of it the daemon holds, what has to be sent again.
 
 Rules, stated once:
-  * Every message offered gets the next sequence number and is kept until the daemon says that it is durable, a boundary
-    that a verdict is awaited of until that has come. Nothing else is ever forgotten but what the daemon refused for good.
+  * Every message offered gets the next sequence number, or all from that to one that its sender names. It is kept until the
+    daemon says that it is durable, a boundary that a verdict is awaited of until that has come. Nothing else is ever
+    forgotten but what the daemon refused for good.
   * On every new connection: hello first; the welcome says how far the daemon is; all that is kept is sent again from there.
   * A refused message's number is used again, and so are those of all behind it: they were refused as a gap. What may still
     be on its way, because nothing was heard of it, is never given up.
@@ -41,7 +42,7 @@ from streamcl.protocol.patience import Patience
 # -- the conversation, and the life of each message in it ----------------------------------------------------------------
 
 
-class Link(Enum):
+class Contact(Enum):
     """How the conversation with the daemon stands."""
 
     APART = "no connection; one is made when it is time"
@@ -61,20 +62,20 @@ class Sign(Enum):
     LOST = "the connection is gone"
 
 
-LINK: Mapping[Link, Mapping[Sign, Link]] = {
-    Link.APART: {Sign.TIME: Link.GREETING, Sign.LOST: Link.APART},
-    Link.GREETING: {
-        Sign.WELCOME: Link.OPEN,
-        Sign.OUTDATED: Link.APART,
-        Sign.LATER: Link.APART,
-        Sign.SILENCE: Link.APART,
-        Sign.LOST: Link.APART,
+CONTACT: Mapping[Contact, Mapping[Sign, Contact]] = {
+    Contact.APART: {Sign.TIME: Contact.GREETING, Sign.LOST: Contact.APART},
+    Contact.GREETING: {
+        Sign.WELCOME: Contact.OPEN,
+        Sign.OUTDATED: Contact.APART,
+        Sign.LATER: Contact.APART,
+        Sign.SILENCE: Contact.APART,
+        Sign.LOST: Contact.APART,
     },
-    Link.OPEN: {
-        Sign.PROGRESS: Link.OPEN,
-        Sign.LATER: Link.APART,
-        Sign.SILENCE: Link.APART,
-        Sign.LOST: Link.APART,
+    Contact.OPEN: {
+        Sign.PROGRESS: Contact.OPEN,
+        Sign.LATER: Contact.APART,
+        Sign.SILENCE: Contact.APART,
+        Sign.LOST: Contact.APART,
     },
 }
 
@@ -140,7 +141,7 @@ class Transmit:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class Delayed:
     """Tell whoever wants to know why nothing moves."""
 
     words: str
@@ -176,14 +177,16 @@ class Diverged:
     words: str
 
 
-Effect = Connect | Transmit | Waiting | Refusal | Unlearned | GaveUp | Diverged
+Effect = Connect | Transmit | Delayed | Refusal | Unlearned | GaveUp | Diverged
 
 
 @dataclass(slots=True)
 class _Kept:
-    """A message that may have to be sent again. awaited: its verdict is."""
+    """A message that may have to be sent again. first: of the numbers, up to seq, that it stands for. awaited: its verdict
+    is."""
 
     seq: int
+    first: int
     is_batch: bool
     message: list[Buffer]
     awaited: bool
@@ -207,7 +210,7 @@ class Outbox:
     def __init__(self, producer: str, epoch: int, *, clocked: bool, seconds: float, now: float) -> None:
         self.producer = producer
         self.epoch = epoch
-        self.link = Link.APART
+        self.contact = Contact.APART
         self.durable = self.applied = 0
         self.credit = 1
         self.patience = Patience(seconds, now)
@@ -228,7 +231,7 @@ class Outbox:
     @property
     def unsafe(self) -> int:
         """How many messages are not known to be durable."""
-        return self._next - 1 - self.durable
+        return sum(seq > self.durable for seq in self._kept)
 
     @property
     def has_credit(self) -> bool:
@@ -238,10 +241,10 @@ class Outbox:
     @property
     def due(self) -> float:
         """Until when to listen before `passed` is called; while apart there is nothing to listen to."""
-        if self.link is Link.APART:
+        if self.contact is Contact.APART:
             return self._apart_until
         silence = self._since + min(SILENCE_SECONDS, self.patience.seconds / 4)
-        if self.link is Link.OPEN and self.patience.refusal is not None:
+        if self.contact is Contact.OPEN and self.patience.refusal is not None:
             return silence  # what was put off and sent again is answered for, patience or not
         return min(silence, max(self.patience.end, self._since))
 
@@ -252,21 +255,31 @@ class Outbox:
         self._since = now
 
     def offer(
-        self, message: Batch | Boundary | Revisit, arrays: Mapping[str, Array], now: float, *, awaited: bool = False
+        self,
+        message: Batch | Boundary | Revisit,
+        arrays: Mapping[str, Array],
+        now: float,
+        *,
+        awaited: bool = False,
+        seq: int | None = None,
     ) -> list[Effect]:
         """Take a message over, under the next number, `last` from now on; awaited: `verdict` will be asked for.
 
-        Its own `seq` is not looked at. Raises StreamclError before the first welcome, Refused ``bad_array`` for a dtype
-        that does not travel; then nothing is taken.
+        seq: instead, it stands for all numbers from the next one to this. The message's own `seq` is not looked at. Raises
+        StreamclError before the first welcome, and for a number that is taken; Refused ``bad_array`` for a dtype that does
+        not travel; then nothing is taken.
         """
         if not self._met:
             raise StreamclError(f"producer {self.producer}: expected a welcome before the first message; connect first")
-        numbered = msgspec.structs.replace(message, seq=self._next)
-        kept = _Kept(self._next, isinstance(message, Batch), frames.build(plain(numbered), arrays), awaited)
-        self._kept[kept.seq] = kept
-        self._next += 1
+        number = self._next if seq is None else seq
+        if number < self._next:
+            raise StreamclError(f"producer {self.producer}: expected a seq of at least {self._next}, got {number}")
+        numbered = msgspec.structs.replace(message, seq=number, first=self._next if number > self._next else None)
+        kept = _Kept(number, self._next, isinstance(message, Batch), frames.build(plain(numbered), arrays), awaited)
+        self._kept[number] = kept
+        self._next = number + 1
         self._since = now
-        return [self._transmit(kept)] if self.link is Link.OPEN else []
+        return [self._transmit(kept)] if self.contact is Contact.OPEN else []
 
     def verdict(self, seq: int) -> Verdict | None:
         """What an awaited boundary came to, once; None as long as that is not known."""
@@ -288,7 +301,7 @@ class Outbox:
         """Nothing was heard until `due`."""
         if self.patience.end <= now:
             return self._give_up(now)
-        if self.link is not Link.APART:
+        if self.contact is not Contact.APART:
             self._part(Sign.SILENCE, now)
         return self._greet(now)
 
@@ -298,23 +311,23 @@ class Outbox:
 
     def hear(self, reply: StreamReply, now: float) -> list[Effect]:
         """The daemon has said something on the present connection."""
-        match self.link, reply:
-            case Link.GREETING, Welcome():
+        match self.contact, reply:
+            case Contact.GREETING, Welcome():
                 return self._welcomed(reply, now)
-            case Link.GREETING, Nack(seq=None):
+            case Contact.GREETING, Nack(seq=None):
                 return self._hello_refused(reply, now)
-            case Link.OPEN, Ack():
+            case Contact.OPEN, Ack():
                 return self._acknowledged(reply, now)
-            case Link.OPEN, Verdict():
+            case Contact.OPEN, Verdict():
                 return self._judged(reply, now)
-            case Link.OPEN, Nack():
+            case Contact.OPEN, Nack():
                 return self._refused(reply, now)
         return []
 
     # -- connecting ----------------------------------------------------------------------------------------------
 
     def _move(self, sign: Sign) -> None:
-        self.link = LINK[self.link][sign]
+        self.contact = CONTACT[self.contact][sign]
 
     def _part(self, sign: Sign, now: float, pause: float = 0.0) -> None:
         self._move(sign)
@@ -375,7 +388,7 @@ class Outbox:
         """Why nothing moves, each reason once."""
         news = words is not None and words != self._told and bool(self._kept or self.credit == 0)
         self._told = words
-        return [Waiting(words)] if words is not None and news else []
+        return [Delayed(words)] if words is not None and news else []
 
     def _transmit_again(self) -> list[Effect]:
         return [self._transmit(kept) for kept in self._kept.values() if kept.stage is not Stage.DECIDED]
@@ -431,7 +444,7 @@ class Outbox:
     # -- what is refused -----------------------------------------------------------------------------------------
 
     def _first_unsafe(self) -> _Kept | None:
-        return self._kept.get(self.durable + 1)
+        return next((kept for seq, kept in self._kept.items() if seq > self.durable), None)
 
     def _refused(self, nack: Nack, now: float) -> list[Effect]:
         """For now: go on from where the daemon says it is, once for a burst of refusals. Or for good."""
@@ -461,10 +474,10 @@ class Outbox:
 
     def _forget_from(self, seq: int, nack: Nack) -> Refusal:
         self._kept[seq].awaited = False
-        gone = range(max(seq, self.durable + 1), self._next)
-        for number in gone:
-            self._kept.pop(number).meets(Fate.DENIED)
-        self._next -= len(gone)
+        gone = [kept for number, kept in self._kept.items() if number >= max(seq, self.durable + 1)]
+        for kept in gone:
+            self._kept.pop(kept.seq).meets(Fate.DENIED)
+        self._next = gone[0].first if gone else self._next
         self._sent = min(self._sent, self.last)
         self._forget_stored()
         return Refusal(nack, forgotten=bool(gone), behind=max(len(gone) - 1, 0))
@@ -472,7 +485,7 @@ class Outbox:
     # -- the end of patience -------------------------------------------------------------------------------------
 
     def _give_up(self, now: float) -> list[Effect]:
-        if self.link is not Link.OPEN:
+        if self.contact is not Contact.OPEN:
             self._part(Sign.LOST, now)
             if not self.patience.heard:
                 return [GaveUp(self._nobody_answered())]

@@ -6,7 +6,7 @@ nothing and depends on the policy, the key and the message alone. Knows nothing 
     [[grant]]
     key = "..."                       # as in NAME.pub
     name = "camera-1"                 # for the logs
-    roles = ["produce"]               # produce | predict | read | admin (which includes read)
+    roles = ["produce"]               # produce | predict | follow | read | admin (which includes read and follow)
     producers = ["camera-1"]          # names it may send under; * and ? stand for any characters
     tasks = ["*"]                     # tasks it may send data of, close and reopen; all unless given
 """
@@ -25,13 +25,17 @@ from streamcl.errors import ConfigError, Refused
 from streamcl.keys import KEY
 from streamcl.protocol import messages
 
-Role = Literal["produce", "predict", "read", "admin"]
+Role = Literal["produce", "predict", "follow", "read", "admin"]
+INCLUDED = frozenset({"read", "follow"})  # in admin, which may have the parameters anyway
 NEEDED: dict[type[messages.Message], Role] = {
     messages.Hello: "produce",
     messages.Batch: "produce",
     messages.Boundary: "produce",
     messages.Revisit: "produce",
     messages.Predict: "predict",
+    messages.Schema: "predict",
+    messages.Follow: "follow",  # the whole model, as `parameters`, and nothing else that an operator may
+    messages.Part: "follow",
     messages.Status: "read",
     messages.Tasks: "read",
     messages.History: "read",
@@ -121,7 +125,7 @@ class Policy:
         if grant is None:
             raise Refused("not_allowed", f"the key {key or 'of this connection'} has no rights here (any more)")
         needed = NEEDED.get(type(message))
-        if needed not in grant.roles and not (needed == "read" and "admin" in grant.roles):
+        if needed not in grant.roles and not (needed in INCLUDED and "admin" in grant.roles):
             kind = type(message).__struct_config__.tag
             held = ", ".join(grant.roles)
             raise Refused("not_allowed", f"{kind}: expected a key with the role {needed}; this one has {held}")

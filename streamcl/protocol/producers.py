@@ -1,6 +1,7 @@
 """How far each producer's sequence has come, and which of its processes may speak: sequences and epochs.
 
-One sequence a producer, from 1, without gaps, over batches, boundaries and revisits. Its counterpart is `outbox`.
+One sequence a producer, from 1, without gaps, over batches, boundaries and revisits; a message may stand for several
+numbers of it (`first` to `seq`), such as the offsets of another log. Its counterpart is `outbox`.
 """
 
 from __future__ import annotations
@@ -83,13 +84,18 @@ class Producers(dict[str, ProducerState]):
         """Whether the message is stored already."""
         return seq <= self[producer].stored
 
-    def check_sequence(self, producer: str, seq: int, ahead: int = 0) -> None:
-        """Raise Refused ``gap`` unless seq is the next one, `ahead` earlier messages being held back."""
-        expected = self[producer].stored + ahead + 1
-        if seq != expected:
+    def check_sequence(self, producer: str, seq: int, first: int | None = None, held: int | None = None) -> None:
+        """Raise Refused ``gap`` unless a message's first number, seq unless given, is the next one.
+
+        held: the last number of the earlier messages that are held back, if any.
+        """
+        expected = (self[producer].stored if held is None else held) + 1
+        begins = seq if first is None else first
+        if begins != expected:
+            got = f"seq {seq}" if first is None else f"first {first} (seq {seq})"
             raise Refused(
                 "gap",
-                f"producer {producer}: expected seq {expected}, got {seq}; continue from {expected}",
+                f"producer {producer}: expected seq {expected}, got {got}; continue from {expected}",
                 seq=seq,
                 retryable=True,
                 expected=expected,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from streamcl.binding import bound
+from streamcl.columns import Pinned
 from streamcl.entries import Entry, by_drift, standing
 from streamcl.protocol.producers import ProducerState
 from streamcl.protocol.session import StreamSession
@@ -25,6 +27,8 @@ def restore(session: StreamSession, meta: Meta | None, entries: Sequence[Entry],
     if meta is not None:
         _take_over(session, meta)
     session.settle(standing(entries))
+    for entry in entries:
+        session.spend(entry)
     _replay(session, list(stored), meta, {entry.lsn: entry.task for entry in entries if by_drift(entry)})
     session.producers.synced()
 
@@ -33,8 +37,12 @@ def _take_over(session: StreamSession, meta: Meta) -> None:
     for name, (epoch, seq) in meta.sequences.items():
         session.producers[name] = ProducerState(epoch, seq, seq, seq)
     session.labels.outputs = dict(meta.labels)
+    if session.labels.classes is None:
+        session.labels.classes = bound(meta.fingerprint)
     session.stored_batches = session.applied_batches = meta.batches
     session.signature = meta.signature
+    session.columns = None if meta.columns is None else Pinned.from_plain(meta.columns)
+    session.words.add(meta.words)
 
 
 def _replay(session: StreamSession, records: Sequence[Stored], meta: Meta | None, drifted: dict[int, str]) -> None:

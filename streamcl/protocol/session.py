@@ -4,11 +4,14 @@ Rules, stated once:
   * A session's state is a function of the log: `apply` takes every record stored, live and in recovery alike.
   * `admit_*` decide and change nothing. They return the records to store, or raise `Refused`; an empty answer is a
     duplicate, to be acknowledged again. Only after the records are stored does `apply` see them.
-  * One sequence a producer, from 1, without gaps, over batches, boundaries and revisits (`producers`).
+  * One sequence a producer, from 1, without gaps, over batches, boundaries and revisits, each of which may stand for
+    several numbers (`producers`).
   * A task that could not be learned is held, and batches of one may be set aside: their rows stay on disk until they are
     learned (`retry`) or given up (`drop`). While a task is held no new one is opened, unless the terms allow it.
   * One task is open at a time. Its first batch opens it, its boundary closes it. A revisit opens a closed task once
-    more, until its boundary or until it is abandoned. A task that was withdrawn stays closed. `STAGES` has it all.
+    more, until its boundary or until it is abandoned. A task that was withdrawn stays closed. `TASK_STAGES` has it all.
+  * With boundaries by the clock, `due` gives the record that ends the open task, once that is due; it is stored before the
+    batch that comes next, or without one. The stream goes on behind it, as with drift.
   * With boundaries by drift, what producers name (the tag) is a stream of tasks: TAG, TAG.2, TAG.3 and so on, a name once
     taken being passed over. Where one ends and the next begins follows from the log, and the trainer is the first to
     know; so nothing here depends on it. The tag is open from its first batch to its boundary, which may say the tag or
@@ -19,18 +22,22 @@ Knows nothing of sockets, files or torch.
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from streamcl.config import Config
+from streamcl import columns as tables
+from streamcl.columns import Columns, Pinned, Words
+from streamcl.config import Config, finds_likelihood
 from streamcl.entries import Closing, Consolidated, Entry, Standing, by_drift
 from streamcl.errors import Refused
 from streamcl.naming import numbered, stream_name, stream_of
 from streamcl.protocol import messages
 from streamcl.protocol.frames import MESSAGE_BYTES, NamedArrays
 from streamcl.protocol.producers import Producers
+from streamcl.protocol.schedule import Schedule
 from streamcl.schema import Array, LabelMap, Signature, check_rows
 from streamcl.storage.log import RECORD_OVERHEAD
 from streamcl.storage.records import (
@@ -49,7 +56,7 @@ from streamcl.storage.records import (
 )
 
 
-class Stage(Enum):
+class TaskStage(Enum):
     """How a task stands, as its producers see it."""
 
     NEW = "nothing of it is stored, or its name is free again"
@@ -61,14 +68,14 @@ class Stage(Enum):
     WITHDRAWN = "forgotten for good; its name cannot be used again"
 
 
-STAGES: Mapping[Stage, Mapping[type[Record], Stage]] = {  # what is not here is refused, and changes nothing
-    Stage.NEW: {Batch: Stage.OPEN},
-    Stage.OPEN: {Batch: Stage.OPEN, Boundary: Stage.CLOSED},
-    Stage.CLOSED: {Revisit: Stage.REOPENED, Forget: Stage.WITHDRAWN},
-    Stage.REOPENED: {Batch: Stage.FED_AGAIN, Abandon: Stage.CLOSED},
-    Stage.FED_AGAIN: {Batch: Stage.FED_AGAIN, Boundary: Stage.CLOSED, Abandon: Stage.CLOSED},
-    Stage.HELD: {Retry: Stage.HELD, Drop: Stage.HELD},  # until the trainer tells what came of it (`settle`)
-    Stage.WITHDRAWN: {},
+TASK_STAGES: Mapping[TaskStage, Mapping[type[Record], TaskStage]] = {  # what is not here is refused, and changes nothing
+    TaskStage.NEW: {Batch: TaskStage.OPEN},
+    TaskStage.OPEN: {Batch: TaskStage.OPEN, Boundary: TaskStage.CLOSED},
+    TaskStage.CLOSED: {Revisit: TaskStage.REOPENED, Forget: TaskStage.WITHDRAWN},
+    TaskStage.REOPENED: {Batch: TaskStage.FED_AGAIN, Abandon: TaskStage.CLOSED},
+    TaskStage.FED_AGAIN: {Batch: TaskStage.FED_AGAIN, Boundary: TaskStage.CLOSED, Abandon: TaskStage.CLOSED},
+    TaskStage.HELD: {Retry: TaskStage.HELD, Drop: TaskStage.HELD},  # until the trainer tells what came of it (`settle`)
+    TaskStage.WITHDRAWN: {},
 }
 REVISITING = frozenset({"factors", "online"})  # modes in which a task may be fed again
 TASK_CHARACTERS = 128
@@ -81,37 +88,44 @@ class Terms:
     """What the configuration fixes for a session.
 
     task_bytes: disk budget of the open task. credit: messages a producer may hold unacknowledged. tasks, producers: how
-    many names are kept at most. drift: the daemon closes tasks when their stream changes. hold: no new task is opened
-    while one is held.
+    many names are kept at most. drift: the daemon closes tasks: when their stream changes, at a number of rows, or by the
+    clock, which schedule then makes. hold: no new task is opened while one is held. missing, words: whether a table's
+    numbers may be missing, and whether it may have columns of words.
     """
 
     likelihood: str = "categorical"
-    classes: int = 10
+    classes: int | None = 10
     mode: str = "single"
     on_change: bool = False
     drift: bool = False
     hold: bool = True
+    missing: bool = True
+    words: bool = True
     task_bytes: int = 8 << 30
     credit: int = 16
     message_bytes: int = MESSAGE_BYTES
     tasks: int = 100_000
     producers: int = 100_000
+    schedule: Callable[[], Schedule] | None = None
 
     @classmethod
     def of(cls, config: Config) -> Terms:
         """What a configuration fixes."""
         stream = config.stream
         return cls(
-            likelihood=config.model.likelihood,
-            classes=config.model.classes,
+            likelihood="auto" if finds_likelihood(config) else config.model.family,
+            classes=config.model.outputs,
             mode=config.posterior.mode,
             on_change=stream.boundary == "on-change",
-            drift=stream.boundary == "drift",
+            drift=stream.ends_tasks,
             hold=stream.on_failure == "hold",
+            missing=config.input.missing != "refuse",
+            words=config.input.categories != "refuse",
             task_bytes=stream.task_bytes,
             credit=stream.credit,
             tasks=stream.tasks,
             producers=stream.producers,
+            schedule=Schedule.of(stream),
         )
 
 
@@ -171,14 +185,16 @@ class StreamSession:
     become of all others; a record stored, or told of by the trainer, changes both at once.
 
     open_tag: what producers call the open task; its name, but for drift. next_lsn: of the record to come. With drift:
-    opened_lsn, of the record that opened the tag; ahead, LSN and bytes on disk of each batch that is not trained on yet.
-    held: tasks that could not be learned. set_aside: rows of batches that could not be learned, by task. resolving: of
-    both, by task, the LSN of a retry or drop on its way. freed: names whose task was undone or dropped, by the LSN that did
-    it. closing_lsn: of the newest record whose effect on the tasks is still waited for; settled_lsn: of the last that has
-    taken effect, as have all before it.
+    opened_lsn, of the record that opened the tag; ahead, LSN and bytes on disk of each batch that is not trained on
+    yet. columns: of a table, as its first batch pinned them; words: of its targets. held: tasks that could not be
+    learned. set_aside: rows of batches that could not be learned, by task. resolving: of both, by task, the LSN of a
+    retry or drop on its way. freed: names whose task was undone or dropped, by the LSN that did it. closing_lsn: of the
+    newest record whose effect on the tasks is still waited for; settled_lsn: of the last that has taken effect, as have
+    all before it. clock: seconds since 1970, asked only where tasks end by it, and what it says is stored.
     """
 
     terms: Terms
+    clock: Callable[[], float] = field(default=time.time, repr=False, compare=False)
     producers: Producers = field(init=False)
     room: Room = field(init=False)
     open_task: str | None = None
@@ -188,7 +204,9 @@ class StreamSession:
     closed: set[str] = field(default_factory=set)
     forgotten: set[str] = field(default_factory=set)
     signature: Signature | None = None
+    columns: Pinned | None = None
     labels: LabelMap = field(init=False)
+    words: Words = field(default_factory=Words)
     stored_batches: int = 0
     applied_batches: int = 0
     next_lsn: int = 0
@@ -200,9 +218,11 @@ class StreamSession:
     resolving: dict[str, int] = field(default_factory=dict)
     closing_lsn: int = -1
     settled_lsn: int = -1
+    schedule: Schedule | None = None
     _closing_lsns: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self.schedule = None if self.terms.schedule is None else self.terms.schedule()
         self.labels = LabelMap(self.terms.classes)
         self.producers = Producers(self.terms.producers)
         self.room = Room(self.terms.task_bytes, self.terms.credit)
@@ -218,7 +238,7 @@ class StreamSession:
         task = message.task
         self._check_task_takes_data(task)
         x, y = arrays["x"], arrays["y"]
-        fresh = self._check_data(x, y)
+        fresh, new_words = self._check_data(x, y, message)
         self.room.check(nbytes)
         batch = Batch(
             producer=producer,
@@ -231,8 +251,24 @@ class StreamSession:
             boundary=message.boundary,
             new_labels=fresh,
             outputs=self.labels.places(fresh),
+            schema=message.schema,
+            left_out=message.left_out if self.signature is None else (),
+            new_words=new_words,
+            at=None if self.schedule is None else self.clock(),
         )
         return (*self._closing_before(task), batch)
+
+    def due(self) -> tuple[Record, ...]:
+        """The record by which the clock ends the open task, where that is due."""
+        if self.schedule is None or self.open_tag is None or not self.of_stream:
+            return ()
+        if self.open_batches == 0 or len(self.closed) + 1 >= self.terms.tasks:  # or the next would have no name
+            return ()
+        why = self.schedule.due(self.clock(), not self.unsettled)
+        if why is None:
+            return ()
+        origin = self.schedule.kind
+        return (Boundary(producer=None, epoch=0, seq=0, task=self.open_tag, origin=origin, reason=why),)
 
     def admit_boundary(self, producer: str, message: messages.Boundary) -> tuple[Record, ...]:
         """The record of a boundary; raises Refused ``task_mismatch task_closed unknown_task``."""
@@ -354,15 +390,16 @@ class StreamSession:
             )
         return (Rollback(producer=None, epoch=0, seq=0, task=task, to=to, undone=undone),)
 
-    def stage(self, task: str) -> Stage:
+    def stage(self, task: str) -> TaskStage:
         """How a task stands, by its own name."""
         if self.open_tag is not None and task == self.open_task:
-            return Stage.OPEN if not self.revisiting else Stage.FED_AGAIN if self.open_batches else Stage.REOPENED
+            again = TaskStage.FED_AGAIN if self.open_batches else TaskStage.REOPENED
+            return again if self.revisiting else TaskStage.OPEN
         if task in self.held:
-            return Stage.HELD
+            return TaskStage.HELD
         if task in self.forgotten:
-            return Stage.WITHDRAWN
-        return Stage.CLOSED if task in self.closed else Stage.NEW
+            return TaskStage.WITHDRAWN
+        return TaskStage.CLOSED if task in self.closed else TaskStage.NEW
 
     @property
     def unsettled(self) -> bool:
@@ -416,7 +453,7 @@ class StreamSession:
         if self.of_stream and len(task) > longest:
             raise Refused(
                 "bad_header",
-                f"task: expected at most {longest} characters, since drift appends a number to them, got {len(task)}",
+                f"task: expected at most {longest} characters, since a number is appended to them, got {len(task)}",
             )
 
     def _closing_before(self, task: str) -> tuple[Record, ...]:
@@ -427,17 +464,88 @@ class StreamSession:
             return (_abandoned(str(self.open_task)),)
         return (Boundary(producer=None, epoch=0, seq=0, task=str(self.open_task), weight=None, origin="on-change"),)
 
-    def _check_data(self, x: Array, y: Array) -> tuple[int, ...]:
+    def _check_data(self, x: Array, y: Array, message: messages.Batch) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """The labels of y not yet known, and of a target of words those words."""
         check_rows(x, y)
-        if self.signature is not None:
-            self.signature.check_x(x)
-        fresh = self._check_targets(y)
+        self._check_columns(x, message)
+        words = self._words_of(message.schema)
+        if words is None:
+            fresh, new_words = self._check_targets(y, message.schema is not None), tuple[str, ...]()
+        else:
+            fresh, new_words = self._check_words(y, words)
         if self.signature is not None:
             self.signature.check_y(y)
-        return fresh
+        return fresh, new_words
 
-    def _check_targets(self, y: Array) -> tuple[int, ...]:
-        match self.terms.likelihood:
+    def _check_columns(self, x: Array, message: messages.Batch) -> None:
+        columns = message.schema
+        if columns is None and self.columns is None:
+            if self.signature is not None:
+                self.signature.check_x(x)
+            return
+        if columns is not None:
+            self.check_schema(columns, rows=True)
+            if self.columns is None:
+                tables.check_size(columns, message.left_out)
+        else:
+            assert self.columns is not None
+            columns = unnamed(self.columns)
+        tables.check_rows(x, columns, missing=self.terms.missing, words=self.terms.words)
+
+    def check_schema(self, columns: Columns, rows: bool = False) -> None:
+        """Raise Refused ``bad_header bad_shape bad_array`` where a producer's columns are not the stream's.
+
+        rows: they come with some, whose words they have.
+        """
+        tables.check(columns, rows)
+        if self.columns is not None:
+            self.columns.order(columns)
+        elif self.signature is not None:
+            raise Refused(
+                "bad_shape",
+                "header.schema: the first batch of this stream had no schema, so its columns have no names to be matched "
+                "with; send the rows as plain arrays, in the same order, or begin a new state directory",
+            )
+
+    def _words_of(self, columns: Columns | None) -> Sequence[str] | None:
+        """The words of a batch's targets, None where they are numbers; raises Refused ``bad_label``."""
+        named = None if columns is None else tables.target(columns)
+        words = None if named is None else named.categories
+        expected = self.columns is not None and self.columns.words
+        if self.signature is not None and expected != (words is not None):
+            kinds = ("words, with their `categories` in the schema", "numbers")
+            raise Refused(
+                "bad_label", "batch.y: expected {}, as in the first batch, got {}".format(*kinds[:: 1 if expected else -1])
+            )
+        if words is not None and self.likelihood not in ("auto", "categorical"):
+            raise Refused(
+                "bad_label",
+                f"batch.y: expected numbers for model.likelihood = {self.likelihood!r}, got words such as "
+                f"{next(iter(words), '')!r}; to learn words, set model.likelihood = 'categorical'",
+            )
+        return words
+
+    def _check_words(self, y: Array, words: Sequence[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        fresh = self.words.new(y, words)
+        self.words.check_sort(y, words)
+        try:
+            return self.labels.new_labels(self.words.to_labels(y, words, fresh)), fresh
+        except Refused as refused:
+            known = ", ".join(repr(word) for word in (*self.words.known, *fresh)[:12])
+            raise Refused(refused.code, f"{refused.message} (the target's words: {known})") from None
+
+    @property
+    def likelihood(self) -> str:
+        """Of the targets; auto as long as that is found in the first batch, and none has come."""
+        if self.terms.likelihood != "auto" or self.signature is None:
+            return self.terms.likelihood
+        return "gaussian" if self.signature.y_real else "categorical"
+
+    def _check_targets(self, y: Array, named: bool) -> tuple[int, ...]:
+        """The labels not yet known. named: of a table; its real numbers, if they come first, make the model gaussian."""
+        match self.likelihood:
+            case "auto" if not (named and y.dtype.kind == "f"):
+                return self.labels.new_labels(y)
             case "categorical":
                 return self.labels.new_labels(y)
             case "bernoulli":
@@ -471,6 +579,8 @@ class StreamSession:
         match record:
             case Batch():
                 self._apply_batch(lsn, record, nbytes)
+            case Boundary() if record.by_clock and self.of_stream:
+                self._end(lsn)
             case Boundary() | Abandon():
                 self._close(lsn, record.task)
             case Revisit():
@@ -491,6 +601,8 @@ class StreamSession:
         self.stored_batches += 1
         if self.signature is None:
             self.signature = signature_of(record)
+            self.columns = None if record.schema is None else Pinned.of(record.schema, record.left_out)
+        self.words.add(record.new_words)
         self.labels.take(record.new_labels, record.outputs)
         if self.open_tag is None:
             self.opened_lsn = lsn
@@ -502,6 +614,8 @@ class StreamSession:
         self.open_batches += 1
         if self.terms.drift:
             self.ahead.append((lsn, nbytes))
+        if self.schedule is not None and record.of_stream:
+            self.schedule.add(record.samples, self.clock() if record.at is None else record.at)
         self.room.take(nbytes)
         if record.boundary:
             self._close(lsn, record.task)
@@ -510,7 +624,25 @@ class StreamSession:
         self.closed.add(task)
         self._closing_lsns[lsn] = task
         self.open_task = self.open_tag = self.revisit_lsn = None
+        self._empty()
+
+    def _end(self, lsn: int) -> None:
+        """The clock has ended the open task; its tag stays open."""
+        self.closed.add(str(self.open_task))
+        self._closing_lsns[lsn] = str(self.open_task)
+        self.opened_lsn, self.open_task = lsn, None
+        self._empty()
+
+    def _empty(self) -> None:
+        """The open task, if there is one, has no rows yet."""
         self.room.task_spool = self.open_batches = 0
+        if self.schedule is not None:
+            self.schedule.end()
+
+    def spend(self, entry: Entry) -> None:
+        """A boundary took effect, in this life or an earlier one: it is paid for."""
+        if self.schedule is not None:
+            self.schedule.spend(entry)
 
     def consolidated(self, task: str, lsn: int, by_drift: bool) -> None:
         """The trainer has closed a task of this name at record `lsn`, because of drift or of a boundary."""
@@ -527,7 +659,7 @@ class StreamSession:
         """As a checkpoint has it: drift has closed a task of this tag, which is open, and no row of it has come since."""
         if self.terms.drift:
             self.open_tag, self.opened_lsn, self.open_task, self.revisit_lsn = tag, self.next_lsn, None, None
-            self.room.task_spool = self.open_batches = 0
+            self._empty()
 
     def settle(self, standing: Standing) -> None:
         """The tasks' standing by the ledger; names that are no longer in it may be used again."""
@@ -538,6 +670,7 @@ class StreamSession:
     def take_entry(self, entry: Entry, standing: Standing) -> None:
         """A record took effect: what it changed, which `standing` has already, holds for everything that comes now."""
         self.took_effect(entry.lsn)
+        self.spend(entry)
         if isinstance(entry, Closing):
             self.consolidated(entry.task, entry.lsn, by_drift=by_drift(entry))
         if not isinstance(entry, Consolidated) or self.held or self.set_aside or entry.aside:
@@ -577,8 +710,21 @@ def _abandoned(task: str) -> Abandon:
     return Abandon(producer=None, epoch=0, seq=0, task=task)
 
 
+def unnamed(pinned: Pinned) -> Columns:
+    """The columns of a batch without a schema on a stream that has one: those of the first batch, by position.
+
+    Raises Refused ``bad_array`` where some are of words, whose codes would mean nothing.
+    """
+    if pinned.has_words or pinned.words:
+        raise Refused(
+            "bad_array",
+            "batch.x: expected a schema, since this stream has words, and codes without their `categories` mean nothing",
+        )
+    return pinned.columns
+
+
 def signature_of(batch: Batch) -> Signature:
     """The signature that a stored batch has."""
     specs = {spec.name: spec for spec in batch.arrays}
     x, y = specs["x"], specs["y"]
-    return Signature(tuple(x.shape[1:]), x.dtype in ("<i4", "<i8"), tuple(y.shape[1:]))
+    return Signature(tuple(x.shape[1:]), x.dtype in ("<i4", "<i8"), tuple(y.shape[1:]), y.dtype[1] == "f")

@@ -6,7 +6,7 @@ change (`frozen`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,18 @@ class Checkpoint:
 
 def save(directory: Path, meta: Meta, tensors: Mapping[str, npt.NDArray[Any]], disk: Disk) -> None:
     """Make this the checkpoint; raises OSError or SyncFailed and leaves the old one, Damaged if it reads back wrong."""
-    verified.save(directory / NAME, snapshot.to_plain(meta), tensors, disk)
+    put(directory, snapshot.to_plain(meta), tensors, disk)
+
+
+def put(
+    directory: Path,
+    plain: Mapping[str, Any],
+    tensors: Mapping[str, npt.NDArray[Any]],
+    disk: Disk,
+    breathe: Callable[[], None] | None = None,
+) -> None:
+    """As `save`, of metadata that is plain already; breathe: as of `verified.save`."""
+    verified.save(directory / NAME, plain, tensors, disk, breathe)
 
 
 def load(directory: Path, disk: Disk | None = None, frozen: Frozen | None = None) -> Checkpoint | None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgpack
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -68,16 +68,20 @@ class Contents:
 
     def first_page(self, digests: bool) -> bytes:
         """The header; with digests, one pass over everything."""
+        return self.headed((_sha256(self.meta), _sha256(self.body)) if digests else None)
+
+    def headed(self, digests: tuple[bytes, bytes] | None) -> bytes:
+        """The header with these digests, of the metadata and of the arrays."""
         length = sum(len(buffer) for buffer in self.body)
-        head = _HEAD.pack(_MAGIC, self.version, self.meta_length, length, _DIGESTS if digests else 0, 0)[:-4]
+        head = _HEAD.pack(_MAGIC, self.version, self.meta_length, length, 0 if digests is None else _DIGESTS, 0)[:-4]
         head += struct.pack("<I", zlib.crc32(head))
-        head += (_sha256(self.meta) + _sha256(self.body)) if digests else bytes(2 * _DIGEST_BYTES)
+        head += bytes(2 * _DIGEST_BYTES) if digests is None else b"".join(digests)
         return head + bytes(PAGE - len(head))
 
 
 def contents(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Contents:
     """A file's contents without its first page."""
-    packed: bytes = msgpack.packb(dict(meta))
+    packed = msgspec.msgpack.encode(dict(meta))
     version = VERSION if any(name.startswith(REFERENCE) for name in arrays) else 1
     return Contents([packed, bytes(-len(packed) % PAGE)], len(packed), _safetensors(arrays), version)
 
@@ -94,8 +98,8 @@ def unpack_meta(data: memoryview, path: Path) -> dict[str, Any]:
     if digests is not None and _sha256([data[PAGE : PAGE + length + -length % PAGE]]) != digests[0]:
         raise _damaged(path, "its metadata does not match its digest")
     try:
-        meta: dict[str, Any] = msgpack.unpackb(data[PAGE : PAGE + length], strict_map_key=False)
-    except ValueError as error:
+        meta = msgspec.msgpack.decode(data[PAGE : PAGE + length], type=dict[str, Any])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _damaged(path, f"its metadata is not msgpack ({error})") from None
     return meta
 

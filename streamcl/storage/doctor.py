@@ -7,6 +7,7 @@ sets the old one aside, whole.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -104,6 +105,17 @@ def _checkpoint(saved: Checkpoint | None) -> Finding:
     )
 
 
+def _as_wide(factor: stored.State, saved: Checkpoint) -> stored.State:
+    """A factor that was taken when the network had fewer outputs, as one of now."""
+    meta = saved.meta
+    narrow = [shapes for shapes in meta.narrower if sum(map(math.prod, shapes)) == len(factor[stored.SHIFT])]
+    if not narrow or meta.layout is None:
+        return factor
+    from streamcl.core.growth import widened_factor  # needs PyTorch, which the rest does not
+
+    return widened_factor(factor, narrow[0], meta.layout)
+
+
 def _factors(state: StateDirectory, saved: Checkpoint | None, entries: list[Entry]) -> Iterator[Finding]:
     tasks = standing(entries).tasks
     numbers = {entry.factor: task for task, entry in tasks.items() if entry.factor is not None}
@@ -118,7 +130,8 @@ def _factors(state: StateDirectory, saved: Checkpoint | None, entries: list[Entr
             yield Finding(f"factors/{factors.path(number).name}", "damaged", str(error))
     if broken:
         return
-    each = (factors.read(number, task, verify=False) for number, task in numbers.items())
+    kept = (factors.read(number, task, verify=False) for number, task in numbers.items())
+    each = (_as_wide(state, saved) for state in kept)
     try:
         miss = stored.remainder(under(POSTERIOR, saved.tensors), each)
     except StreamclError as error:

@@ -10,14 +10,15 @@ referred to only where it is what the file holds, to the bit; one that changes a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from streamcl.errors import Damaged
+from streamcl.errors import Damaged, StreamclError
 from streamcl.storage import verified
 from streamcl.storage.container import REFERENCE
 from streamcl.storage.disk import Disk
@@ -27,7 +28,6 @@ BEFORE = "before."  # before the names of what holds again if a revisit is aband
 FIXED = "fixed."  # before the names of what training does not change
 LEAST_BYTES = 16 << 10
 PIECES = 64  # of an array, looked at where not all of it is compared
-COMPARED_BYTES = 1 << 20  # at a time, so that the comparison stays in the cache
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -44,6 +44,24 @@ def references(arrays: Arrays) -> dict[str, str]:
     """The digests that stand in a file in the place of arrays, by the arrays' names."""
     found = {name: array for name, array in arrays.items() if name.startswith(REFERENCE)}
     return {name.removeprefix(REFERENCE): array.tobytes().hex() for name, array in found.items()}
+
+
+class Changed(StreamclError):
+    """What was taken for constant is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Presumed:
+    """An array that a file refers to as the stored one."""
+
+    name: str
+    array: Array
+    stored: Array
+
+    def check(self, breathe: Callable[[], None]) -> None:
+        """Compare every byte; raises Changed. breathe: called between pieces."""
+        if not _is_alike(self.array, self.stored, True, breathe):
+            raise Changed(f"{self.name} has changed; expected what training leaves as it is")
 
 
 class Frozen:
@@ -101,6 +119,13 @@ class FrozenStore(Frozen):
         Raises OSError, SyncFailed, Damaged.
         """
         return dict(self._referred(name, array, whole) for name, array in arrays.items())
+
+    def presumed(self, arrays: Arrays) -> tuple[dict[str, Array], list[Presumed]]:
+        """As `referred`, with only some of every array compared; and what is still to be compared, in which this store has
+        no further part. Raises OSError, SyncFailed, Damaged."""
+        found = self.referred(arrays, whole=False)
+        digests = references(found)
+        return found, [Presumed(name, arrays[name], self.read(digest)) for name, digest in digests.items()]
 
     def sweep(self, files: Iterable[Path]) -> None:
         """Remove what neither these files, those of `verified`, nor the arrays stored last refer to."""
@@ -170,7 +195,7 @@ def _bytes(array: Array) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _is_alike(array: Array, stored: Array, whole: bool) -> bool:
+def _is_alike(array: Array, stored: Array, whole: bool, breathe: Callable[[], None] = lambda: None) -> bool:
     """Whether an array is what is stored: byte by byte, or some bytes of it."""
     if (array.dtype, array.shape) != (stored.dtype, stored.shape):
         return False
@@ -178,5 +203,4 @@ def _is_alike(array: Array, stored: Array, whole: bool) -> bool:
     if not whole:
         step = max(1, len(one) // PIECES) | 1  # an odd one comes by every byte of a number
         return np.array_equal(one[::step], other[::step])
-    pieces = range(0, len(one), COMPARED_BYTES)
-    return all(np.array_equal(one[i : i + COMPARED_BYTES], other[i : i + COMPARED_BYTES]) for i in pieces)
+    return verified.are_alike(one, other, breathe)

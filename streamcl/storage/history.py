@@ -18,6 +18,7 @@ MAX_ROWS = 500_000  # of penalties, and of accuracies
 MAX_EVENTS = 10_000
 TEXT_CHARACTERS = 300
 WAL_BYTES = 1 << 20
+OPEN_SECONDS = 30.0  # that somebody else may have it to himself while it is opened
 # seconds that a row covers and rows kept: an hour, half a day, 5 days, a year, 10 years
 TIERS = ((2, 1800), (30, 1440), (240, 1800), (3600, 8760), (21600, 14610))
 SAMPLE = ("loss", "accuracy", "rows", "batches", "bytes", "lag", "spool", "open_bytes", "credit")
@@ -27,6 +28,13 @@ create table if not exists penalty (
 ) without rowid;
 create table if not exists accuracy (
     lsn integer not null, time real not null, task text not null, accuracy real, rows integer, primary key (lsn, task)
+) without rowid;
+create table if not exists beside (
+    lsn integer not null, time real not null, task text not null, accuracy real, calibration real, rows integer,
+    primary key (lsn, task)
+) without rowid;
+create table if not exists past (
+    lsn integer primary key, time real not null, rise real
 ) without rowid;
 create table if not exists sample (
     tier integer not null, time integer not null, seconds real not null, loss real, accuracy real, rows integer,
@@ -51,7 +59,9 @@ class History:
         self.max_rows = max_rows
         try:
             self._database = self._open(path)
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            if _is_held(error):
+                raise
             path.replace(path.with_name(path.name + ".damaged"))
             for ending in ("-wal", "-shm"):
                 path.with_name(path.name + ending).unlink(missing_ok=True)
@@ -59,12 +69,14 @@ class History:
 
     @staticmethod
     def _open(path: Path) -> sqlite3.Connection:
-        database = sqlite3.connect(path, isolation_level=None, timeout=0.0)
+        """Waits for a reader that takes in what a killed daemon has left; from then on, nothing is waited for."""
+        database = sqlite3.connect(path, isolation_level=None, timeout=OPEN_SECONDS)
         database.execute("pragma journal_mode = wal")
         database.execute("pragma synchronous = off")
         database.execute("pragma secure_delete = on")
         database.execute(f"pragma journal_size_limit = {WAL_BYTES}")
         database.executescript(_TABLES)
+        database.execute("pragma busy_timeout = 0")
         return database
 
     @contextlib.contextmanager
@@ -83,9 +95,28 @@ class History:
         """Rows of task, share of its evaluation set predicted correctly, and that set's rows, after record `lsn` - 1."""
         self._add("accuracy", lsn, time, rows)
 
-    def _add(self, table: str, lsn: int, time: float, rows: Iterable[Sequence[Any]]) -> None:
+    def add_beside(self, lsn: int, time: float, rows: Iterable[Sequence[Any]]) -> None:
+        """What else an evaluation found: rows of task, accuracy, calibration error or None, and its set's rows. Of learned
+        tasks, and of sets whose task has not come; at lsn 0: of a network with nothing learned."""
+        self._add("beside", lsn, time, rows)
+
+    def add_past(self, lsn: int, time: float, rise: float | None) -> None:
+        """The rise of all tasks together in nats a sample, None where it is not known, after record `lsn` - 1."""
         with self._writing() as cursor:
-            cursor.executemany(f"insert or replace into {table} values (?, ?, ?, ?, ?)", ((lsn, time, *r) for r in rows))
+            cursor.execute("insert or replace into past values (?, ?, ?)", (lsn, time, rise))
+            (count,) = cursor.execute("select count(*) from past").fetchone()
+            if count > self.max_rows:
+                cursor.execute(
+                    "delete from past where lsn in (select lsn from past order by lsn limit ?)", (count - self.max_rows,)
+                )
+
+    def _add(self, table: str, lsn: int, time: float, rows: Iterable[Sequence[Any]]) -> None:
+        every = [(lsn, time, *row) for row in rows]
+        if not every:
+            return
+        with self._writing() as cursor:
+            places = ", ".join("?" * len(every[0]))
+            cursor.executemany(f"insert or replace into {table} values ({places})", every)
             (count,) = cursor.execute(f"select count(*) from {table}").fetchone()
             if count > self.max_rows:
                 cursor.execute(
@@ -132,10 +163,14 @@ class History:
         return dict(self._database.execute(query).fetchall())
 
     def read(self, offset: int, count: int) -> list[dict[str, Any]]:
-        """Penalties in order of time: lsn, time, task, penalty, rise."""
-        query = "select lsn, time, task, penalty, rise from penalty order by lsn, task limit ? offset ?"
+        """Penalties in order of time: lsn, time, task, penalty, rise. Where no task has one, the rise of all together: its
+        task is None."""
+        (followed,) = self._database.execute("select exists (select 1 from penalty)").fetchone()
+        each = "select lsn, time, task, penalty, rise from penalty order by lsn, task limit ? offset ?"
+        together = "select lsn, time, null, null, rise from past order by lsn limit ? offset ?"
         names = ("lsn", "time", "task", "penalty", "penalty_rise")
-        return [dict(zip(names, row, strict=True)) for row in self._database.execute(query, (count, offset))]
+        found = self._database.execute(each if followed else together, (count, offset))
+        return [dict(zip(names, row, strict=True)) for row in found]
 
     def events(self, count: int) -> list[dict[str, Any]]:
         """The newest events, the newest first."""
@@ -146,12 +181,18 @@ class History:
         with self._writing() as cursor:
             cursor.execute("delete from penalty where task = ?", (task,))
             cursor.execute("delete from accuracy where task = ?", (task,))
+            cursor.execute("delete from beside where task = ?", (task,))
         with contextlib.suppress(sqlite3.OperationalError):
             self._database.execute("pragma wal_checkpoint(truncate)")
 
     def close(self) -> None:
         """Close the database."""
         self._database.close()
+
+
+def _is_held(error: sqlite3.DatabaseError) -> bool:
+    """Whether somebody else has the database to himself at the moment: it is none the worse for it."""
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def open_to_read(path: Path, untouched: bool = False) -> sqlite3.Connection:
@@ -223,6 +264,18 @@ class HistoryReader:
     def accuracies(self) -> list[dict[str, Any]]:
         """Every evaluated task's accuracy after every boundary, in order: lsn, time, task, accuracy, rows."""
         return self._table("accuracy", ("lsn", "time", "task", "accuracy", "rows"))
+
+    def beside(self) -> list[dict[str, Any]]:
+        """What else evaluations found, in order: lsn, time, task, accuracy, calibration, rows; none in an older history."""
+        try:
+            return self._table("beside", ("lsn", "time", "task", "accuracy", "calibration", "rows"))
+        except sqlite3.OperationalError:
+            return []
+
+    def past(self) -> list[dict[str, Any]]:
+        """The rise of all tasks together after every boundary, in order: lsn, time, rise."""
+        columns = ("lsn", "time", "rise")
+        return _rows(self._database.execute("select lsn, time, rise from past order by lsn"), columns)
 
     def newest(self, table: str, tasks: Sequence[str], boundaries: int) -> list[dict[str, Any]]:
         """The rows of some tasks in `penalty` or `accuracy`, at that many boundaries, including the first and the last."""

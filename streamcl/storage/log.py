@@ -295,8 +295,11 @@ class LogWriter:
         self.end_bytes += self._end
 
     def rotate(self) -> None:
-        """Let the next record begin a new segment; after a record that closes its task this happens by itself."""
-        self._finished = self._fd is not None
+        """Let the next record begin a new segment; after a record that closes its task this happens by itself.
+
+        One without a record, as a crash may leave it, already is a new one, and the next would have its name.
+        """
+        self._finished = self._fd is not None and self._end > SEGMENT_HEADER.size
 
     def sync(self) -> int:
         """Make everything appended durable, with one sync for all of it; returns the durable LSN.

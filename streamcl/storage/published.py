@@ -30,10 +30,26 @@ def publish(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArra
     `path` is a link to the newest version's file. Renaming the link costs nothing; renaming a file over another makes
     ext4 write it to the disk at once, where these need never be.
     """
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    version = path.with_name(f"{path.name}.{time.monotonic_ns()}")
+    version = _named(path)
     with open(os.open(version, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
         file.writelines(container.pack(meta, arrays, digests=False))
+    _show(path, version)
+
+
+def adopt(path: Path, file: Path) -> None:
+    """Put a file that was written elsewhere on this disk, whole, in place of the previous version."""
+    version = _named(path)
+    file.rename(version)
+    _show(path, version)
+
+
+def _named(path: Path) -> Path:
+    """The name of a new version's file."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    return path.with_name(f"{path.name}.{time.monotonic_ns()}")
+
+
+def _show(path: Path, version: Path) -> None:
     link = path.with_name(f"{path.name}.link")
     link.unlink(missing_ok=True)
     link.symlink_to(version.name)
@@ -83,7 +99,11 @@ def posterior(state: StateDirectory) -> tuple[int, dict[str, npt.NDArray[Any]]] 
 def stamp(path: Path) -> Stamp | None:
     """Changes whenever a new version is published; None if there is none."""
     try:
-        status = os.stat(path)
+        return stamp_of(os.stat(path))
     except FileNotFoundError:
         return None
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Of one version's file."""
     return status.st_ino, status.st_mtime_ns, status.st_size

@@ -19,7 +19,7 @@ NAME = "quarantine"
 
 
 class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One time that a record could not be learned. stage: where, as `learning.learner.Unlearnable` has it. time: Unix
+    """One time that a record could not be learned. stage: where, as `learning.failing.Unlearnable` has it. time: Unix
     seconds. rows: of a batch."""
 
     lsn: int

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 import numpy.typing as npt
 
+from streamcl.columns import Column
 from streamcl.errors import UnknownFormat
 
 
@@ -45,6 +46,9 @@ class Batch(_Record, frozen=True, tag="batch"):
 
     tag: with drift, what the producer called the task. If it equals `task`, the learner determines the task's own name
     (`of_stream`); in older logs ingest had determined it, and tag is set only if it differs.
+    schema: the columns of a table's x, as they were sent. left_out: as of the message. new_words: of a target of words,
+    those first seen here, in the order of their labels; y then holds codes, new_labels the words' labels. at: when it was
+    stored, in seconds since 1970, where tasks end by the clock.
     """
 
     samples: int
@@ -53,6 +57,10 @@ class Batch(_Record, frozen=True, tag="batch"):
     new_labels: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     tag: str | None = None
+    schema: tuple[Column, ...] | None = None
+    left_out: tuple[str, ...] = ()
+    new_words: tuple[str, ...] = ()
+    at: float | None = None
 
     @property
     def of_stream(self) -> bool:
@@ -63,11 +71,18 @@ class Batch(_Record, frozen=True, tag="batch"):
 class Boundary(_Record, frozen=True, tag="boundary"):
     """The end of a task. weight: lambda_t, None for scale * N_t.
 
-    origin: ``drift`` in older logs only: what drift closes now follows from the batches before it, and has no record.
+    origin: ``time`` and ``budget`` where the clock has ended the stream's open task, and `reason` says why; ``drift`` in
+    older logs only: what drift closes now follows from the batches before it, and has no record.
     """
 
     weight: float | None = None
-    origin: Literal["stream", "admin", "on-change", "drift"] = "stream"
+    origin: Literal["stream", "admin", "on-change", "drift", "time", "budget"] = "stream"
+    reason: str | None = None
+
+    @property
+    def by_clock(self) -> bool:
+        """Whether the clock has set it: the stream of tasks goes on behind it."""
+        return self.origin in ("time", "budget")
 
 
 class Revisit(_Record, frozen=True, tag="revisit"):

@@ -53,6 +53,11 @@ class StateDirectory:
         return self.path / "audit.log"
 
     @property
+    def ranks(self) -> Path:
+        """Where the processes that share the trainer's work find one another, while there are some."""
+        return self.path / "live" / "ranks"
+
+    @property
     def daemon(self) -> Path:
         """``daemon.json``: there while the daemon is ready."""
         return self.path / "daemon.json"

@@ -42,21 +42,24 @@ class Versions:
         """The numbers of the versions that exist, oldest first."""
         return sorted(int(path.stem) for path in self.directory.glob(f"[0-9]*{SUFFIX}"))
 
-    def add(self, number: int) -> None:
-        """Make the checkpoint, as it is now, a version; durable on return. Raises OSError, SyncFailed."""
+    def keep_only(self, numbers: Iterable[int], new: int | None = None) -> None:
+        """Remove all others; durable on return. new: make the checkpoint, as it is now, this one of them first.
+
+        Raises OSError, SyncFailed.
+        """
+        kept = set(numbers)
+        doomed = [number for number in self.numbers() if number not in kept]
+        if new is not None:
+            self._link(new)
+        for number in doomed:
+            self.disk.unlink(self.path(number))
+        if doomed or new is not None:
+            self.disk.sync_directory(self.directory)
+
+    def _link(self, number: int) -> None:
         self.disk.make_directory(self.directory)
         self.disk.unlink(self.path(number))
         self.disk.link(self.state / checkpoint.NAME, self.path(number))
-        self.disk.sync_directory(self.directory)
-
-    def keep_only(self, numbers: Iterable[int]) -> None:
-        """Remove all others."""
-        kept = set(numbers)
-        doomed = [number for number in self.numbers() if number not in kept]
-        for number in doomed:
-            self.disk.unlink(self.path(number))
-        if doomed:
-            self.disk.sync_directory(self.directory)
 
     def read(self, number: int) -> Saved:
         """A version with the arrays that it refers to, verified; raises FileNotFoundError, Damaged, UnknownFormat."""

@@ -30,12 +30,18 @@ FAULTS: tuple[Fault, ...] = ("kill", "torn", "error", "full")
 TREE: dict[str, Any] = {
     "model": {"factory": "streamcl.bench.faults.moody:frozen", "likelihood": "categorical", "classes": 3},
     "train": {"epochs": 2, "batch_size": 4, "learning_rate": 0.05},
-    "posterior": {"mode": "factors", "fisher": "mc"},
+    # at the mode: what a crash does to a boundary does not depend on how many draws there are (kills take the defaults)
+    "posterior": {"mode": "factors", "fisher": "mc", "expectation": "mode"},
 }
 DRIFTING = {
     **TREE,
     "train": {"epochs": 1, "batch_size": 4, "learning_rate": 0.2},
     "stream": {"boundary": "drift", "drift_rows": 30, "drift_delta": 0.3},
+}
+CLOCKED = {**TREE, "stream": {"boundary": "time", "boundary_seconds": 3, "least_rows": 2 * ROWS}}
+EXACT: dict[str, Any] = {
+    "model": {"learner": "exact", "args": {"width": 8}, "likelihood": "categorical"},
+    "posterior": {"mode": "factors", "half_life": 40.0},
 }
 MOODY = {
     **TREE,
@@ -181,6 +187,19 @@ def drifting_script() -> list[Phase]:
     ]
 
 
+def clocked_script() -> list[Phase]:
+    """One producer whose tasks end by their age, which in a `World` is the number of records stored meanwhile."""
+    p = Producers()
+    return [
+        [*(p.batch("p", "a") for _ in range(7)), p.boundary("p", "a")],
+        [p.batch("p", "a") for _ in range(3)],
+        Operate(messages.Checkpoint()),
+        [p.batch("p", "a", boundary=batch == 1) for batch in range(2)],
+        [p.revisit("p", "a.2"), *(p.batch("p", "a.2") for _ in range(4)), p.boundary("p", "a.2")],
+        [p.batch("p", "b") for _ in range(4)],
+    ]
+
+
 def kept_script() -> list[Phase]:
     """Tasks that are held, rows that are set aside, retried and dropped; what was learned is rolled back."""
     p = Producers()
@@ -216,15 +235,18 @@ def kept_script() -> list[Phase]:
 SCRIPTS: dict[Subject, tuple[Callable[[], list[Phase]], dict[str, Any]]] = {
     "tasks": (long_script, TREE),
     "drift": (drifting_script, DRIFTING),
+    "clock": (clocked_script, CLOCKED),
     "kept": (kept_script, MOODY),
+    "exact": (long_script, EXACT),
+    "beside": (long_script, TREE),
 }
 
 
 def every_step(faults: Iterable[Fault] = FAULTS, *, alone: bool, about: Subject = "tasks", stride: int = 1) -> Tally:
     """A fault at the first, the second, ... operation of a script, or every n-th, until none is left to meet.
 
-    alone: a kill ends only the process that meets it. about: tasks that are learned, streams that change, or what cannot be
-    learned.
+    alone: a kill ends only the process that meets it. about: tasks that are learned, streams that change, tasks that end by
+    the clock, what cannot be learned, tasks of an exact learner, or tasks beside which checkpoints are written all along.
     """
     make, tree = SCRIPTS[about]
     script, tally = make(), Tally()
@@ -232,7 +254,7 @@ def every_step(faults: Iterable[Fault] = FAULTS, *, alone: bool, about: Subject 
     for fault in faults:
         for at in count(1, stride):
             plan = Plan(at, fault)
-            _run(tally, script, plan, lambda _: expected, alone=alone, tree=tree)
+            _run(tally, script, plan, lambda _: expected, alone=alone, tree=tree, beside=about == "beside")
             if plan.hit is None:
                 break
     return tally
@@ -251,7 +273,8 @@ def random_crashes(runs: int, seed: int = 0, variant: Variant = SOUND, *, cut: b
         aim = rng.choice((None, "ingest: sync"))  # when most is at stake: much is written, nothing synced
         plan = _TwicePlan(rng.randint(1, 200), rng.choice(("kill", "torn")), aim, rng.choice((0, rng.randint(1, 20))))
         expected = partial(undisturbed, script, tree=tree)
-        _run(tally, script, plan, expected, seed=number, cut=cut, alone=rng.random() < 0.3, variant=variant, tree=tree)
+        options = {"variant": variant, "tree": tree, "beside": about == "beside"}
+        _run(tally, script, plan, expected, seed=number, cut=cut, alone=rng.random() < 0.3, **options)
     return tally
 
 

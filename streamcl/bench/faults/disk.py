@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -134,10 +134,11 @@ def surviving(synced: bytes, now: bytes, rng: random.Random) -> bytes:
 
 
 class SimulatedDisk(Disk):
-    """The disk of one process on a volume; every operation may meet the plan's fault."""
+    """The disk of one process on a volume; every operation may meet the plan's fault. gate: passed before each."""
 
     def __init__(self, volume: Volume, plan: Plan, owner: str) -> None:
         self.volume, self.plan, self.owner = volume, plan, owner
+        self.gate: Callable[[], None] = lambda: None
         self._held: set[int] = set()
 
     def let_go(self) -> None:
@@ -156,8 +157,12 @@ class SimulatedDisk(Disk):
         self._held.discard(fd)
         super().close(fd)
 
+    def _asked(self, operation: str) -> Fault | None:
+        self.gate()
+        return self.plan.meet(self.owner, operation)
+
     def _meet(self, operation: str) -> None:
-        fault = self.plan.meet(self.owner, operation)
+        fault = self._asked(operation)
         if fault is not None:
             raise _failure(fault)
 
@@ -173,7 +178,7 @@ class SimulatedDisk(Disk):
 
     def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         """All bytes, or half of them and the fault."""
-        fault = self.plan.meet(self.owner, "write")
+        fault = self._asked("write")
         if fault is None:
             return super().write(fd, buffers, offset)
         whole = b"".join(buffers)
@@ -185,13 +190,13 @@ class SimulatedDisk(Disk):
 
     def sync_data(self, fd: int) -> None:
         """Everything the file holds is certain."""
-        if self.plan.meet(self.owner, "sync"):
+        if self._asked("sync"):
             raise SyncFailed("fdatasync failed: simulated")
         self.volume.synced[os.fstat(fd).st_ino] = os.pread(fd, os.fstat(fd).st_size, 0)
 
     def sync_directory(self, path: Path) -> None:
         """All names of the directory are certain."""
-        if self.plan.meet(self.owner, "sync directory"):
+        if self._asked("sync directory"):
             raise SyncFailed("fsync of a directory failed: simulated")
         self.volume.sync_directory(path)
 

@@ -24,6 +24,9 @@ def run(crashes: int, log_cuts: int, kills: int, seed: int, out: Path | None) ->
         "a fault at every operation, one process only": lambda: campaigns.every_step(alone=True).plain(),
         "random kills": lambda: campaigns.random_crashes(crashes, seed, cut=False).plain(),
         "power cuts": lambda: campaigns.random_crashes(crashes, seed, cut=True).plain(),
+        "a fault at every operation amid the clock's boundaries": lambda: campaigns.every_step(
+            alone=False, about="clock"
+        ).plain(),
         "a fault at every operation amid drift": lambda: campaigns.every_step(alone=False, about="drift").plain(),
         "a fault at every operation amid what cannot be learned": lambda: campaigns.every_step(
             alone=False, about="kept"
@@ -36,6 +39,16 @@ def run(crashes: int, log_cuts: int, kills: int, seed: int, out: Path | None) ->
         ).plain(),
         "kills amid drift": lambda: campaigns.random_crashes(crashes // 4, seed, cut=False, about="drift").plain(),
         "power cuts amid drift": lambda: campaigns.random_crashes(crashes // 4, seed, cut=True, about="drift").plain(),
+        "a fault at every operation of an exact learner": lambda: campaigns.every_step(alone=False, about="exact").plain(),
+        "power cuts of an exact learner": lambda: campaigns.random_crashes(
+            crashes // 4, seed, cut=True, about="exact"
+        ).plain(),
+        "a fault at every operation amid checkpoints written beside": lambda: campaigns.every_step(
+            alone=False, about="beside"
+        ).plain(),
+        "power cuts amid checkpoints written beside": lambda: campaigns.random_crashes(
+            crashes // 4, seed, cut=True, about="beside"
+        ).plain(),
         "power cuts of the log": lambda: campaigns.log_cuts(log_cuts, seed).plain(),
         "kill -9 of the daemon": lambda: random_kills(kills, seed, _say).plain(),
         "violations found in broken daemons": lambda: campaigns.broken_variants(VARIANT_RUNS, VARIANT_LOG_RUNS, seed),

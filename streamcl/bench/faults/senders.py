@@ -10,7 +10,7 @@ from typing import Any
 
 from streamcl.protocol import messages
 from streamcl.protocol.frames import Buffer
-from streamcl.protocol.outbox import Connect, Effect, Link, Outbox, Transmit, Unlearned, Waiting
+from streamcl.protocol.outbox import Connect, Contact, Delayed, Effect, Outbox, Transmit, Unlearned
 
 TICK = 0.25  # seconds that a turn of the daemon takes, as the outboxes see it
 PATIENCE = 1e9  # nobody gives up
@@ -53,7 +53,7 @@ class Sender:
     @property
     def ready(self) -> bool:
         """Whether it may offer a message."""
-        return self.outbox.link is Link.OPEN and self.outbox.has_credit
+        return self.outbox.contact is Contact.OPEN and self.outbox.has_credit
 
     def offer(self, send: Send, now: float) -> None:
         """Hand the next message of a script over."""
@@ -67,7 +67,7 @@ class Sender:
 
     def look_at_the_clock(self, now: float) -> None:
         """Connect where it is time; ask again where a word is owed."""
-        owed = self.outbox.link is not Link.OPEN or self.outbox.unsafe > 0 or not self.outbox.has_credit
+        owed = self.outbox.contact is not Contact.OPEN or self.outbox.unsafe > 0 or not self.outbox.has_credit
         if owed and now >= self.outbox.due:
             self.perform(self.outbox.passed(now))
 
@@ -87,7 +87,7 @@ class Sender:
                     self.brought.clear()
                 case Transmit():
                     self.wire.append(effect.message)
-                case Waiting() | Unlearned():
+                case Delayed() | Unlearned():
                     pass
                 case _:
                     raise Violation(f"{self.name}: {effect}")

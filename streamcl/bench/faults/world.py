@@ -3,7 +3,7 @@
 Everything but the sockets, the processes and the disk is the daemon's own code. A world is deterministic: the same script,
 seed and plan give the same run. It raises Violation as soon as a promise is broken:
 
-  * what was acknowledged is known to every later life;
+  * what was acknowledged is known to every later life, what was said to be applied is in its checkpoint;
   * a record keeps its number and its content for ever once the trainer has seen it, and no (producer, seq) has two;
   * no life refuses to start.
 """
@@ -24,6 +24,7 @@ import structlog
 from streamcl import config, snapshot
 from streamcl.bench.faults import moody
 from streamcl.bench.faults.disk import Killed, Plan, SimulatedDisk, Volume
+from streamcl.bench.faults.lockstep import Lockstep
 from streamcl.bench.faults.senders import Send, Senders, Violation
 from streamcl.daemon import words
 from streamcl.daemon.channel import Channel
@@ -32,7 +33,7 @@ from streamcl.daemon.journal import Writer
 from streamcl.daemon.link import Link
 from streamcl.daemon.recovery import take_over
 from streamcl.daemon.sockets import Peer
-from streamcl.daemon.trainer import Trainer
+from streamcl.daemon.trainer import CHECKPOINT_SECONDS, Trainer
 from streamcl.entries import Standing
 from streamcl.errors import Damaged, StreamclError
 from streamcl.learning.drift import Drift, Rise
@@ -64,7 +65,7 @@ class Feel:
     mood: moody.Mood
 
 
-Subject = Literal["tasks", "drift", "kept"]
+Subject = Literal["tasks", "drift", "clock", "kept", "exact", "beside"]
 Phase = Sequence[Send] | Operate | Feel  # a phase begins when all of the one before is acknowledged
 
 
@@ -93,7 +94,7 @@ class World:
     """One run of a script; `run` returns the final state of the learner, to compare with another run's.
 
     order: the (producer, seq) in which to send, for a run that repeats what another one stored. cut: kills are power cuts.
-    alone: a kill ends only the process that it meets.
+    alone: a kill ends only the process that it meets. beside: one checkpoint after the other is written beside training.
     """
 
     def __init__(
@@ -107,17 +108,20 @@ class World:
         cut: bool = False,
         alone: bool = False,
         variant: Variant = SOUND,
+        beside: bool = False,
         order: Sequence[tuple[str, int]] | None = None,
     ) -> None:
         self.home, self.tree, self.script = home, tree, script
         self.plan = plan or Plan()
         self.rng = random.Random(seed)
-        self.cut, self.alone, self.variant = cut, alone, variant
+        self.cut, self.alone, self.variant, self.beside = cut, alone, variant, beside
+        self.writer: Lockstep | None = None
         place = None if order is None else {key: number for number, key in enumerate(order)}
         self.senders = Senders({send.producer for send in self._sends()}, self.rng, place)
         self.root = home / "0"
         self.lives = 0
         self.acknowledged: dict[str, int] = {}
+        self.applied: dict[str, int] = {}
         self.history: dict[int, tuple[str | None, int, bytes]] = {}
         self.phase = 0
         self.asked = self.answered = False
@@ -164,6 +168,8 @@ class World:
         """What the kernel closes of a process that ends."""
         trainer, ingest = self.trainer, self.ingest
         setattr(self, owner, None)
+        if owner == "trainer" and self.writer is not None:
+            self.writer.end()
         self.open_disks[owner].let_go()
         if owner == "trainer" and trainer is not None:
             trainer.side.close()
@@ -210,6 +216,7 @@ class World:
     def _start_ingest(self) -> Ingest:
         settings, disk = self._starting("ingest")
         session = StreamSession(Terms.of(settings))
+        session.clock = lambda: float(session.next_lsn)  # so that time, too, is the same in every life
         if not self.variant.check_duplicates:
             session.producers = _Credulous(session.terms.producers)
         found = take_over(settings, disk, session)
@@ -232,6 +239,7 @@ class World:
 
     def _start_trainer(self) -> Trainer:
         settings, disk = self._starting("trainer")
+        self.writer = Lockstep(disk)
         made = Trainer(
             settings,
             SilentChannel(),
@@ -241,17 +249,23 @@ class World:
             reader=WatchedReader(self.root / "log", self.trained),
             kept=Standing.kept if self.variant.keep else lambda standing: [],
             pause=lambda channels, seconds: None,  # the disk is full for one write only
+            beside=self.writer,
+            checkpoint_seconds=0.0 if self.beside else CHECKPOINT_SECONDS,
         )
         made.recover()
+        for producer, number in self.applied.items():
+            _, found = made.replay.sequences.get(producer, (0, 0))
+            if found < number:
+                raise Violation(f"{producer}: {number} was said to be applied, the checkpoint has {found}")
         made.greet()
         return made
 
     def _late_learner(self, settings: config.Config, *past: Any) -> Learner:
         learner = Learner(settings, *past)
-        if learner.drift is not None:
+        if learner.watch.drift is not None:
             late = LateDrift(settings.model.likelihood, settings.stream.drift_delta, settings.stream.drift_rows)
             late.caught_up = lambda: self.trainer is None or self.trainer.orders.durable <= learner.next_lsn + 1
-            learner.drift = late
+            learner.watch.drift = late
         return learner
 
     def _finished(self) -> bool:
@@ -295,7 +309,9 @@ class World:
     def heard(self, address: str, header: dict[str, Any]) -> None:
         """A producer gets an answer."""
         if header["type"] in ("welcome", "ack"):
-            self.told(address.rpartition("/")[0], header["durable"])
+            producer = address.rpartition("/")[0]
+            self.told(producer, header["durable"])
+            self.applied[producer] = max(header["applied"], self.applied.get(producer, 0))
         self.senders.hear(address, header)
 
     def told(self, producer: str, durable: int) -> None:
@@ -436,7 +452,7 @@ class _Credulous(Producers):
         """Never."""
         return False
 
-    def check_sequence(self, producer: str, seq: int, ahead: int = 0) -> None:
+    def check_sequence(self, producer: str, seq: int, first: int | None = None, held: int | None = None) -> None:
         """Any will do."""
 
 

@@ -27,6 +27,9 @@ REPLIES: dict[str, dict[str, dict[str, tuple[type, ...]]]] = {
     },
     "predict": {
         "prediction": {"version": INTEGER, "arrays": (list,)},
+        "schema": {"version": INTEGER},
+        "publication": {"publication": TEXT},
+        "part": {"digest": TEXT, "offset": INTEGER, "bytes": INTEGER, "arrays": (list,)},
         "error": {"code": TEXT, "message": TEXT},
     },
     "admin": {"ok": {}, "error": {"code": TEXT, "message": TEXT}},

@@ -44,14 +44,14 @@ SHAPES: tuple[Any, ...] = (
 Frames = list[bytes]
 KINDS = {
     "stream": ("hello", "batch", "boundary", "revisit"),
-    "predict": ("predict",),
+    "predict": ("predict", "predict", "schema", "follow", "part"),
     "admin": (
         *("status", "tasks", "history", "producers", "metrics", "parameters", "boundary", "revisit", "abandon", "forget"),
         *("checkpoint", "pause", "resume", "stop"),
     ),
 }
 FIELDS = (
-    *("seq", "task", "boundary", "producer", "epoch", "weight"),
+    *("seq", "first", "task", "boundary", "producer", "epoch", "weight"),
     *("barrier", "damping", "samples", "offset", "drain", "wait"),
 )
 
@@ -75,8 +75,14 @@ def _header(rng: random.Random, socket: str) -> dict[str, Any]:
             header |= {"producer": rng.choice(NAMES[:2]), "epoch": rng.choice((0, 1, 2**40))}
         case "batch" | "boundary" | "revisit" | "forget":
             header |= {"task": rng.choice(NAMES[:2]), "seq": rng.choice((1, 1, 1, 2, 3, 9))}
+        case "part":
+            header |= {"digest": rng.choice(("0" * 64, "f" * 63)), "offset": rng.choice((0, 1, 2**62))}
+        case "follow":
+            header |= {"have": rng.choice(("0" * 64, "f" * 63)), "wait": rng.choice((0.0, 1.0, 31.0))}
     if header["type"] == "boundary":
         header |= {"barrier": {rng.choice(NAMES[:2]): rng.choice((0, 1, 5))}, "weight": rng.choice((0.0, 1.0, 1e9))}
+    if "seq" in header and rng.random() < 0.2:
+        header["first"] = rng.choice((1, 2, header["seq"], 2**62))
     if rng.random() < 0.5:
         header["id"] = rng.choice((1, "q", b"q", [1, "a"], 2**63, 0.5))
     return header

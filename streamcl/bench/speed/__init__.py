@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from streamcl.bench.conditions import as_in_the_trainer
-from streamcl.bench.speed import boundary, ingest, learning, serving, training
+from streamcl.bench.speed import boundary, checkpoint, exact, ingest, learning, serving, training
 from streamcl.bench.speed.table import Row
 from streamcl.bench.versions import versions
 
@@ -23,17 +23,19 @@ MODELS = {"MLP 784-400-400-10": (1.2, 0.8), "convolutional": (3.0, 2.0), "transf
 
 def _fishers(rounds: int) -> list[Row]:
     made = []
-    for model, (exact, empirical) in MODELS.items():
-        made += [learning.fisher("exact", model, exact, rounds), learning.fisher("empirical", model, empirical, rounds)]
+    for model, (every, empirical) in MODELS.items():
+        made += [learning.fisher("exact", model, every, rounds), learning.fisher("empirical", model, empirical, rounds)]
     return made
 
 
 PARTS: dict[str, Part] = {
     "ingest": ingest.rows,
     "training": training.rows,
-    "penalty": lambda rounds: [learning.penalty(rounds)],
+    "penalty": lambda rounds: [learning.penalty(rounds), *(learning.turned(rows, 1.3, 3 * rounds) for rows in (64, 256))],
     "fisher": _fishers,
     "boundary": boundary.rows,
+    "checkpoint": checkpoint.rows,
+    "exact": exact.rows,
     "prediction": serving.prediction,
     "memory": lambda rounds: [serving.memory()],
     "start": serving.start,

@@ -107,14 +107,19 @@ class Stopwatch:
 
 
 def rows(rounds: int) -> list[Row]:
-    """Single mode and factor mode."""
-    return [_row(mode, rounds) for mode in ("single", "factors")]
+    """Single mode and factor mode, with a diagonal at the mode and with the defaults."""
+    return [
+        _row(mode, curvature, expectation, rounds)
+        for curvature, expectation in (("diagonal", "mode"), ("auto", "posterior"))
+        for mode in ("single", "factors")
+    ]
 
 
-def _row(mode: str, rounds: int) -> Row:
+def _row(mode: str, curvature: str, expectation: str, rounds: int) -> Row:
     with tempfile.TemporaryDirectory(prefix="streamcl-") as name:
         model = {"args": {"hidden": [400, 400]}, "classes": CLASSES}
-        made = Boundaries(Path(name) / "state", {"model": model, "posterior": {"mode": mode}})
+        posterior = {"mode": mode, "curvature": curvature, "expectation": expectation}
+        made = Boundaries(Path(name) / "state", {"model": model, "posterior": posterior})
         try:
             made.learn_a_task()
             bare = Path(name) / "bare"
@@ -125,7 +130,8 @@ def _row(mode: str, rounds: int) -> Row:
         finally:
             made.close()
     against = f"writing the checkpoint's bytes{' and the factor' if mode == 'factors' else ''} with fsync"
-    return Row(f"a boundary besides epochs and Fisher, {mode}", against, mine / yardstick, "at most", 1.5, mine, yardstick)
+    what = f"a boundary besides epochs and Fisher, {'' if curvature == 'diagonal' else 'eigenbasis, '}{mode}"
+    return Row(what, against, mine / yardstick, "at most", 1.5, mine, yardstick)
 
 
 def _write(path: Path, content: bytes) -> float:

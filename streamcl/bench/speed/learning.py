@@ -11,13 +11,20 @@ from torch import Tensor, nn
 from streamcl import models
 from streamcl.bench.speed.table import Row, slower, timed
 from streamcl.bench.trained import BATCH, CLASSES, digits, train
-from streamcl.config import Train
-from streamcl.core.fisher import DiagonalFisher
+from streamcl.config import NOTED_RATE, from_tree
+from streamcl.core.basis import Basis, matrices_in
+from streamcl.core.fisher import Fisher
 from streamcl.core.gaussian import Gaussian
 from streamcl.core.likelihood import Categorical, FisherKind
 from streamcl.core.parameters import FlatParameters
-from streamcl.core.precision import observed
+from streamcl.core.precision import Layered, observed
+from streamcl.learning.coordinates import leading_sides
+from streamcl.learning.network import Network
+from streamcl.learning.optimisation import Optimisation
 from streamcl.learning.optimisers import Adam
+from streamcl.schema import LabelMap, Signature
+
+ROWS_OF_TASK = 1024
 
 # -- models ------------------------------------------------------------------------------------------------------------
 
@@ -73,9 +80,10 @@ def fisher(kind: FisherKind, name: str, goal: float, rounds: int) -> Row:
             torch.autograd.backward(likelihood.nll(module(x[start : start + BATCH]), y[start : start + BATCH]).mean())
 
     def whole() -> None:
-        found = DiagonalFisher(module, parameters, likelihood, kind)
+        found = Fisher(module, parameters, likelihood, kind)
         for start in range(0, rows, 512):
             found.add(x[start : start + 512], y[start : start + 512])
+        assert found.verified()  # the check of itself is part of its price
 
     against = "a forward and backward epoch"
     return slower(f"{kind} Fisher, {name}", against, goal, timed(whole), timed(epoch), rounds)
@@ -89,7 +97,7 @@ def penalty(rounds: int) -> Row:
     parameters = FlatParameters(module)
     likelihood = Categorical(CLASSES)
     theta = parameters.theta.detach()
-    optimiser = Adam(theta, parameters.grad, Train().learning_rate)
+    optimiser = Adam(theta, parameters.grad, NOTED_RATE)
     gaussian = Gaussian(observed(torch.rand_like(theta)), torch.rand_like(theta)).scaled(1e-3)
 
     def step(start: Callable[[], Any]) -> Callable[[], None]:
@@ -105,3 +113,58 @@ def penalty(rounds: int) -> Row:
     without = step(lambda: parameters.grad.zero_())
     name, against = "a training step with the penalty", "the step without it"
     return slower(name, against, 1.03, timed(with_it), timed(without), 5 * rounds)
+
+
+def turned(batch: int, goal: float, rounds: int) -> Row:
+    """A step of a task's epochs on the default penalty, in its eigenbasis, against one under the prior; rows of `batch`."""
+    torch.manual_seed(0)
+    pair = [_fitted(batch, in_basis) for in_basis in (True, False)]
+    x, y = _data((784,), ROWS_OF_TASK)
+
+    def steps(optimisation: Optimisation) -> Callable[[], None]:
+        optimisation.step(x[:batch], y[:batch])  # in which the layers that work on coordinates are found
+        coordinates = optimisation.coordinates
+        rows = [x] if coordinates is None or coordinates.turned_rows is None else [x, coordinates.turned_rows(x)]
+
+        def some() -> None:
+            for start in range(0, ROWS_OF_TASK, batch):
+                index = torch.arange(start, start + batch)
+                given, *more = (each[index] for each in rows)
+                optimisation.step(given, y[index], *more)
+
+        return some
+
+    in_basis, plain = map(steps, pair)
+    name, against = f"a training step in the eigenbasis, {batch} rows", "the step under the prior alone"
+    return slower(name, against, goal, timed(in_basis), timed(plain), rounds)
+
+
+def _fitted(batch: int, in_basis: bool) -> Optimisation:
+    """Of the MLP, ready to take steps; in the basis that a first task would have moved."""
+    model = {"args": {"hidden": [400, 400]}, "classes": CLASSES}
+    config = from_tree({"model": model, "train": {"batch_size": batch, "device": "cpu"}})
+    labels = LabelMap(CLASSES)
+    labels.add(tuple(range(CLASSES)))
+    network = Network(config, Signature((784,), False, ()), labels, torch.device("cpu"))
+    theta = network.master()
+    zeros = torch.zeros_like(theta)
+    penalty = Gaussian(_layered(network), zeros) if in_basis else Gaussian.prior(zeros, 1.0, "layered")
+    optimisation = Optimisation(network, penalty, config.train, NOTED_RATE)
+    optimisation.set_samples(ROWS_OF_TASK)
+    return optimisation
+
+
+def _layered(network: Network) -> Layered:
+    """A diagonal in a basis of random moments, with the sides that lead where they would."""
+    layout = network.parameters.layout
+    matrices = matrices_in(layout, [(name, name.replace("weight", "bias")) for name in layout.names if "weight" in name])
+    x, _ = _data((784,), 8)
+    lead = leading_sides(network.module, network.parameters, matrices, x)
+
+    def moments(size: int) -> Tensor:
+        rows = torch.randn(2 * size, size, dtype=torch.float64)
+        return rows.T @ rows
+
+    both = {matrix.key: (moments(matrix.rows), moments(matrix.columns)) for matrix in matrices}
+    basis = Basis.unturned(layout.size).moved(matrices, both, lead)
+    return Layered(basis, torch.rand(layout.size, dtype=torch.float64))

@@ -21,7 +21,7 @@ from streamcl.bench.versions import versions
 from streamcl.bench.zoo import oracle
 from streamcl.bench.zoo.architectures import DATA, REFUSED, ZOO
 from streamcl.config import Config, from_tree
-from streamcl.core.fisher import DiagonalFisher
+from streamcl.core.fisher import Fisher
 from streamcl.core.likelihood import FisherKind, Likelihood
 from streamcl.entries import Mark
 from streamcl.errors import ModelRefused
@@ -29,7 +29,7 @@ from streamcl.learning.data import Block, Rows
 from streamcl.learning.fitting import Fitting
 from streamcl.learning.learner import Learner, Steps
 from streamcl.learning.network import Network
-from streamcl.schema import Signature, chosen
+from streamcl.schema import chosen
 
 CLASSES, ROWS = 3, 15
 BLOCKS = (1, 2, 5, 3, 4)  # sums to ROWS
@@ -139,21 +139,23 @@ class Run:
             {
                 "model": {"factory": FACTORY, "args": {"name": name}, "classes": CLASSES},
                 "train": {"dtype": dtype, "epochs": 1, "batch_size": 8, "device": "cpu"},
-                "posterior": {"fisher": kind, "scale": 1.0},
+                "posterior": {"fisher": kind, "curvature": "diagonal", "expectation": "mode"},
             }
         )
 
+    def columns(self, lsn: int) -> None:
+        """Plain arrays have none."""
+
     def try_model(self) -> None:
         """As before a first batch is acknowledged; raises ModelRefused."""
-        x, y = chosen(self.x, self.y)
-        self.learner.try_model(Signature.of(x, y), x, y, self.rows.new_labels, lambda: None)
+        self.learner.try_model(Rows("a", *chosen(self.x, self.y), self.rows.new_labels), lambda: None)
 
     def boundary_error(self) -> float:
         """One task; the error of what the posterior has gained."""
         self._run(self.learner.observe(Mark(0), self.rows))
         prior = self._posterior().precision.diagonal().clone()
         heard = self._listen()
-        self._run(self.learner.close(Mark(1), "a"))
+        self._run(self.learner.close(Mark(1)))
         return self._error(self._posterior().precision.diagonal() - prior, heard)
 
     def blocks_error(self) -> float:
@@ -161,7 +163,7 @@ class Run:
         network = self._network()
         heard = self._listen()
         generator = torch.Generator().manual_seed(1)
-        found = DiagonalFisher(network.module, network.parameters, network.likelihood, self.kind, generator)
+        found = Fisher(network.module, network.parameters, network.likelihood, self.kind, generator)
         x, y, start = network.conversion.x(self.x), network.conversion.y(self.y), 0
         for rows in BLOCKS:
             found.add(x[start : start + rows], y[start : start + rows])
@@ -194,8 +196,10 @@ class Run:
 
     def fitting(self) -> Fitting:
         """How it was fitted."""
-        assert self.learner.fitting is not None
-        return self.learner.fitting
+        assert self.learner.model is not None
+        fitting = self.learner.model.fitting
+        assert isinstance(fitting, Fitting)
+        return fitting
 
     def _listen(self) -> _Listening:
         network = self._network()
@@ -204,12 +208,12 @@ class Run:
         return heard
 
     def _network(self) -> Network:
-        assert self.learner.network is not None
-        return self.learner.network
+        assert self.learner.model is not None
+        return self.learner.model.network
 
     def _posterior(self) -> Any:
-        assert self.learner.posterior is not None
-        return self.learner.posterior.total
+        assert self.learner.model is not None
+        return self.learner.model.posterior.total
 
 
 class _Listening:

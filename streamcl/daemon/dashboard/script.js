@@ -5,7 +5,7 @@ const STATUS_MS = 1000, OVERVIEW_MS = 2000, HISTORY_MS = 5000, STALE_SECONDS = 6
 const RANGES = [["15 min", 900], ["1 h", 3600], ["12 h", 43200], ["5 days", 432000], ["all", 0]];
 const COLOURS = 8, MOST_LINES = COLOURS, DENSE = 16;
 const SVG = "http://www.w3.org/2000/svg";
-const MARKED = new Set(["boundary", "revisit", "drift", "failed", "crashed"]);
+const MARKED = new Set(["boundary", "revisit", "drift", "score", "failed", "crashed"]);
 
 const $ = (id) => document.getElementById(id);
 let range = 3600, history = null, overview = null, lastEvent = null, heard = Date.now();
@@ -98,7 +98,7 @@ function showTiles(s) {
   const meter = make("meter", { min: 0, max: 1, low: .7, high: .9, optimum: 0, value: used / budget, ariaLabel: "Spool against its budget" });
   const tiles = [
     ["Samples learned", compact(s.samples_seen), `${compact(s.steps)} steps`],
-    ["Tasks", number(s.tasks), s.quarantined ? `${s.quarantined} records set aside` : ""],
+    ["Tasks", number(s.tasks), s.quarantined ? `${s.quarantined} records set aside` : togetherRisen(s.past)],
     ["Loss", number(s.train_loss), "nats a sample"],
     [name, value, other],
     ["Ingest", `${compact(s.ingest_rate.rows ?? 0)} rows/s`, `${number(s.ingest_rate.batches ?? 0, 3)} batches/s, ${bytes(s.ingest_rate.bytes ?? 0)}/s`],
@@ -272,6 +272,22 @@ function showMatrix() {
   const box = $("cells").parentElement, begun = $("cells").childElementCount > 0;
   $("cells").replaceChildren(make("thead", {}, head), make("tbody", {}, ...body));
   if (!begun) box.scrollLeft = box.scrollWidth;  // the newest; then it stays where it was put
+  showFigures();
+}
+
+const FIGURES = {
+  average_accuracy: ["Average accuracy", "now, mean over the tasks"],
+  anytime_accuracy: ["Anytime accuracy", "mean over all boundaries of the mean over the tasks so far"],
+  forgetting: ["Forgetting", "from each earlier task's best to now"],
+  backward_transfer: ["Backward transfer", "from when each earlier task was learned to now"],
+  forward_transfer: ["Forward transfer", "on a task just before it was learned, beside nothing learned"],
+  calibration_error: ["Calibration error", "between how sure and how right answers are now"],
+};
+
+function showFigures() {
+  const known = Object.entries(history.figures ?? {}).filter(([name, value]) => value !== null && FIGURES[name]);
+  $("figures").replaceChildren(...known.map(([name, value]) => make("div", { title: FIGURES[name][1] },
+    make("dt", {}, FIGURES[name][0]), make("dd", {}, value.toFixed(3)))));
 }
 
 const given = new Map();  // a task keeps its colour for as long as it is drawn
@@ -283,8 +299,12 @@ function coloured(tasks) {
   return given;
 }
 
+const risen = (value, bound, digits = 3) => bound === "chance" ? "> chance" : (bound === "lower" ? "\u2265 " : "") + number(value, digits);
+const togetherRisen = (past) => past.rise === null || past.tasks < 2 ? "" : `rise ${risen(past.rise, past.rise_bound)} nats a sample`;
+
 function showRises() {
-  const rows = history.penalties.filter((r) => r.rise !== null), marks = [...new Set(rows.map((r) => r.lsn))];
+  const each = history.penalties.filter((r) => r.rise !== null), all = (history.past ?? []).filter((r) => r.rise !== null);
+  const rows = each.length ? each : all.length > 1 ? all.map((r) => ({ ...r, task: "all tasks" })) : [], marks = [...new Set(rows.map((r) => r.lsn))];
   $("rises").hidden = !rows.length;
   if (!rows.length) return;
   const last = new Map(rows.map((r) => [r.task, r.rise]));
@@ -316,11 +336,12 @@ function showOverview() {
     if (t.penalty_rise === null) return dash;
     const bar = make("span");
     bar.style.width = 100 * Math.max(0, t.penalty_rise) / most + "%";
-    return make("span", { title: t.revisit_reason ?? "" }, number(t.penalty_rise, 3), make("span", { className: "bar" }, bar));
+    return make("span", { title: t.revisit_reason ?? "" }, risen(t.penalty_rise, t.rise_bound), make("span", { className: "bar" }, bar));
   };
   const columns = [["task", (t) => t.task], ["samples", (t) => number(t.samples)], ["loss", (t) => number(t.loss, 3)], ["revisits", (t) => number(t.revisits)]];
   if (tasks.some((t) => "accuracy" in t)) columns.push(["accuracy", (t) => percent(t.accuracy)]);
   if (tasks.some((t) => t.penalty_rise !== null)) columns.push(["estimated rise", rise], ["revisit", (t) => t.revisit_rank ? `${t.revisit_rank}.` : dash]);
+  if (tasks.some((t) => t.at_chance)) columns.push(["", (t) => t.at_chance ? "at chance" : ""]);
   columns.push(["closed", (t) => duration(now - t.closed_at) + " ago"]);
   table($("tasks"), columns, tasks, "No task has been consolidated yet.");
   say($("tasks-count"), tasks.length < overview.tasks_total ? `${tasks.length} of ${overview.tasks_total}` : `${tasks.length}`);

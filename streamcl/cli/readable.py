@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 BARS = "▁▂▃▄▅▆▇█"
+YEAR = 365 * 86_400
+SPANS = (
+    ("us", 1e-6, 1e-4),
+    ("ms", 1e-3, 1),
+    ("s", 1, 120),
+    ("min", 60, 5400),
+    ("h", 3600, 172_800),
+    ("days", 86_400, YEAR),
+)
 PHASES = {"fisher": "measuring the penalty", "saving": "saving"}
 
 
@@ -33,6 +43,25 @@ def ago(seconds: float | None) -> str:
         if seconds < most:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds / 86_400:.0f} d"
+
+
+def time_of(seconds: float | None) -> str:
+    """A time of the clock, in seconds since 1970, as date and time here; - for none."""
+    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def span(seconds: float) -> str:
+    """A duration in the one unit that suits it, from microseconds to years.
+
+    >>> span(0.0), span(0.00042), span(1.5), span(5400), span(1e9)
+    ('0 s', '0.42 ms', '1.5 s', '1.5 h', '31.7 years')
+    """
+    if seconds == 0:
+        return "0 s"
+    for unit, each, most in SPANS:
+        if seconds < most:
+            return f"{seconds / each:.3g} {unit}"
+    return f"{seconds / YEAR:,.3g} years"
 
 
 def size(count: float | None) -> str:
@@ -99,3 +128,12 @@ def _parts(values: Sequence[float | None], count: int) -> list[Sequence[float | 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None and value == value]
     return sum(known) / len(known) if known else None
+
+
+def rise(value: float | None, bound: str | None) -> str:
+    """A rise in nats a sample with what is not known of it: ``0.02``, ``>= 0.02``, ``> chance``."""
+    if value is None:
+        return "-"
+    if bound == "chance":
+        return "> chance"
+    return f"{'>= ' if bound == 'lower' else ''}{value:.3g}"

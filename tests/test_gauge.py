@@ -1,0 +1,373 @@
+"""The gauge of what was forgotten: exact where everything is, right after what undoes, an alarm where it must be."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from waiting import until
+
+from streamcl import Learner, entries, gauge
+from streamcl.bench import gauge as bench
+from streamcl.bench.local import LocalDaemon
+from streamcl.cli import main
+from streamcl.config import from_tree
+from streamcl.core.chance import Chance
+from streamcl.core.likelihood import Bernoulli, Categorical, Gaussian
+from streamcl.core.reduce import ALONE
+from streamcl.entries import Consolidated, Forgotten, Revisited, RolledBack, Standing, standing
+
+NOISE, FEATURES, TASKS, ROWS = 0.5, 4, 4, 40
+MODEL = {"factory": "streamcl.models:linear", "likelihood": "gaussian", "noise_variance": NOISE}
+POSTERIOR = {"prior_precision": 0.3, "curvature": "full", "expectation": "mode"}
+
+
+def linear(**posterior: Any) -> Learner:
+    """A linear-Gaussian model, whose quadratics are its losses."""
+    train = {"optimizer": "lbfgs", "dtype": "float64", "epochs": 8}
+    return Learner({"model": MODEL, "train": train, "posterior": {**POSTERIOR, **posterior}})
+
+
+def rows_of(number: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(number)
+    x = rng.normal(size=(ROWS + 10 * number, FEATURES))
+    return x, x @ rng.normal(size=FEATURES) + number + rng.normal(size=len(x)) * NOISE**0.5
+
+
+def loss_of(learner: Learner, number: int) -> float:
+    """The sum over a task's rows, in nats."""
+    x, y = rows_of(number)
+    mean = learner.predict(x).mean.reshape(-1)
+    return float((0.5 * (y - mean) ** 2 / NOISE + 0.5 * math.log(2 * math.pi * NOISE)).sum())
+
+
+def learn(learner: Learner, number: int) -> None:
+    learner.observe(*rows_of(number), task=f"t{number}")
+    learner.boundary(f"t{number}")
+
+
+@pytest.mark.parametrize("curvature", ["full", "auto"])
+@pytest.mark.parametrize("centre", ["zero", "init"])
+def test_in_a_linear_gaussian_model_the_rise_of_the_past_is_exact(curvature: str, centre: str) -> None:
+    learner = linear(curvature=curvature, prior_mean=centre)
+    at_own, samples = [], 0
+    for number in range(TASKS):
+        learn(learner, number)
+        at_own.append(loss_of(learner, number))
+        samples += len(rows_of(number)[0])
+        true = sum(loss_of(learner, task) - at_own[task] for task in range(number + 1)) / samples
+        past = learner.past()
+        assert (past["tasks"], past["samples"]) == (number + 1, samples)
+        assert past["rise"] == pytest.approx(true, abs=1e-8)
+    assert past["rise"] > 0.1
+
+
+def test_what_the_open_task_has_done_is_added_while_it_is_open() -> None:
+    """Also by a learner that was put away in its midst, as the daemon is that starts again."""
+    train = {"optimizer": "sgd", "learning_rate": 0.02, "dtype": "float64", "epochs": 400}
+    learner = Learner({"model": MODEL, "train": train, "posterior": POSTERIOR})
+    learn(learner, 0)
+    before = loss_of(learner, 0)
+    assert learner.past()["rise"] == 0.0
+    learner.observe(*rows_of(1), task="t1")
+    moved = loss_of(learner, 0) - before
+    assert moved > 0.1
+    assert learner.past()["rise"] == pytest.approx(moved / ROWS, rel=1e-3)
+    assert copy.deepcopy(learner).past() == learner.past()
+
+
+def revisit(learner: Learner, number: int) -> None:
+    learner.revisit(f"t{number}")
+    learn(learner, number)
+
+
+def test_in_factor_mode_it_is_the_mean_over_the_tasks_whatever_was_fed_again_or_withdrawn() -> None:
+    learner = linear(mode="factors", share=1.0)
+    for number in range(TASKS):
+        learn(learner, number)
+    revisit(learner, 1)
+    for left in (TASKS, TASKS - 1):
+        tasks = learner.tasks()
+        rises, weights = [task["penalty_rise"] for task in tasks], [task["weight"] for task in tasks]
+        past = learner.past()
+        assert past["tasks"] == len(tasks) == left
+        assert past["rise"] == pytest.approx(float(np.average(rises, weights=weights)))
+        if left == TASKS:
+            learner.forget("t0")
+
+
+# -- the ledger --------------------------------------------------------------------------------------------------------
+
+
+def entry(task: str, lsn: int, **fields: Any) -> Consolidated:
+    given: dict[str, Any] = {"samples": 10, "weight": 10.0, "loss": 0.1, "cost": 0.0, "chance": 2.0}
+    kind = Revisited if fields.pop("again", False) else Consolidated
+    return kind(task=task, lsn=lsn, **{**given, **fields})
+
+
+def test_what_is_undone_has_cost_nothing() -> None:
+    book = [entry("a", 1), entry("b", 2, cost=5.0), entry("c", 3, cost=7.0)]
+    assert standing(book).risen == 12.0
+    assert standing(book).weight == 30.0
+    undone = standing([*book, RolledBack(task="c", lsn=4, to=2, undone=("c",))])
+    assert (undone.risen, undone.weight) == (5.0, 20.0)
+    assert standing([*book, RolledBack(task="a", lsn=4, to=0, undone=("a", "b", "c"))]).risen == 0.0
+
+
+def test_a_task_that_is_learned_again_or_withdrawn_takes_its_share_of_what_was_lost_with_it() -> None:
+    book = [entry("a", 1), entry("b", 2, cost=6.0), entry("c", 3, cost=6.0)]
+    again = standing([*book, entry("a", 4, cost=1.0, again=True)])
+    assert (again.risen, again.weight) == (pytest.approx(9.0), 30.0)
+    without = standing([*book, Forgotten(task="a", lsn=4)])
+    assert (without.risen, without.weight) == (pytest.approx(8.0), 20.0)
+
+
+def test_an_entry_that_is_said_twice_counts_once() -> None:
+    """Drift sets a boundary, and then says that it did."""
+    stands = Standing()
+    for _ in range(2):
+        stands.take(entry("a", 1, cost=3.0, origin="drift"), lambda count: Standing())
+    assert (stands.risen, stands.weight) == (3.0, 10.0)
+
+
+def test_rows_added_to_a_task_add_what_they_cost() -> None:
+    stands = standing([entry("a", 1), entry("b", 2, cost=6.0), entry("a", 3, cost=1.0, weight=15.0, added=True)])
+    assert (stands.risen, stands.weight) == (7.0, 25.0)
+
+
+def test_entries_of_an_older_version_are_read_and_what_they_cost_is_not_known() -> None:
+    plain = {"kind": "boundary", "task": "a", "lsn": 1, "samples": 10, "weight": 10.0, "loss": 0.1}
+    old = entries.decode(msgspec.msgpack.encode(plain))
+    assert isinstance(old, Consolidated)
+    assert (old.cost, old.chance) == (None, None)
+    found = gauge.past(standing([old, entry("b", 2, cost=2.0)]), None, None, lower=False)
+    assert (found.rise, found.rise_bound, found.at_chance) == (pytest.approx(0.1), "lower", None)
+    assert gauge.at_chance(old, 100.0) is None
+    new = entry("c", 3)
+    assert [gauge.at_chance(new, rise, lower=lower) for lower in (False, True) for rise in (0.1, 3.0)] == [
+        False,
+        True,
+        None,
+        True,
+    ]
+    assert gauge.at_chance(new, 3.0, gauge.Measured(0.9, 0.3)) is False
+    assert gauge.at_chance(new, 0.0, gauge.Measured(0.3, 0.3)) is True
+    assert "cost" not in msgspec.msgpack.decode(entries.encode(old))
+
+
+@pytest.mark.parametrize(
+    ("tree", "lower"),
+    [
+        ({}, False),
+        ({"posterior": {"expectation": "mode"}}, True),
+        ({"posterior": {"mode": "online"}}, True),
+        ({"model": {"likelihood": "gaussian"}}, True),
+        ({"model": {"likelihood": "gaussian", "factory": "streamcl.models:linear"}}, False),
+        ({"model": {"likelihood": "gaussian", "learner": "exact"}}, False),
+    ],
+)
+def test_it_is_said_where_the_curvature_says_less_than_there_is(tree: dict[str, Any], lower: bool) -> None:
+    assert gauge.understates(from_tree(tree)) is lower
+
+
+# -- chance ------------------------------------------------------------------------------------------------------------
+
+
+def chance(likelihood: Any, *blocks: torch.Tensor) -> float | None:
+    sums = Chance(likelihood, torch.device("cpu"))
+    for block in blocks:
+        sums.add(block)
+    return sums.summed(ALONE).loss(likelihood)
+
+
+def test_guessing_costs_what_the_best_constant_prediction_does() -> None:
+    labels = torch.tensor([0, 0, 0, 1])
+    shares = torch.tensor([0.75, 0.25]).log().expand(4, 2)
+    expected = float(Categorical(2).nll(shares, labels).mean())
+    assert chance(Categorical(2), labels[:3], labels[3:]) == pytest.approx(expected)
+    ones = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
+    best = ones.mean(0).logit().expand(4, 2)
+    assert chance(Bernoulli(), ones) == pytest.approx(float(Bernoulli().nll(best, ones).mean()), rel=1e-6)
+    y = torch.tensor([[1000.0], [1001.0], [1003.0]], dtype=torch.float64)
+    known = Gaussian(0.3)
+    assert chance(known, y[:1], y[1:]) == pytest.approx(float(known.nll(y.mean(0).expand(3, 1), y).mean()))
+
+
+def test_a_task_of_one_class_is_measured_against_a_guess_among_all_and_one_of_one_value_against_nothing() -> None:
+    assert chance(Categorical(10), torch.full((5,), 3)) == pytest.approx(math.log(10))
+    assert chance(Categorical(1), torch.zeros(5, dtype=torch.long)) is None
+    assert chance(Gaussian(1.0), torch.full((5, 1), 1e6)) is None
+    assert chance(Bernoulli(), torch.ones(5, 1)) is None
+
+
+def test_the_ledger_has_what_guessing_costs_in_the_units_of_the_loss() -> None:
+    learner = Learner({"model": {"factory": "streamcl.models:linear", "likelihood": "gaussian"}})
+    x, y = rows_of(0)
+    learner.observe(x, 1000 + 50 * y, task="t")
+    done = learner.boundary("t")
+    (task,) = learner.tasks()
+    assert task["chance"] > done["loss"]
+    noise = learner.predict(x).variance[0]
+    residual, spread = 1000 + 50 * y - learner.predict(x).mean.reshape(-1), np.var(50 * y)
+    lost = task["chance"] - done["loss"]
+    assert lost == pytest.approx(float((spread - np.mean(residual**2)) / (2 * noise)), rel=1e-3)
+
+
+# -- the alarm ---------------------------------------------------------------------------------------------------------
+
+
+def stream(seed: int, tasks: int = 4) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Three classes around centres; every task has its own columns for them, so that one network can hold all of them."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(tasks):
+        y = rng.integers(0, 3, 200)
+        x = np.zeros((200, 4 * tasks), np.float32)
+        x[:, 4 * number : 4 * number + 3] = 2 * np.eye(3)[y]
+        x[:, 4 * number + 3] = 1.0
+        made.append((x + 0.3 * rng.normal(size=x.shape).astype(np.float32), (y + number) % 3))
+    return made
+
+
+def learned(mode: str, **posterior: Any) -> Learner:
+    learner = Learner(
+        {
+            "model": {"args": {"hidden": [16]}, "classes": 3},
+            "train": {"epochs": 20},
+            "posterior": {"mode": mode, **posterior},
+        }
+    )
+    for number, (x, y) in enumerate(stream(0)):
+        learner.observe(x, y, task=f"t{number}")
+        learner.boundary(f"t{number}")
+    return learner
+
+
+@pytest.mark.parametrize("mode", ["factors", "single"])
+def test_a_stream_that_is_held_sets_no_alarm(mode: str) -> None:
+    learner = learned(mode)
+    assert learner.past()["at_chance"] is False
+    assert learner.past()["rise_bound"] is None
+    assert not any(task["at_chance"] for task in learner.tasks())
+
+
+@pytest.mark.parametrize("mode", ["factors", "single"])
+def test_a_stream_that_is_hardly_held_sets_the_alarm(mode: str) -> None:
+    """Two classes a task: what the next two are made of takes the place of the last."""
+    pairs = bench.streams(None)["digits, two classes"](0)
+    points = bench.measure(replace(pairs, tasks=pairs.tasks[:3]), {"scale": 0.01}, mode, 0)
+    lost = [point for point in points if point.lost]
+    assert lost
+    assert all(point.alarm for point in lost)
+    assert {point.bound for point in lost} == {"chance"}
+
+
+# -- through the daemon ------------------------------------------------------------------------------------------------
+
+CLASSES = {"model": {"args": {"hidden": [16]}, "classes": 3}, "train": {"epochs": 20}}
+
+
+def send(daemon: LocalDaemon, tasks: list[tuple[np.ndarray, np.ndarray]], first: int = 0) -> None:
+    with daemon.producer() as producer:
+        for number, (x, y) in enumerate(tasks, start=first):
+            producer.send(x, y, f"t{number}")
+            producer.boundary(f"t{number}")
+
+
+@pytest.mark.campaign
+def test_the_daemon_shows_the_past_also_after_a_crash_and_a_rollback(start: Callable[..., LocalDaemon]) -> None:
+    daemon, mine = start(CLASSES), Learner(CLASSES)
+    figures = []
+    for number, (x, y) in enumerate(stream(0)[:3]):
+        send(daemon, [(x, y)], number)
+        mine.observe(x, y, f"t{number}")
+        mine.boundary(f"t{number}")
+        with daemon.admin() as admin:
+            figures.append(admin.status()["past"])
+        assert figures[-1] == {**mine.past(), "rise": pytest.approx(mine.past()["rise"], rel=0.1)}
+    assert figures[2]["rise"] > 0
+    with daemon.admin() as admin:
+        assert admin.metrics()["streamcl_past_rise_nats"] == figures[2]["rise"]
+        assert [row["penalty_rise"] for row in admin.history()] == [past["rise"] for past in figures]
+        assert {row["task"] for row in admin.history()} == {None}
+    daemon.kill()
+    daemon.start()
+    with daemon.admin() as admin:
+        assert admin.status()["past"] == figures[2]
+        admin.rollback("t1")
+        assert admin.status()["past"] == figures[0]
+    send(daemon, stream(0)[1:2], 1)
+    with daemon.admin() as admin:
+        again = admin.status()["past"]  # at another place in the log, so with other random numbers
+        assert again == {**figures[1], "rise": pytest.approx(figures[1]["rise"], rel=0.5)}
+
+
+@pytest.mark.campaign
+def test_what_is_sent_to_an_open_task_moves_the_gauge(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start(CLASSES)
+    (x, y), (other_x, other_y) = stream(0)[:2]
+    send(daemon, [(x, y)])
+    with daemon.producer() as producer, daemon.admin() as admin:
+        assert admin.status()["past"]["rise"] == 0.0
+        producer.send(other_x, other_y, "t1")
+        producer.flush()
+        until(lambda: admin.status()["past"]["rise"] > 0)
+        assert admin.status()["past"]["tasks"] == 1
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("mode", ["single", "factors"])
+def test_an_evaluation_set_that_is_predicted_no_better_than_by_one_answer_is_an_alarm(
+    start: Callable[..., LocalDaemon], tmp_path: Path, mode: str
+) -> None:
+    sets = tmp_path / "sets"
+    sets.mkdir()
+    (x, y), (other_x, other_y) = stream(0)[:2]
+    np.savez(sets / "t0.npz", x=x, y=np.roll(y, 1))  # of which nothing can be told
+    np.savez(sets / "t1.npz", x=other_x, y=other_y)
+    daemon = start({**CLASSES, "posterior": {"mode": mode}, "evaluation": {"directory": str(sets)}})
+    send(daemon, [(x, y), (other_x, other_y)])
+    with daemon.admin() as admin:
+        until(lambda: [task["at_chance"] for task in admin.tasks()] == [True, False])
+        status = admin.status()
+        assert status["tasks_at_chance"] == 1
+        assert "task 't0' is at chance: accuracy 0.3" in status["warning"]
+        assert ("streamcl revisit t0" in status["warning"]) == (mode == "factors")
+        assert admin.metrics()["streamcl_tasks_at_chance"] == 1.0
+
+
+# -- the bench ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_bench_measures_what_it_estimates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The truth is the loss on each task's own rows, against what it was when they had just been learned."""
+    small = bench.Stream("categorical", (8,), [(x, y) for x, y in stream(0)[:2]])
+    monkeypatch.setattr(bench, "streams", lambda data: {"small": lambda seed: small, "other": lambda seed: small})
+    out = tmp_path / "gauge.json"
+    assert main(["bench", "gauge", "--only", "small", "--way", "defaults", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["results"]
+    assert [(row["what"], row["after"]) for row in rows] == [("task", 2), ("past (factors)", 2), ("past", 2)]
+    each, together, single = rows
+    assert each["before"] < each["chance"]
+    assert together["true"] == pytest.approx(each["true"] / 2, abs=2e-5)
+    assert together["estimate"] == pytest.approx(each["estimate"] / 2, abs=2e-5)
+    assert single["estimate"] == pytest.approx(together["estimate"], rel=1.0)
+
+
+def test_an_estimate_counts_where_the_truth_is_in_range_and_is_good_within_the_factor() -> None:
+    def point(estimate: float, true: float, alarm: bool = False, lost: bool = False) -> bench.Point:
+        return bench.Point("task", 2, 0, estimate, None, alarm, true, lost, 0.1, 2.0)
+
+    points = [point(0.5, 1.0), point(0.2, 1.0), point(5.0, 1.0), point(1.0, 0.01), point(9.0, 9.0)]
+    assert bench.summary(points).startswith("1/3 good (0.2 to 5)")
+    alarms = [point(3.0, 3.0, True, True), point(3.0, 3.0, False, True), point(3.0, 3.0, True, False)]
+    assert bench.summary(alarms).endswith("alarms 1 right 1 missed 1 false")
