@@ -67,7 +67,6 @@ class Handshake:
         self._monitor.setsockopt(zmq.LINGER, 0)
         self._monitor.connect(name)
         self._poller = zmq.Poller()
-        self._poller.register(socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
         self._failures = 0
         self._cut = False
@@ -80,7 +79,16 @@ class Handshake:
 
     def wait(self, timeout_ms: int) -> bool:
         """Whether a message arrives within the time; raises Refused ``not_allowed`` once the client is turned away."""
+        return self._wait(zmq.POLLIN, timeout_ms)
+
+    def wait_for_room(self, timeout_ms: int) -> bool:
+        """Whether a message can be sent within the time; raises as `wait`. Of a client that is turned away before it has sent
+        anything, ZeroMQ takes no message any more."""
+        return self._wait(zmq.POLLOUT, timeout_ms)
+
+    def _wait(self, direction: int, timeout_ms: int) -> bool:
         deadline = time.monotonic() + timeout_ms / 1000
+        self._poller.register(self._socket, direction)
         while True:
             ready = dict(self._poller.poll(max(0, int(1000 * (deadline - time.monotonic())))))
             if self._monitor not in ready:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import zmq
@@ -35,7 +37,6 @@ class Connection:
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.IPV6, int(is_ipv6(self.endpoint)))
-        self._socket.setsockopt(zmq.SNDTIMEO, max(1, int(1000 * self.timeout)))
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)
         self._handshake = Handshake(self._socket, self.endpoint, self.keys)
@@ -64,22 +65,22 @@ class Connection:
             self._socket = None
 
     def send(self, message: list[frames.Buffer]) -> None:
-        try:
-            self._opened()[0].send_multipart(message, copy=False)
-        except zmq.Again:
-            raise Unreachable(
-                f"{self.endpoint}: has taken no message for {self.timeout:g} s: nothing there reads them"
-            ) from None
+        """Raises Refused where the daemon does not let this client in, Unreachable where there is no room for too long."""
+        socket, handshake = self._opened()
+        with contextlib.suppress(zmq.Again):
+            socket.send_multipart(message, zmq.NOBLOCK, copy=False)
+            return
+        with self._turned_away():
+            if not handshake.wait_for_room(max(1, int(1000 * self.timeout))):
+                raise Unreachable(f"{self.endpoint}: has taken no message for {self.timeout:g} s: nothing there reads them")
+        socket.send_multipart(message, copy=False)
 
     def receive(self, timeout_ms: float) -> tuple[dict[str, Any], NamedArrays] | None:
         """The next message within the time, or None. Raises Refused where the daemon does not let this client in."""
         socket, handshake = self._opened()
-        try:
+        with self._turned_away():
             if not handshake.wait(max(0, math.ceil(timeout_ms))):
                 return None
-        except Refused:
-            self.close()  # ZeroMQ would go on trying, ten times a second
-            raise
         parts = socket.recv_multipart(copy=False)
         envelope = frames.parse([part.buffer for part in parts], message_bytes=1 << 40)
         names = [spec["name"] for spec in envelope.header.get("arrays", [])]
@@ -92,6 +93,14 @@ class Connection:
     def take_cut(self) -> bool:
         """As of `Handshake`."""
         return self._handshake is not None and self._handshake.take_cut()
+
+    @contextlib.contextmanager
+    def _turned_away(self) -> Iterator[None]:
+        try:
+            yield
+        except Refused:
+            self.close()  # ZeroMQ would go on trying, ten times a second
+            raise
 
     def _opened(self) -> tuple[zmq.Socket[bytes], Handshake]:
         """The socket, opened again if it was turned away: the daemon may have been told of this key by now."""

@@ -342,18 +342,25 @@ class Producer:
         return heard
 
     def _receive(self, seconds: float) -> dict[str, Any] | None:
-        try:
+        with self._let_in():
             received = self._connection.receive(1000 * seconds)
-        except Refused:  # not let in: it is knocked again at the next call
+        return None if received is None else received[0]
+
+    @contextmanager
+    def _let_in(self) -> Iterator[None]:
+        """Where the daemon does not let this client in, it is knocked again at the next call."""
+        try:
+            yield
+        except Refused:
             self._outbox.lost(time.monotonic())
             raise
-        return None if received is None else received[0]
 
     def _perform(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Transmit():
-                    self._connection.send(effect.message)
+                    with self._let_in():
+                        self._connection.send(effect.message)
                 case Connect():
                     self._connection.open()
                 case Delayed():
