@@ -82,8 +82,8 @@ class Handshake:
         return self._wait(zmq.POLLIN, timeout_ms)
 
     def wait_for_room(self, timeout_ms: int) -> bool:
-        """Whether a message can be sent within the time; raises as `wait`. Of a client that is turned away before it has sent
-        anything, ZeroMQ takes no message any more."""
+        """Whether a message can be sent within the time; raises as `wait`. Of a client that is turned away before it has
+        sent anything, ZeroMQ takes no message any more."""
         return self._wait(zmq.POLLOUT, timeout_ms)
 
     def _wait(self, direction: int, timeout_ms: int) -> bool:
