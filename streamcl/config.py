@@ -15,6 +15,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -433,14 +434,16 @@ def in_words(problems: Sequence[Problem]) -> str:
     return "\n  ".join([f"configuration: {len(problems)} problems:", *map(str, problems)])
 
 
-def all_keys() -> Iterator[tuple[str, Any, Any]]:
-    """Every key as (dotted name, annotated type, default), in the file's order."""
+@cache
+def all_keys() -> tuple[tuple[str, Any, Any], ...]:
+    """Every key as (dotted name, annotated type, default), in the file's order; the same objects at each call."""
+    keys: list[tuple[str, Any, Any]] = []
     for name, hint, default in _fields(Config):
         if isinstance(default, _Section):
-            for inner, inner_hint, inner_default in _fields(type(default)):
-                yield f"{name}.{inner}", inner_hint, inner_default
+            keys += [(f"{name}.{inner}", *rest) for inner, *rest in _fields(type(default))]
         else:
-            yield name, hint, default
+            keys.append((name, hint, default))
+    return tuple(keys)
 
 
 def lookup(tree: Mapping[str, Any], key: str) -> Any:

@@ -126,13 +126,14 @@ def run(descriptor: int) -> None:
 
 
 def _warm() -> None:
-    import streamcl.cli.run
     import streamcl.daemon.child
     import streamcl.daemon.ingest
     import streamcl.daemon.predictor
     import streamcl.daemon.serve
     import streamcl.daemon.trainer  # noqa: F401
+    from streamcl.cli import build_parser
 
+    build_parser()
     gc.freeze()
 
 

@@ -40,6 +40,7 @@ Routes = dict[str, Callable[[Query, str], tuple[int, str, bytes]]]
 MOST_CONNECTIONS = 32
 SHORTEST_TOKEN = 16
 CONNECTION_SECONDS = 15.0
+LOOK_SECONDS = 0.05  # until whoever closes is noticed
 MOST_BODY = 64 * 1024  # of a request, which should have none
 TEXT = "text/plain; charset=utf-8"
 UNAUTHORISED = b"expected the token: Authorization: Bearer TOKEN\n"
@@ -88,7 +89,7 @@ class HttpServer:
                 "(--endpoints.http; port 0 is any free one)"
             ) from None
         self._take_secrets()
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(LOOK_SECONDS,), name="http", daemon=True)
         self._thread.start()
 
     @property
