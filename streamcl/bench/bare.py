@@ -1,6 +1,6 @@
 """Yardsticks: the plainest loops that use the socket, the disk or PyTorch, as processes of their own.
 
-``python -m streamcl.bench.bare echo|log|train ...``. Each prints its port or ``ready``, then works until it is
+``python -m streamcl.bench.bare echo|log|train|file ...``. Each prints its port or ``ready``, then works until it is
 killed or its standard input ends. None of streamcl's own code paths is used here.
 """
 
@@ -19,6 +19,7 @@ import msgpack
 import zmq
 
 GROUP = 64  # messages synced together at the most
+FILE_ROWS = 32  # of a step over a file
 
 
 class Bare:
@@ -138,7 +139,36 @@ def train(settings: str) -> None:
         print(time.perf_counter() - started, flush=True)
 
 
-KINDS: dict[str, Callable[..., None]] = {"echo": echo, "log": log, "train": train}
+def file(settings: str) -> None:
+    """The plainest PyTorch loop over a CSV whose last column is the label: for every line on standard input, read it, and
+    take so many steps of Adam, each of `FILE_ROWS` rows, over its rows in their order."""
+    import csv
+
+    import torch
+
+    from streamcl import models
+
+    asked = json.loads(settings)
+    torch.set_flush_denormal(True)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        with open(asked["path"], newline="") as source:
+            _, *lines = csv.reader(source)
+        table = torch.tensor([[float(cell) for cell in line] for line in lines])
+        x, y = table[:, :-1], table[:, -1].long()
+        module = models.build("streamcl.models:mlp", {}, (x.shape[1],), 10, 0)
+        optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
+        for step in range(asked["steps"]):
+            start = step * (len(x) - FILE_ROWS) // asked["steps"]
+            optimizer.zero_grad()
+            output = module(x[start : start + FILE_ROWS])
+            torch.autograd.backward(torch.nn.functional.cross_entropy(output, y[start : start + FILE_ROWS]))
+            optimizer.step()
+        print(time.perf_counter() - started, flush=True)
+
+
+KINDS: dict[str, Callable[..., None]] = {"echo": echo, "log": log, "train": train, "file": file}
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ SPEED_PARTS = (
     "checkpoint",
     "exact",
     "prediction",
+    "people",
     "memory",
     "start",
 )
@@ -237,8 +238,8 @@ def _add_speed(benches: Any) -> None:
         "speed",
         speed,
         "What streamcl costs, beside the plainest loop that does the same: ingest, training, the penalty in a step, "
-        "the Fisher, a boundary, a checkpoint beside training, a "
-        "prediction, memory, a start; as ratios, each with its goal. Exits with 1 if a goal is missed. With --device, what "
+        "the Fisher, a boundary, a checkpoint beside training, a prediction, rows one by one, a file from end to end, "
+        "memory, a start; as ratios, each with its goal. Exits with 1 if a goal is missed. With --device, what "
         "learning costs on a GPU instead, at several sizes of network.",
         "streamcl bench speed --json speed.json",
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from streamcl.bench.conditions import as_in_the_trainer
-from streamcl.bench.speed import boundary, checkpoint, exact, ingest, learning, serving, training
+from streamcl.bench.speed import boundary, checkpoint, exact, ingest, learning, people, serving, training
 from streamcl.bench.speed.table import Row
 from streamcl.bench.versions import versions
 
@@ -37,6 +37,7 @@ PARTS: dict[str, Part] = {
     "checkpoint": checkpoint.rows,
     "exact": exact.rows,
     "prediction": serving.prediction,
+    "people": people.rows,
     "memory": lambda rounds: [serving.memory()],
     "start": serving.start,
 }
