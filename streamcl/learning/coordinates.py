@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,11 @@ from streamcl.core.precision import Diagonal
 NAME = "coordinates"  # of the values in a checkpoint
 DIRECT = "coordinates.direct"  # of the matrices whose layers work on them
 
-Loss = Callable[[], Tensor]
+SINGLE_ROWS = 16  # that are asked where all of them together do not agree
+AGREES, IDLE, DIFFERS = "agrees", "idle", "differs"  # IDLE: there is no gradient to compare
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Turn = Callable[[Tensor], Tensor]
 
 
 @dataclass(slots=True)
@@ -92,22 +97,41 @@ class Coordinates:
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
-    def try_layers(self, loss: Loss, x: Tensor) -> None:
-        """Let those layers work on coordinates whose gradient is what it is without that; loss: of the first rows, x."""
+    def try_layers(self, loss: Loss, x: Tensor, y: Tensor) -> None:
+        """Let those layers work on coordinates whose gradient is what it is without that; loss: the sum over rows.
+
+        Rounding turns a unit on in the one way that is off in the other where its input is next to zero, and then a row's
+        gradient is another one. That happens to a row among many: where all rows together do not agree, single ones are
+        asked.
+        """
         self.tried = True
         able = [each for each in self._turned if each.layers]
         if not able:
             return
+        found, taking = self._compared(able, loss, x, y)
+        right = [each for each, same in zip(able, found, strict=True) if same in (AGREES, IDLE)]
+        doubtful = [each for each in able if each not in right]
+        if doubtful:
+            rows = [self._compared(doubtful, loss, x[n : n + 1], y[n : n + 1])[0] for n in range(min(len(x), SINGLE_ROWS))]
+            right += [each for each, of_rows in zip(doubtful, zip(*rows, strict=True), strict=True) if _mostly(of_rows)]
+        self._let([each for each in able if each in right])
+        self._take_rows(next((each for each in self._directly if each.matrix.key in taking), None))
+
+    def _compared(self, able: list[_Turned], loss: Loss, x: Tensor, y: Tensor) -> tuple[list[str], set[str]]:
+        """Whether the gradient of each is the same with its layers working on coordinates; which layers take the rows."""
         self._parameters.grad.zero_()
-        torch.autograd.backward(loss())
+        self._let([])
+        torch.autograd.backward(loss(x, y))
         expected = self.basis.into(self._parameters.grad)
         self._let(able)
         self.grad.zero_()
         with self.in_use(x):
-            torch.autograd.backward(loss())
+            torch.autograd.backward(loss(x, y))
             taking = self._rows.takers
-        self._let([each for each in able if agree(each.view(self.grad), each.view(expected))])
-        self._take_rows(next((each for each in self._directly if each.matrix.key in taking), None))
+        pairs = [(each.view(self.grad), each.view(expected)) for each in able]
+        return [
+            (AGREES if one.any() or other.any() else IDLE) if agree(one, other) else DIFFERS for one, other in pairs
+        ], taking
 
     def _let(self, directly: list[_Turned]) -> None:
         self._directly = directly
@@ -229,6 +253,11 @@ def leading_sides(
     return {(matrix.key, k) for matrix in used for k in (0, 1) if not (k == 1 and matrix.key in rows.takers)}
 
 
+def _mostly(rows: Sequence[str]) -> bool:
+    """Whether more of the rows agree than differ."""
+    return rows.count(AGREES) > rows.count(DIFFERS)
+
+
 def _is_less(each: _Turned, rows: int) -> bool:
     """Whether turning what goes through a layer takes less than turning its weight, for so many rows."""
     through = sum(side.cost for side in each.sides if side is not None)
@@ -259,7 +288,7 @@ class _Given:
         return alike and input.is_contiguous() and x.is_contiguous() and x._version == self._version
 
 
-def _inward(each: _Turned) -> Callable[[Tensor], Tensor]:
+def _inward(each: _Turned) -> Turn:
     """What turns a linear layer's inputs [..., in], and the 1 behind them where it has a bias: [..., columns]."""
     right = each.sides[1]
     assert right is not None
@@ -271,17 +300,47 @@ def _inward(each: _Turned) -> Callable[[Tensor], Tensor]:
     return lambda input: F.linear(input, inward, first)
 
 
+def _outward(each: _Turned) -> Turn:
+    """What gives the outputs [..., out] of what a layer makes of turned inputs."""
+    left = each.sides[0]
+    assert left is not None
+    return left.back
+
+
 def _forward(each: _Turned, values: Tensor, gradient: Tensor, rows: _Given) -> Callable[[Tensor], Tensor]:
     """A linear layer's forward pass on its coordinates [rows, columns], whose gradient is added where it belongs."""
-    left, right = each.sides
-    if left is None or right is None:
-        raise ValueError("expected a matrix that is turned on both sides")
     coordinates = values.detach().requires_grad_()
     coordinates.grad = gradient
-    inward, outward, key = _inward(each), left.back, each.matrix.key
+    inward, outward, key = _inward(each), _outward(each), each.matrix.key
 
     def forward(input: Tensor) -> Tensor:
         turned = rows.of(key, input)
+        if input.dtype == coordinates.dtype and not torch.is_autocast_enabled(input.device.type):
+            return _Layer.apply(input, coordinates, each, inward, turned)  # type: ignore[no-any-return, no-untyped-call]
         return outward(F.linear(inward(input) if turned is None else turned, coordinates))
 
     return forward
+
+
+class _Layer(torch.autograd.Function):
+    """A layer on its coordinates as one node of the backward pass, in which what turns is turned back: on small minibatches
+    most of the time of a dozen nodes is not their products'."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, coordinates: Tensor, each: _Turned, inward: Turn, turned: Tensor | None) -> Tensor:
+        ctx.each, ctx.inward = each, inward
+        turned = inward(input) if turned is None else turned
+        ctx.save_for_backward(input, coordinates, turned)
+        return _outward(each)(F.linear(turned, coordinates))
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        input, coordinates, turned = ctx.saved_tensors
+        left, right = ctx.each.sides
+        gradient = left.into(given[0])
+        if torch.is_grad_enabled():  # whoever wants a derivative of this one finds what it depends on
+            turned = ctx.inward(input)
+        wanted = gradient.flatten(0, -2).T @ turned.flatten(0, -2)
+        if not ctx.needs_input_grad[0]:
+            return None, wanted, None, None, None
+        return right.back(gradient @ coordinates)[..., : input.shape[-1]], wanted, None, None, None

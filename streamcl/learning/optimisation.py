@@ -246,7 +246,7 @@ class Optimisation:
         network.flags.eval()
         try:
             with network.flags.differentiable():
-                coordinates.try_layers(lambda: network.likelihood.nll(network.module(x), y).sum(), x)
+                coordinates.try_layers(lambda x, y: network.likelihood.nll(network.module(x), y).sum(), x, y)
         finally:
             network.flags.train()
 
