@@ -159,7 +159,7 @@ class Side:
         """r."""
         if self.wide:
             return min(MOST_WIDE, self.entries)
-        most = max(LEAST_LEADING, -(-self.entries // LEADING))
+        most = max(LEAST_LEADING, (self.entries // LEADING + 8) // 16 * 16)
         return most if self.entries >= WORTH_LEADING * most else 0
 
     @property

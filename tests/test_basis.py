@@ -518,17 +518,24 @@ def test_reflections_are_orthonormal_and_begin_with_what_they_are_made_onto() ->
     torch.testing.assert_close(reflections.back(reflections.into(rows)), rows, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize(("size", "expected"), [(191, 0), (192, 32), (400, 50), (785, 99)])
+@pytest.mark.parametrize(("size", "expected"), [(191, 0), (192, 32), (257, 32), (400, 48), (785, 96)])
 def test_a_wide_side_is_turned_to_an_eighth_of_its_eigenvectors(size: int, expected: int) -> None:
     assert leading(size) == expected
-    side = Side.of(moments(size), leads=True)
+    side = Side.of(moments(size), leading(size))
     assert (0 if side.reflections is None else side.reflections.v.shape[1]) == expected
-    assert Side.of(moments(size), leads=False).reflections is None
+    assert Side.of(moments(size)).reflections is None
+
+
+def test_a_side_goes_on_with_as_many_eigenvectors_as_it_had() -> None:
+    """As it was made by a version that took others: directories go on as they were made."""
+    side = Side.of(moments(400), 50).with_moments(moments(400), leads=True)
+    assert side.reflections is not None
+    assert side.reflections.v.shape == (400, 50)
 
 
 def test_a_side_that_leads_knows_the_leading_moments_exactly_and_the_trace_of_the_rest() -> None:
     total = moments(200)
-    side = Side.of(total, leads=True)
+    side = Side.of(total, 32)
     first = side.vectors[:, :32]
     along = first.T @ total @ first
     torch.testing.assert_close(along, torch.diag(torch.linalg.eigvalsh(total).flip(0)[:32]), rtol=1e-9, atol=1e-9)

@@ -337,7 +337,7 @@ def layered(layout: Layout, stacked: bool) -> Layered:
 
     def side(n: int) -> Side:
         root = torch.randn(n, n, dtype=torch.float64, generator=generator)
-        return Side.of(root @ root.T, leads=False)
+        return Side.of(root @ root.T)
 
     sides = (None, None) if stacked else (side(4), side(4))
     basis = Basis(layout.size, (own, Matrix.of(parts["v"])), (sides, (side(5), side(2))))

@@ -119,12 +119,12 @@ def test_a_step_costs_what_turning_takes() -> None:
     settings = config.from_tree({"model": {"classes": 3, "args": {"hidden": [300]}}})
     planned = plan(settings, *noise((200,), False, settings), 1000)
     turned = planned.cost
-    assert "leading 38 of 300 outputs" in planned.kept[0].why
+    assert "leading 32 of 300 outputs" in planned.kept[0].why
     flat = config.from_tree({"model": {"classes": 3, "args": {"hidden": [300]}}, "posterior": {"curvature": "diagonal"}})
     assert plan(flat, *noise((200,), False, flat), 1000).cost.step == 1.0
     plain = 64 * (4 * 200 * 300 + 6 * 300 * 3)  # the first layer's inputs have no gradient
-    first = 4 * 64 * 2 * 38 * 300  # its outputs lead, and its inputs are turned once a task
-    extra = first + 4 * (301 * 3**2 + 3 * 2 * 38 * 301)
+    first = 4 * 64 * 2 * 32 * 300  # its outputs lead, and its inputs are turned once a task
+    extra = first + 4 * (301 * 3**2 + 3 * 2 * 32 * 301)
     assert turned.step == pytest.approx(1 + extra / plain, rel=0.01)
 
 

@@ -175,13 +175,12 @@ class Side:
         object.__setattr__(self, "vectors", self.vectors.contiguous())
 
     @classmethod
-    def of(cls, moments: Tensor, leads: bool) -> Side:
-        """The eigenvectors of moments [n, n]; those that lead, where that is asked for and worth it."""
+    def of(cls, moments: Tensor, lead: int = 0) -> Side:
+        """The eigenvectors of moments [n, n]; so many of them that lead, unless there is no `lead`."""
         values, vectors = torch.linalg.eigh((moments + moments.T) / 2)
-        most = leading(len(values)) if leads else 0
-        if not most:
+        if not lead:
             return cls(vectors, values.clamp(min=0))
-        reflections = Reflections.onto(vectors[:, -most:].flip(1))
+        reflections = Reflections.onto(vectors[:, -lead:].flip(1))
         turned = reflections.into(torch.eye(len(values), dtype=vectors.dtype, device=vectors.device))
         return cls(turned, ((moments @ turned) * turned).sum(0).clamp(min=0), reflections)
 
@@ -221,7 +220,7 @@ class Side:
         return turning_cost(self.entries, self.leads)
 
     def with_moments(self, more: Tensor, leads: bool) -> Side:
-        """Once more moments [n, n] have come, or a sketch of them [n, s].
+        """Once more moments [n, n] have come, or a sketch of them [n, s]; as many eigenvectors lead as before.
 
         As the outputs grow, a side may have become wide, or no longer be.
         """
@@ -231,7 +230,9 @@ class Side:
             before = beyond @ self.vectors.T
             if self.is_wide:
                 before.diagonal().add_(rest)
-            return Side.of(before + more, leads or (self.reflections is not None and not self.is_wide))
+            if self.reflections is not None and not self.is_wide:
+                return Side.of(before + more, self.reflections.v.shape[1])
+            return Side.of(before + more, leading(len(more)) if leads else 0)
         random = sketched(*more.shape).to(more.device)
         return Side.wide(beyond @ (self.vectors.T @ random) + rest * random + more)
 
@@ -329,8 +330,11 @@ def turning_cost(entries: int, leads: int) -> int:
 
 
 def leading(size: int) -> int:
-    """How many eigenvectors a side of so many entries is turned to, where it leads; 0: all."""
-    most = max(LEAST_LEADING, -(-size // LEADING))
+    """How many eigenvectors a side of so many entries is turned to, where it leads; 0: all.
+
+    The nearest multiple of 16, what a vector unit takes at once: a few columns more take as long as 16 more.
+    """
+    most = max(LEAST_LEADING, (size // LEADING + 8) // 16 * 16)
     return most if size >= WORTH_LEADING * most else 0
 
 
@@ -549,5 +553,5 @@ def _added(side: Side | None, moments: Tensor | None, leads: bool) -> Side | Non
     if there is not None:
         found = there.with_moments(more, leads)
     else:
-        found = Side.of(more, leads) if more.shape[0] == more.shape[1] else Side.wide(more)
+        found = Side.of(more, leading(len(more)) if leads else 0) if more.shape[0] == more.shape[1] else Side.wide(more)
     return found if more.device == host else found.to(host, more.dtype)
