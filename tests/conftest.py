@@ -72,8 +72,12 @@ class PlainClient:
         self.socket.close()
 
 
+USERS_WAY = {"test_faults", "test_deaths", "test_nursery", "test_notify", "test_afternoon", "test_logs", "test_speed"}
+
+
 class _Starting:
-    """How daemons are started: from a warm process, made when it is first needed, but in campaigns, as users start them."""
+    """How daemons are started: from a warm process, made when it is first needed; in the campaigns of some modules, as users
+    start them."""
 
     def __init__(self) -> None:
         self.zygote: Zygote | None = None
@@ -81,7 +85,8 @@ class _Starting:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Before any fixture, those of a module among them."""
-        LocalDaemon.popen = subprocess.Popen if item.get_closest_marker("campaign") else self._popen
+        as_users = item.get_closest_marker("campaign") and item.path.stem in USERS_WAY
+        LocalDaemon.popen = subprocess.Popen if as_users else self._popen
 
     def _popen(self, arguments: list[str], **how: Any) -> Any:
         self.zygote = self.zygote or Zygote()
