@@ -76,8 +76,7 @@ USERS_WAY = {"test_faults", "test_deaths", "test_nursery", "test_notify", "test_
 
 
 class _Starting:
-    """How daemons are started: from a warm process, made when it is first needed; in the campaigns of some modules, as users
-    start them."""
+    """How daemons start: from a warm process, made when it is needed first; in some modules' campaigns, as by users."""
 
     def __init__(self) -> None:
         self.zygote: Zygote | None = None

@@ -2,7 +2,8 @@
 
 Most of what a test with a daemon takes is the import of PyTorch. Here ``streamcl serve`` runs in a fork of a warm process,
 and its first children in forks of that. What becomes of them is as always: processes of their own, by their roles in
-``/proc``, with the channels and files that they were given and nothing else. The campaigns of some modules start daemons as users do.
+``/proc``, with the channels and files that they were given and nothing else. In some modules' campaigns
+daemons start as users start them.
 
 Run as ``python zygote.py FD serve PADDING``, so that `linux.retitle` finds room for a role.
 """
