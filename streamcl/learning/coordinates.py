@@ -121,10 +121,11 @@ class Coordinates:
         """Whether the gradient of each is the same with its layers working on coordinates; which layers take the rows."""
         self._parameters.grad.zero_()
         self._let([])
-        torch.autograd.backward(loss(x, y))
+        torch.autograd.backward(loss(x.clone(), y))  # some modules write into their inputs
         expected = self.basis.into(self._parameters.grad)
         self._let(able)
         self.grad.zero_()
+        x = x.clone()
         with self.in_use(x):
             torch.autograd.backward(loss(x, y))
             taking = self._rows.takers
@@ -340,7 +341,7 @@ class _Layer(torch.autograd.Function):
         gradient = left.into(given[0])
         if torch.is_grad_enabled():  # whoever wants a derivative of this one finds what it depends on
             turned = ctx.inward(input)
-        wanted = gradient.flatten(0, -2).T @ turned.flatten(0, -2)
+        wanted = gradient.reshape(-1, gradient.shape[-1]).T @ turned.reshape(-1, turned.shape[-1])
         if not ctx.needs_input_grad[0]:
             return None, wanted, None, None, None
         return right.back(gradient @ coordinates)[..., : input.shape[-1]], wanted, None, None, None

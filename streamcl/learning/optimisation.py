@@ -299,7 +299,7 @@ class Optimisation:
             return None
         if not self.coordinates.tried:
             x, y = next(data.chunks(self.train.rows))
-            self._try_layers(self.coordinates, x.clone(), y)  # some modules write into their inputs
+            self._try_layers(self.coordinates, x, y)
         return self.coordinates.turned_rows
 
     def _anneal(self, last: bool) -> None:
