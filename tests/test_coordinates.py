@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamcl.config import from_tree
-from streamcl.core.basis import Basis, Matrix, Side, matrices_in
+from streamcl.core.basis import Basis, matrices_in
 from streamcl.core.gaussian import Gaussian
 from streamcl.core.precision import Layered
-from streamcl.learning.coordinates import Coordinates, _inward, _Layer, _Turned, leading_sides
+from streamcl.learning.coordinates import Coordinates, leading_sides
 from streamcl.learning.data import TaskData
 from streamcl.learning.network import Network
 from streamcl.learning.optimisation import Optimisation
@@ -186,36 +186,6 @@ def test_a_unit_that_rounding_turns_on_or_off_does_not_decide_how_a_task_is_lear
 
 def _loss(optimisation: Optimisation, x: Tensor, y: Tensor) -> Tensor:
     return optimisation.network.likelihood.nll(optimisation.network.module(x), y).sum()
-
-
-@pytest.mark.parametrize("shape", [(FEATURES,), (3, FEATURES), (2, 3, FEATURES)])
-@pytest.mark.parametrize("lead", [0, 4])
-@pytest.mark.parametrize("biased", [True, False])
-def test_a_layer_on_coordinates_has_the_derivatives_of_what_it_computes(
-    shape: tuple[int, ...], lead: int, biased: bool
-) -> None:
-    """The first and the second, of rows, of single vectors and of tokens."""
-    torch.manual_seed(0)
-    matrix = Matrix(("w", "b") if biased else ("w",), ((0, 7 * FEATURES),), 7, FEATURES + biased)
-    sides = (Side.of(_moments(7)), Side.of(_moments(matrix.columns), lead))
-    each = _Turned(matrix, slice(0, 7 * matrix.columns), sides, [])
-    values = torch.randn(7 * matrix.columns, dtype=torch.float64)
-    weights = sides[0].vectors @ each.view(values) @ sides[1].vectors.T
-    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-
-    def layer(x: Tensor, values: Tensor) -> Tensor:
-        inward = _inward(each)
-        return _Layer.apply(x, each.view(values), each, inward, None)  # type: ignore[no-any-return, no-untyped-call]
-
-    expected = F.linear(x, weights[:, :FEATURES], weights[:, FEATURES] if biased else None)
-    torch.testing.assert_close(layer(x, values), expected, rtol=1e-11, atol=1e-11)
-    assert torch.autograd.gradcheck(layer, (x, values.requires_grad_()))
-    assert torch.autograd.gradgradcheck(layer, (x, values))
-
-
-def _moments(size: int) -> Tensor:
-    square = torch.randn(size, size, dtype=torch.float64)
-    return square @ square.T
 
 
 def test_a_module_that_writes_into_its_rows_is_given_them_as_they_are() -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -301,47 +300,17 @@ def _inward(each: _Turned) -> Turn:
     return lambda input: F.linear(input, inward, first)
 
 
-def _outward(each: _Turned) -> Turn:
-    """What gives the outputs [..., out] of what a layer makes of turned inputs."""
-    left = each.sides[0]
-    assert left is not None
-    return left.back
-
-
-def _forward(each: _Turned, values: Tensor, gradient: Tensor, rows: _Given) -> Callable[[Tensor], Tensor]:
+def _forward(each: _Turned, values: Tensor, gradient: Tensor, rows: _Given) -> Turn:
     """A linear layer's forward pass on its coordinates [rows, columns], whose gradient is added where it belongs."""
+    left, right = each.sides
+    if left is None or right is None:
+        raise ValueError("expected a matrix that is turned on both sides")
     coordinates = values.detach().requires_grad_()
     coordinates.grad = gradient
-    inward, outward, key = _inward(each), _outward(each), each.matrix.key
+    inward, outward, key = _inward(each), left.back, each.matrix.key
 
     def forward(input: Tensor) -> Tensor:
         turned = rows.of(key, input)
-        if input.dtype == coordinates.dtype and not torch.is_autocast_enabled(input.device.type):
-            return _Layer.apply(input, coordinates, each, inward, turned)  # type: ignore[no-any-return, no-untyped-call]
         return outward(F.linear(inward(input) if turned is None else turned, coordinates))
 
     return forward
-
-
-class _Layer(torch.autograd.Function):
-    """A layer on its coordinates as one node of the backward pass, in which what turns is turned back: on small minibatches
-    most of the time of a dozen nodes is not their products'."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, coordinates: Tensor, each: _Turned, inward: Turn, turned: Tensor | None) -> Tensor:
-        ctx.each, ctx.inward = each, inward
-        turned = inward(input) if turned is None else turned
-        ctx.save_for_backward(input, coordinates, turned)
-        return _outward(each)(F.linear(turned, coordinates))
-
-    @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
-        input, coordinates, turned = ctx.saved_tensors
-        left, right = ctx.each.sides
-        gradient = left.into(given[0])
-        if torch.is_grad_enabled():  # whoever wants a derivative of this one finds what it depends on
-            turned = ctx.inward(input)
-        wanted = gradient.reshape(-1, gradient.shape[-1]).T @ turned.reshape(-1, turned.shape[-1])
-        if not ctx.needs_input_grad[0]:
-            return None, wanted, None, None, None
-        return right.back(gradient @ coordinates)[..., : input.shape[-1]], wanted, None, None, None
