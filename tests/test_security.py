@@ -527,7 +527,7 @@ def test_a_client_that_is_not_let_in_is_told_why_at_once(house: House, start: Ca
 def test_a_client_that_is_turned_away_before_it_has_asked_is_told_all_the_same(house: House) -> None:
     """ZeroMQ has then taken the way out from it, and no message finds room any more."""
     stranger = Keys(NOBODY.public, NOBODY.secret, "stranger", house.server.public)
-    with Admin(house.daemon.endpoints["admin"], keys=stranger, timeout=8.0) as admin:
+    with Admin(house.daemon.endpoints["admin"], keys=stranger, timeout=60.0) as admin:
         out, _ = admin._connection.sources()
         until(lambda: not out.poll(0, zmq.POLLOUT))
         for _ in range(2):
