@@ -97,6 +97,7 @@ def test_joint_training_has_all_rows_at_once() -> None:
     assert result.mean > 0.9
 
 
+@pytest.mark.campaign
 def test_the_command_prints_a_table_and_writes_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +127,7 @@ def test_what_a_setting_gains_is_told_beside_the_defaults(
     assert [row["method"] for row in document["results"]] == expected
 
 
+@pytest.mark.campaign
 def test_a_setting_changes_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, tuple[float, ...]] = {}
     taking = TaskCurvature._averaged

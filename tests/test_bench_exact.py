@@ -79,6 +79,7 @@ def test_nothing_tuned_comes_near_joint_training_of_the_same_features(tmp_path: 
     assert exact >= joint - 0.005
 
 
+@pytest.mark.campaign
 def test_a_refreshed_head_is_told_of_every_class() -> None:
     images = streams.digits(0)
     few = streams.Images(images.x[::8], images.y[::8], images.test_x, images.test_y)

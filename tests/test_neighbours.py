@@ -291,6 +291,7 @@ class _Nothing(SynapticIntelligence):
         super().__init__(module, 0.0)
 
 
+@pytest.mark.campaign
 def test_streamcl_forgets_less_than_fine_tuning() -> None:
     given = scenario("permuted-domain", patterns(), 5, [16], 0)
     kept, lost = (
@@ -340,6 +341,7 @@ def test_streamcl_learns_where_rows_say_their_task() -> None:
     assert min(found.accuracy) > 0.9
 
 
+@pytest.mark.campaign
 def test_passes_are_one_after_another() -> None:
     given = scenario("revisits", images(100), 2, [16], 0)
     found = learned(Method("", {"mode": "factors"}), "revisits", given.tasks, given.model, 0, passes=3)

@@ -120,7 +120,7 @@ def test_the_posterior_predictive_is_the_closed_form(start: Callable[..., LocalD
     "settings",
     [
         pytest.param(NOTE, id="as in the note", marks=pytest.mark.campaign),
-        pytest.param({}, id="default"),
+        pytest.param({}, id="default", marks=pytest.mark.campaign),
         pytest.param({"mode": "factors"}, id="factors", marks=pytest.mark.campaign),
     ],
 )

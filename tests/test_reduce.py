@@ -17,7 +17,7 @@ from streamcl.core.reduce import ALONE, EVERY
 TOLERANCE = 1e-10  # of the largest
 ROUNDING = 1e-7  # where many steps follow the eigenvectors of what was rounded
 ROUNDED = {"defaults", "full", "monte carlo", "empirical", "sgd", "a given rate", "revisits", "drift", "as a daemon"}
-FEW = ["defaults", "diagonal", "monte carlo", "exact, on a network"]
+FEW = ["defaults", "exact, on a network"]
 MORE = ["defaults", "kronecker", "full", "l-bfgs", "exact", "revisits", "drift", "dropout"]
 
 
