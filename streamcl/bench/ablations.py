@@ -191,8 +191,10 @@ def teach(learner: Learner, name: str, x: Array, y: Array) -> None:
 def streamed(tasks: list[Task], joint: bool, seed: int) -> Iterator[tuple[str, Array, Array]]:
     """Name, rows and labels of every task, or of all as one, in an order of rows that the seed draws."""
     rng = np.random.default_rng(seed)
-    parts = [("all", np.concatenate([t.x for t in tasks]), np.concatenate([t.y for t in tasks]))]
-    for name, x, y in parts if joint else [(task.name, task.x, task.y) for task in tasks]:
+    parts = [(task.name, task.x, task.y) for task in tasks]
+    if joint:
+        parts = [("all", np.concatenate([task.x for task in tasks]), np.concatenate([task.y for task in tasks]))]
+    for name, x, y in parts:
         order = rng.permutation(len(x))
         yield name, np.ascontiguousarray(x[order]), y[order]
 
