@@ -57,6 +57,8 @@ def _create(path: Path, mode: int, text: str) -> None:
 
 def load(path: Path) -> Keys:
     """The key pair of a secret file; raises ConfigError, also if others can read the file."""
+    if path.suffix == ".pub":
+        raise ConfigError(f"{path}: a public key; expected the file of the secret one, NAME.key")
     fields = _fields(path, read_private(path))
     for name in ("public", "secret"):
         if not _is_key(fields.get(name)):

@@ -537,6 +537,12 @@ def test_a_client_that_is_turned_away_before_it_has_asked_is_told_all_the_same(h
 # -- key files, the command line ---------------------------------------------------------------------------------------
 
 
+def test_a_public_key_is_not_taken_for_the_secret_one(tmp_path: Path) -> None:
+    _, public = write(tmp_path, Keys(NOBODY.public, NOBODY.secret, "one"))
+    with pytest.raises(ConfigError, match=r"one\.pub: a public key; expected .* NAME\.key"):
+        load(public)
+
+
 def test_keygen_writes_safe_files_and_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = os.umask(0)
     try:

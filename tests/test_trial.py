@@ -175,6 +175,31 @@ def test_a_cast_changes_nothing_but_what_is_trained(given: Any) -> None:
     assert double.get_buffer("filters").dtype == torch.complex128
 
 
+class Backbone(nn.Module):
+    """A layer whose outputs are cut off from their gradient; or frozen; or of a branch that few rows take."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.body, self.head, self.rare = how, nn.Linear(8, 5), nn.Linear(5, 3), nn.Linear(8, 5)
+        self.body.requires_grad_(how != "frozen")
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.body(x))
+        if self.how == "rare" and bool((x > 50).any()):
+            hidden = hidden + self.rare(x)
+        return self.head(hidden.detach() if self.how == "cut off" else hidden)
+
+
+def test_what_outputs_depend_on_without_a_gradient_is_refused_with_the_remedy(given: Any) -> None:
+    """The prior alone would have drawn it to zero."""
+    given(lambda: Backbone("cut off"))
+    with pytest.raises(ModelRefused, match=r"depend on body\.weight, body\.bias .*requires_grad_\(False\)"):
+        attempt()
+    for fine in ("frozen", "rare"):
+        given(lambda fine=fine: Backbone(fine))
+        attempt()
+
+
 def test_what_does_not_fit_a_dtype_is_refused_by_name(given: Any) -> None:
     times = 1.7e9 + torch.arange(8, dtype=torch.float64)
     given(lambda: Function(lambda m, x: m.head(x - m.times), times=times))

@@ -223,7 +223,7 @@ class TaskCurvature:
 
     def _note(self, note: str | None) -> None:
         if note is not None and not self.notes:
-            self.notes.append(note)
+            self.notes.append(f"{note}; so it is in every other pass of the boundary and for its draws")
 
     def _fisher(self, measure: Measure | None, vectors: int | None = None) -> Fisher:
         """vectors: a row, at the most; None for no limit."""

@@ -127,8 +127,8 @@ class _Rows:
         self.overflows = False  # the rows' own numbers overflow; such a batch is set aside later
 
     def run(self) -> None:
-        parts = [self._evaluation, self._training, self._memory, self._alone, self._single_steps, self._fisher]
-        for part in parts:
+        parts = [self._evaluation, self._training, self._memory, self._alone, self._single_steps]
+        for part in (*parts, self._fisher, self._reached):
             self.look_up()
             part()
 
@@ -339,6 +339,36 @@ class _Rows:
                     "gradients (no_grad, detach, quantised layers) only what is not trained"
                 )
             parameter_gradients(output, parameters, random_like(output.detach(), 1, seed=0)[0])
+
+    def _reached(self) -> None:
+        """Refuse parameters that the outputs depend on and have no gradient of; those of a branch that no row has taken are
+        no part of this."""
+        network = self.network
+        with self._trying("for the Fisher", len(self.x)):
+            with network.evaluating(), torch.enable_grad():
+                output = network.module(self.x.clone())
+                cotangent = random_like(output.detach(), 1, seed=0)[0]
+                gradients = parameter_gradients(output, network.parameters.parameters, cotangent)
+            pairs = zip(network.parameters.names, network.parameters.parameters, gradients, strict=True)
+            without = [(name, parameter) for name, parameter, gradient in pairs if gradient is None]
+            wrong = [name for name, parameter in without if self._matters(parameter)]
+        if wrong:
+            raise ModelRefused(
+                f"the outputs depend on {_listed(wrong)} and have no gradient there (no_grad, detach, a comparison): "
+                "the prior alone would move it, to zero. If it is not to be learned, say so in the factory with "
+                "requires_grad_(False); else compute with gradients"
+            )
+
+    @torch.no_grad()
+    def _matters(self, parameter: Tensor) -> bool:
+        """Whether the outputs are others with another value of a parameter."""
+        before = parameter.detach().clone()
+        try:
+            parameter.add_(1 + parameter.abs().mean())
+            with self.network.evaluating():
+                return not same_outputs(self.network.module(self.x.clone()), self.before, REPEATED)
+        finally:
+            parameter.copy_(before)
 
     # -- words ---------------------------------------------------------------------------------------------------
 
