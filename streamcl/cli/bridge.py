@@ -66,15 +66,7 @@ def _add_kafka(bridges: Any) -> None:
     parser.add_argument(
         "--partitions", type=_numbers, default=(), metavar="N,...", help="only these, so that several bridges share a topic"
     )
-    parser.add_argument(
-        "--from",
-        dest="start",
-        type=_start,
-        default="earliest",
-        metavar="WHERE",
-        help="where a partition begins of which the daemon holds nothing yet: earliest, latest or an offset (default "
-        "earliest; latest is taken anew at each start until the first batch is stored)",
-    )
+    _add_start(parser, "where a partition begins of which the daemon holds nothing yet: earliest, latest or an offset")
     _add_common(parser, "topic")
 
 
@@ -102,16 +94,19 @@ def _add_nats(bridges: Any) -> None:
         ("tls-key", "its key"),
     ):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
+    _add_start(parser, "where to begin while the daemon holds nothing of the stream: earliest, latest or a sequence number")
+    _add_common(parser, "topic")
+
+
+def _add_start(parser: argparse.ArgumentParser, where: str) -> None:
     parser.add_argument(
         "--from",
         dest="start",
         type=_start,
         default="earliest",
         metavar="WHERE",
-        help="where to begin while the daemon holds nothing of the stream: earliest, latest or a sequence number (default "
-        "earliest; latest is taken anew at each start until the first batch is stored)",
+        help=f"{where} (default earliest; latest is taken anew at each start until the first batch is stored)",
     )
-    _add_common(parser, "topic")
 
 
 def _add_common(parser: argparse.ArgumentParser, task: str) -> None:

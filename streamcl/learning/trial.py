@@ -11,7 +11,7 @@ hold, rows that are not one sample each, outputs that are not reproducible.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -330,26 +330,29 @@ class _Rows:
 
     def _check_loop(self, x: Tensor) -> None:
         """The plain loop, to which everything else may fall back, must work."""
-        parameters = self.network.parameters.parameters
+        if self._gradients(x[:1]) is None:
+            raise ModelRefused(
+                "the model's outputs have no gradient in evaluation mode, so there is no Fisher; compute without "
+                "gradients (no_grad, detach, quantised layers) only what is not trained"
+            )
+
+    def _gradients(self, x: Tensor) -> Sequence[Tensor | None] | None:
+        """The parameters', for one random cotangent of all rows; None where the outputs have none at all."""
         with self.network.evaluating(), torch.enable_grad():
-            output = self.network.module(x[:1])
+            output = self.network.module(x)
             if not output.requires_grad:
-                raise ModelRefused(
-                    "the model's outputs have no gradient in evaluation mode, so there is no Fisher; compute without "
-                    "gradients (no_grad, detach, quantised layers) only what is not trained"
-                )
-            parameter_gradients(output, parameters, random_like(output.detach(), 1, seed=0)[0])
+                return None
+            return parameter_gradients(
+                output, self.network.parameters.parameters, random_like(output.detach(), 1, seed=0)[0]
+            )
 
     def _reached(self) -> None:
         """Refuse parameters that the outputs depend on and have no gradient of; those of a branch that no row has taken are
         no part of this."""
-        network = self.network
+        parameters = self.network.parameters
         with self._trying("for the Fisher", len(self.x)):
-            with network.evaluating(), torch.enable_grad():
-                output = network.module(self.x.clone())
-                cotangent = random_like(output.detach(), 1, seed=0)[0]
-                gradients = parameter_gradients(output, network.parameters.parameters, cotangent)
-            pairs = zip(network.parameters.names, network.parameters.parameters, gradients, strict=True)
+            gradients = self._gradients(self.x.clone()) or [None] * len(parameters.names)
+            pairs = zip(parameters.names, parameters.parameters, gradients, strict=True)
             without = [(name, parameter) for name, parameter, gradient in pairs if gradient is None]
             wrong = [name for name, parameter in without if self._matters(parameter)]
         if wrong:
