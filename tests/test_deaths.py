@@ -19,7 +19,8 @@ from waiting import PATIENCE, until
 from streamcl.bench.local import LocalDaemon
 from streamcl.cli import main
 from streamcl.daemon import processes, serve
-from streamcl.daemon.processes import DEATHS, Child, death, processor_seconds
+from streamcl.daemon.linux import processor_seconds
+from streamcl.daemon.processes import DEATHS, Child, death
 from streamcl.daemon.serve import Supervisor
 from streamcl.daemon.words import Ready
 from streamcl.errors import Unreachable

@@ -333,9 +333,9 @@ def test_it_goes_on_while_the_link_is_cut_says_so_and_comes_back(
     between.cut()
     learn(daemon, "unheard", 2)
     until(lambda: status(follower)["state"] == "alone")
+    until(lambda: answers(follower).behind["seconds"] > 1)
     alone = answers(follower)
     assert alone.version == before.version < answers(daemon).version
-    assert alone.behind["seconds"] > 1
     said = status(follower)
     assert between.endpoint in said["problem"]
     assert said["events"][0]["kind"] == "lost"

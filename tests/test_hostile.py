@@ -28,8 +28,8 @@ from streamcl.daemon.admin import MOST_WAITING, Later, Request
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.ingest import Service
 from streamcl.daemon.ingest import start as start_ingest
+from streamcl.daemon.linux import processor_seconds
 from streamcl.daemon.metrics import MAX_LABELS, Metrics
-from streamcl.daemon.processes import processor_seconds
 from streamcl.daemon.waiting import Pending, Queues
 from streamcl.errors import ConfigError, Refused
 from streamcl.keys import Keys

@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import ranks
 import torch.distributed as dist
-from waiting import until
+from waiting import PATIENCE, until
 
 from streamcl import Admin, Producer
 from streamcl.bench.local import LocalDaemon
+from streamcl.config import Config
 from streamcl.core.reduce import ALONE
-from streamcl.daemon import group
+from streamcl.daemon import group, words
 
 TASKS = ranks.TASKS
 
@@ -211,6 +213,70 @@ def test_a_follower_that_hangs_where_the_first_one_left_it_comes_when_it_is_call
     finally:
         follower.kill()
         follower.wait()
+
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+ENTERS = f"""
+import subprocess
+import sys
+
+import torch.distributed as dist
+
+from streamcl.core.ranks import Lost, stay_on_this_machine
+from streamcl.daemon.channel import Channel
+from streamcl.daemon.group import Group, Place, _here_for
+from streamcl.daemon.nursery import Begun
+
+stay_on_this_machine()
+helper = Begun(subprocess.Popen({SLEEPER}), Channel.pair()[0])
+store = dist.FileStore(sys.argv[1], 2)
+store.set(_here_for(1, 1), "")  # it has come
+group = Group(Place(store, 0, 2, "gloo"), [helper], sign=helper.process.kill)
+try:
+    group.form()
+except Lost as error:
+    print(error)
+"""
+
+
+def test_one_that_ends_while_the_others_enter_keeps_nobody_waiting(tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", ENTERS, str(tmp_path / "meeting")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "process 1 of those that share the work has ended, with status -9" in found.stdout, found.stderr
+
+
+def test_one_that_hangs_before_it_comes_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "STILL_SECONDS", 0.5)
+    process = subprocess.Popen(SLEEPER)
+    process.send_signal(signal.SIGSTOP)
+    helper = group.Begun(process, group.Channel.pair()[0])
+    lost = group.Group(group.Place(dist.FileStore(str(tmp_path / "meeting"), 2), 0, 2, "gloo"), [helper])
+    try:
+        with pytest.raises(group.Lost, match="process 1 hangs"):
+            lost.form()
+    finally:
+        helper.abandon()
+
+
+def test_what_an_earlier_trainer_has_started_takes_nobodys_place(tmp_path: Path) -> None:
+    """It may still be importing when its trainer dies, and enter before it notices."""
+    earlier, later = (group._fresh(tmp_path / "live" / "ranks") for _ in range(2))
+    assert earlier != later
+    store = dist.FileStore(later, 2)
+    store.add(group.GENERATION, 1)
+    begun = group.spawn(group.ROLE)
+    late = group.Channel(begun.end)
+    late.send(words.Configuration(tree=msgspec.to_builtins(Config())))
+    late.send(words.Join(store=earlier, rank=1, size=2))
+    late.close()
+    begun.process.wait(PATIENCE)
+    assert not store.check([group._here_for(1, 1)])
 
 
 DELICATE = """

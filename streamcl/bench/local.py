@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 
 from streamcl.client import Admin, Producer, Reader
 from streamcl.config import PREFIX
-from streamcl.daemon.processes import processor_seconds
+from streamcl.daemon.linux import processor_seconds
 from streamcl.errors import StreamclError
 
 STILL_SECONDS = 60.0  # without

@@ -68,7 +68,7 @@ def run(config: Config, up: Channel) -> None:
 
 
 def _show(config: Config, follower: Follower) -> HttpServer:
-    shown = {"/status": lambda query: follower.status().plain()}
+    shown = {"/status": lambda query: follower.shown.plain()}
     address, registry = split_host_port(config.endpoints.http), follower.metrics.registry
     http = HttpServer(address, registry, shown, follower.not_ready, config.security, page=None)
     follower.http = http
@@ -84,7 +84,7 @@ def _wait(follower: Follower, routers: tuple[Router, ...]) -> None:
 
 
 class Follower:
-    """One follower's state, and one turn of its loop."""
+    """One follower's state, and one turn of its loop. shown: its status at the end of the last turn, for HTTP's threads."""
 
     def __init__(
         self, config: Config, upstream: Upstream, up: Channel, guard: Guard, stream: Port, admin: Port, audit: Audit
@@ -105,6 +105,7 @@ class Follower:
         self._host = HostName(config.follow.endpoint)
         self._tidings = Tidings(config.follow.endpoint, self._note)
         self._note("started", f"streamcl {__version__}, following {config.follow.endpoint}")
+        self.shown = self.status()
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -120,7 +121,9 @@ class Follower:
         for peer, parts in self.admin.receive():
             self._answer(self.admin, self._admin, peer, parts)
         self._audit(self.guard.turned_away())
-        self.metrics.stands(self.status(), *self.upstream.take_counts())
+        now = self.status()
+        self.metrics.stands(now, *self.upstream.take_counts())
+        self.shown = now
         self.up.alive(words.Alive(activity=self._state()))
         self.finished = self.finished or self.up.closed
 
@@ -250,7 +253,7 @@ class Follower:
         )
 
     def status(self) -> Following:
-        """What this follower does; read by HTTP threads too."""
+        """What this follower does."""
         upstream, serving, wanted = self.upstream, self.serving, self.upstream.wanted
         current, newest, serves = upstream.mirror.current, upstream.newest, dict(serving.serves)
         return Following(

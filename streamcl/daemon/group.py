@@ -5,9 +5,10 @@ there. All of them see every record, each takes its part of every block of rows 
 bits, which `agree` compares whenever a record has changed something for good.
 
 Guarantees: one that is gone, or has failed, is noticed by all at the next collective (`Lost`), whichever that is. Then
-nobody goes on alone: the first one calls the next generation together (`form`), or ends. A wait has no limit of its own:
-the trainer is watched, the others that it has started end with it, and those of another machine see in `Calls` that they
-are waited for, whatever they wait for themselves.
+nobody goes on alone: the first one calls the next generation together (`form`), or ends. While they come together it sees
+that those it has started run and do something. Later a wait has no limit of its own: the trainer is watched, the others
+that it has started end with it, and those of another machine see in `Calls` that they are waited for, whatever they wait
+for themselves. One that an earlier trainer has started, and that has not noticed that one's end, meets nobody.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Protocol
 
 import msgspec
@@ -32,7 +36,7 @@ from torch.distributed.rendezvous import rendezvous
 from streamcl.config import Config
 from streamcl.core.ranks import Lost, Ranks, stay_on_this_machine, told
 from streamcl.core.reduce import ALONE, Reduction
-from streamcl.daemon import words
+from streamcl.daemon import linux, words
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.launch import launched
 from streamcl.daemon.nursery import Begun, spawn
@@ -44,7 +48,8 @@ from streamcl.storage.state import StateDirectory
 
 ROLE = "worker"
 GENERATION, FAILED = "generation", "failed"
-START_SECONDS = 600.0  # for all of them to come
+START_SECONDS = 600.0  # for all of them to come, and again to find one another
+STILL_SECONDS = 60.0  # without any processor time, after which one that is to come never will
 LOOK_SECONDS = 0.05  # between two looks for the next generation
 FOREVER = timedelta(days=365)
 
@@ -152,17 +157,25 @@ class Group:
         self._leave()
         with told():
             called = self._place.store.add(GENERATION, 1)
-            self._gather(called)
-        self._enter(called)
+            self._await(partial(self._here, called), f"not all of the {self.size} processes that share the work came")
+        entering = Entering(partial(self._enter, called))
+        self._await(entering.done, f"the {self.size} processes that share the work did not find one another")
+        entering.found()
 
-    def _gather(self, called: int) -> None:
-        others = [_here_for(called, rank) for rank in range(1, self.size)]
+    def _here(self, called: int) -> bool:
+        return self._place.store.check([_here_for(called, rank) for rank in range(1, self.size)])
+
+    def _await(self, done: Callable[[], bool], otherwise: str) -> None:
+        """Until then, as long as those that were started here run and do something; else raises Lost."""
         deadline = time.monotonic() + START_SECONDS
-        while not self._place.store.check(others):
+        pulses = [Pulse(begun.process.pid) for begun in self._helpers]
+        while not done():
             self.look()
             self._sign()
+            if (rank := _still(pulses)) is not None:
+                raise Lost(f"{otherwise}: process {rank} hangs (no processor time for {STILL_SECONDS:g} s)")
             if time.monotonic() > deadline:
-                raise Lost(f"not all of the {self.size} processes that share the work came within {START_SECONDS:g} s")
+                raise Lost(f"{otherwise} within {START_SECONDS:g} s")
             time.sleep(LOOK_SECONDS)
 
     def follow(self) -> None:
@@ -252,6 +265,50 @@ class Group:
         self._helpers = []
 
 
+class Entering:
+    """A generation is entered beside whoever waits for it: it would wait for ever for one that ends meanwhile."""
+
+    def __init__(self, enter: Callable[[], None]) -> None:
+        self._enter = enter
+        self._lost: Lost | None = None
+        self._thread = Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._enter()
+        except Lost as error:
+            self._lost = error
+
+    def done(self) -> bool:
+        """Whether it has been entered, or cannot be."""
+        return not self._thread.is_alive()
+
+    def found(self) -> None:
+        """Raise Lost where it cannot be."""
+        if self._lost is not None:
+            raise self._lost
+
+
+class Pulse:
+    """Whether a process does anything: it has taken processor time lately."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._seconds, self._since = pid, linux.processor_seconds(pid), time.monotonic()
+
+    def silent(self) -> float:
+        """For how many seconds it has not."""
+        seconds, now = linux.processor_seconds(self._pid), time.monotonic()
+        if seconds != self._seconds:
+            self._seconds, self._since = seconds, now
+        return now - self._since
+
+
+def _still(pulses: Sequence[Pulse]) -> int | None:
+    """The rank of one that hangs."""
+    return next((rank for rank, pulse in enumerate(pulses, start=1) if pulse.silent() > STILL_SECONDS), None)
+
+
 class Calls:
     """What a process on another machine knows of the generations, beside whatever it waits for: a collective whose other
     end went with the link, or a generation whose first process died while it was entered, never ends by itself.
@@ -304,21 +361,29 @@ def lead(config: Config, sign: Callable[[], None]) -> Team:
 def _begin(config: Config, sign: Callable[[], None]) -> Group:
     """Start the others, on this machine."""
     size = config.train.workers
-    path = StateDirectory(Path(config.state_dir)).ranks
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
+    path = _fresh(StateDirectory(Path(config.state_dir)).ranks)
     stay_on_this_machine()
     backend = _prepare(config, 0, size)
-    store = _meeting(str(path), size)
+    store = _meeting(path, size)
     helpers = []
     for rank in range(1, size):
         begun = spawn(ROLE)
         helpers.append(begun)
         channel = Channel(begun.end)
         channel.send(words.Configuration(tree=msgspec.to_builtins(config)))
-        channel.send(words.Join(store=str(path), rank=rank, size=size))
+        channel.send(words.Join(store=path, rank=rank, size=size))
     structlog.get_logger().info("the work is shared", processes=size)
     return Group(Place(store, 0, size, backend), helpers, sign)
+
+
+def _fresh(prefix: Path) -> str:
+    """A file that no process which an earlier trainer has started can know; theirs go."""
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    for old in prefix.parent.glob(f"{prefix.name}*"):
+        old.unlink(missing_ok=True)
+    descriptor, path = tempfile.mkstemp(dir=prefix.parent, prefix=f"{prefix.name}-")
+    os.close(descriptor)
+    return path
 
 
 def _here_for(generation: int, rank: int) -> str:

@@ -15,13 +15,12 @@ import subprocess
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 import structlog
 
 from streamcl.config import Config
-from streamcl.daemon import words
+from streamcl.daemon import linux, words
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.nursery import Begun, spawn
 
@@ -203,7 +202,7 @@ class Child:
             return False
         if self.process.pid is None:
             return True
-        before, self.busy = self.busy, processor_seconds(self.process.pid)
+        before, self.busy = self.busy, linux.processor_seconds(self.process.pid)
         return before < self.busy < START_SECONDS
 
 
@@ -214,15 +213,6 @@ def death(status: int | None) -> str:
     name = signal.Signals(-status).name if -status in set(signal.Signals) else "unknown"
     killed = " (kill -9, or the kernel for lack of memory)" if -status == signal.SIGKILL else ""
     return f"by signal {-status}, {name}{killed}"
-
-
-def processor_seconds(pid: int) -> float:
-    """The processor time that a process has taken so far; without /proc, the time that passes."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError):
-        return time.monotonic() if not Path("/proc/self/stat").exists() else 0.0
 
 
 def reap(known: Collection[int]) -> None:

@@ -66,8 +66,8 @@ class Question:
 
 
 class Upstream:
-    """One daemon. connected, problem: of now. newest, heard: what was last heard of the daemon, and when. wanted: what is
-    being fetched. publications, fetched: how many, and bytes, in all."""
+    """One daemon. connected, problem: as of the last turn; whether it was heard lately. newest, heard: what was last heard
+    of the daemon, and when. wanted: what is being fetched. publications, fetched: how many, and bytes, in all."""
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class Upstream:
         self.endpoint, self.interval, self.mirror, self._clock = endpoint, interval, mirror, clock
         self._connection = Connection(endpoint, keys)
         self._connection.open()
+        self.connected = False
         self.newest: Newest | None = None
         self.heard: float | None = None
         self.wanted: Publication | None = None
@@ -110,11 +111,6 @@ class Upstream:
         due = self._not_before if self._question is None else self._question.until
         return max(0.0, due - self._clock())
 
-    @property
-    def connected(self) -> bool:
-        """Whether the daemon was heard lately."""
-        return not self._cut and self.heard is not None and self._clock() - self.heard < LOST_SECONDS
-
     def turn(self) -> bool:
         """Hear what was answered and ask what is next; whether another publication was put in place."""
         adopted = self._answered = False
@@ -135,6 +131,7 @@ class Upstream:
             self._give_up(str(error))
         except OSError as error:
             self._give_up(f"{self.mirror.state.path}: {error.strerror or error}")
+        self.connected = not self._cut and self.heard is not None and self._clock() - self.heard < LOST_SECONDS
         if self._of_answer and not self.connected:
             self.problem, self._of_answer = None, False
         return adopted

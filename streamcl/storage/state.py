@@ -54,7 +54,7 @@ class StateDirectory:
 
     @property
     def ranks(self) -> Path:
-        """Where the processes that share the trainer's work find one another, while there are some."""
+        """How the file's name begins where processes that share a trainer's work find one another: one file a trainer."""
         return self.path / "live" / "ranks"
 
     @property
