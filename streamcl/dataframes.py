@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import numbers
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,18 +43,23 @@ def is_table(values: Any) -> bool:
     )
 
 
-def batch(x: Any, y: Any = None, kinds: Mapping[str, Kind] | None = None) -> Batch:
+def batch(x: Any, y: Any = None, kinds: Mapping[str, Kind] | None = None, left_out: Collection[str] = ()) -> Batch:
     """Rows x and targets y as they travel, x being a table.
 
     y: an array or column, words or numbers; or the name of one of x's columns; or None. kinds: of the stream's columns, as
-    far as they are known. Raises Refused ``bad_array bad_shape``.
+    far as they are known. left_out: columns of x that do not travel. Raises Refused ``bad_array bad_shape``.
     """
     known = kinds or {}
     names = _names(x)
     target = y if isinstance(y, str) else None
     if target is not None and target not in names:
         raise Refused("bad_shape", f"y: expected an array, or the name of one of the table's columns, {names}; got {y!r}")
-    parts = [part for name in names if name != target for part in column(name, _values(x, name), known.get(name))]
+    parts = [
+        part
+        for name in names
+        if name != target and name not in left_out
+        for part in column(name, _values(x, name), known.get(name))
+    ]
     if not parts:
         raise Refused("bad_shape", "x: expected at least one column beside the target")
     rows = np.column_stack([values.astype(np.float64) for _, values in parts])

@@ -148,6 +148,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
 
         numbers: what `validate_data` is told of targets that are numbers; without that they are labels.
         """
+        if not numbers:
+            _refuse_missing(y)
         if reset:
             self._named = dataframes.is_table(X) and not dataframes.is_plain(X)
         if not self._named:
@@ -187,6 +189,17 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         if self._named:
             return self._table(X)
         return np.ascontiguousarray(validate_data(self, X, dtype=np.float64, reset=False), "<f8")
+
+
+def _refuse_missing(y: Any) -> None:
+    """Raise ValueError where there is none for a label: nothing could sort it among words."""
+    labels = np.asarray(() if y is None else y)
+    if labels.dtype.kind != "O":
+        return
+    labels = labels.ravel()
+    row = next((row for row, label in enumerate(labels) if label is None or type(label).__name__ == "NAType"), None)
+    if row is not None:
+        raise ValueError(f"y: row {row}: expected a label, got {labels[row]}; leave rows without one out")
 
 
 class Classifier(ClassifierMixin, _Estimator):  # type: ignore[misc]

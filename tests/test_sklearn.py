@@ -92,6 +92,15 @@ def test_a_table_with_words_and_empty_cells_is_learned_as_it_is() -> None:
         Classifier().fit(plain, [0, 1, 1]).predict(pa.table({"a": [1.0], "b": [None]}))
 
 
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_row_without_a_label_is_said_to_be_one(missing: Any) -> None:
+    x, y = np.zeros((4, 2)), np.array(["a", "b", missing, "a"], object)
+    for estimator in (Classifier(), Classifier(learner="exact")):
+        for learn in (estimator.fit, estimator.partial_fit):
+            with pytest.raises(ValueError, match=r"row 2: expected a label|contains NaN"):
+                learn(x, y)
+
+
 def test_a_module_and_further_keys_are_used() -> None:
     x, y = load_iris(return_X_y=True)
     tree = {"posterior": {"mode": "factors"}, "train": {"dtype": "float32"}}

@@ -14,7 +14,7 @@ import pytest
 from conftest import PlainClient
 from waiting import until
 
-from streamcl import Learner
+from streamcl import Learner, Reader
 from streamcl.bench.local import LocalDaemon
 from streamcl.cli import main
 from streamcl.columns import Column, Pinned
@@ -532,6 +532,9 @@ def test_a_csv_with_words_gaps_dates_and_an_identifier_is_learned_and_its_words_
     assert status == 1
     assert "missing: [colour]" in err
     assert json.loads(cli("status", "--json")[1])["samples_seen"] == before
+    unlabelled = {name: cells for name, cells in less.items() if name != "outcome"}  # whose last column is no target
+    status, _, err = cli("predict", write(tmp_path / "unlabelled.csv", unlabelled))
+    assert (status, "missing: [colour]" in err, "the target" in err) == (1, True, False), err
     more = write(tmp_path / "more.csv", dict(reversed(table(100, seed=3).items())))
     assert cli("send", more, "--task", "b", "--boundary")[0] == 0
 
@@ -565,6 +568,21 @@ def test_other_kinds_of_files_and_standard_input_are_the_same_rows(
     monkeypatch.setattr(sys, "stdin", Given())
     status, out, _ = cli("send", "-", "--task", "piped", "--boundary")
     assert (status, "consolidated: 200 samples" in out) == (0, True)
+
+
+def test_a_frame_leaves_out_what_the_streams_first_file_left_out(start: Start, tmp_path: Path) -> None:
+    daemon = start(SMALL, "frames")
+    words = ["send", str(write(tmp_path / "a.csv", table())), "--task", "a", "--label", "outcome", "--boundary"]
+    assert main([*words, "--state-dir", str(daemon.state_dir)]) == 0
+    columns = {name: [cell or None for cell in cells] for name, cells in table(40, seed=1).items()}
+    columns["size"] = [None if cell is None else float(cell) for cell in columns["size"]]
+    frame = pa.table({**columns, "when": pa.array(columns["when"]).cast(pa.timestamp("us"))})
+    with daemon.producer() as producer, Reader(daemon.endpoints["predict"]) as reader:
+        assert "customer" in frame.column_names
+        producer.send(frame, "outcome", "b")
+        assert producer.boundary("b")["samples"] == 40
+        bare = frame.drop_columns(["customer", "outcome"])
+        np.testing.assert_array_equal(reader.predict(frame).probs, reader.predict(bare).probs)
 
 
 @pytest.mark.parametrize(

@@ -140,11 +140,10 @@ def _asked(options: argparse.Namespace, daemon: Reader) -> tuple[Agreement, tupl
         ):
             _say(options, data.reading)
             raise
-        other = opened(options, options.file, PREDICT_ROWS, known=known)
-        agreement = Agreement(other, options.numbers)
         try:
+            agreement = Agreement(opened(options, options.file, PREDICT_ROWS, known=known), options.numbers)
             answered = _answers(options, daemon, agreement)
-        except Refused:
+        except (Refused, DataError):  # its last column is no target either: what is wrong is what was said first
             _say(options, data.reading)
             raise refused from None
     _say(options, agreement.data.reading)

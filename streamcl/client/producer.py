@@ -248,7 +248,7 @@ class Producer:
         to be."""
         if dataframes.is_table(x):
             known = self._kinds or {column["name"]: column["kind"] for column in self.welcome.get("schema") or ()}
-            found = dataframes.batch(x, y, known)
+            found = dataframes.batch(x, y, known, {*self.left_out, *(self.welcome.get("left_out") or ())})
             self._kinds = self._kinds or {column.name: column.kind for column in found.columns or ()}
             return found.x, found.y, found.columns
         return x, y, None if schema is None else columns.from_plain(schema)

@@ -77,7 +77,7 @@ class Reader(Requester):
         server_key: ServerGiven = None,
     ) -> None:
         super().__init__(endpoint, timeout, keys, server_key)
-        self._known: dict[str, columns.Kind] | None = None
+        self._known: tuple[dict[str, columns.Kind], frozenset[str]] | None = None
 
     def predict(
         self,
@@ -89,14 +89,16 @@ class Reader(Requester):
     ) -> Prediction:
         """Predictions for the rows x [n, ...]; with what the posterior leaves open of the outputs, if asked for.
 
-        x: an array, or a table of pandas, Polars or Arrow, whose columns are matched by name. samples: averaged over so
+        x: an array, or a table of pandas, Polars or Arrow, whose columns are matched by name; its target, and what the
+        stream's first sender left out, stay here. samples: averaged over so
         many draws of the outputs (linearised predictive). uncertainty: the same in closed form. task: whose rows they are,
         where `model.scenario` is task: an answer is then one of that task's labels. schema: of x's columns, as mappings of
         name, kind and categories, where x is an array with names.
         """
         header: dict[str, Any] = {"type": "predict"}
         if dataframes.is_table(x):
-            found = dataframes.batch(x, kinds=self._kinds())
+            kinds, not_sent = self._told()
+            found = dataframes.batch(x, kinds=kinds, left_out=not_sent)
             x, schema = found.x, found.columns
         if schema is not None:
             header["schema"] = columns.plain(columns.from_plain(schema))
@@ -117,13 +119,16 @@ class Reader(Requester):
             reply.get("behind"),
         )
 
-    def _kinds(self) -> dict[str, columns.Kind]:
-        """Of the stream's columns; asked for once, and nothing of a daemon that does not say."""
+    def _told(self) -> tuple[dict[str, columns.Kind], frozenset[str]]:
+        """Kinds of the stream's columns, and the columns that are not to be sent; asked for once, and nothing of a daemon
+        that does not say."""
         if self._known is None:
             with contextlib.suppress(Refused):
-                found = self.schema()
-                self._known = {} if found is None else {each["name"]: each["kind"] for each in found["schema"]}
-        return self._known or {}
+                found = self.schema() or {"schema": [], "left_out": []}
+                kinds = {each["name"]: each["kind"] for each in found["schema"]}
+                targets = [name for name, kind in kinds.items() if kind == "target"]
+                self._known = kinds, frozenset([*found["left_out"], *targets])
+        return self._known or ({}, frozenset())
 
     def schema(self) -> dict[str, Any] | None:
         """The columns that the stream's first batch pinned: `schema`, a list of maps of name and kind, and `left_out`.
