@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +18,7 @@ from safetensors.numpy import load_file
 
 from streamcl.bench import demo
 from streamcl.bench.local import LocalDaemon
-from streamcl.cli import build_parser, main
+from streamcl.cli import build_parser, common, main
 
 COMMANDS = (
     *("serve", "send", "boundary", "revisit", "status", "tasks", "predict"),
@@ -232,3 +235,22 @@ def test_the_demo_shows_forgetting_and_draws_it(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert set(json.loads((tmp_path / "demo.json").read_text())) == {"streamcl", "fine-tuning"}
     assert "forgotten" in capsys.readouterr().out
+
+
+def test_nobody_waits_for_a_daemon_that_was_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it left behind names a process that has ended, and a place where nobody listens."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        known = {"pid": ended.pid, "endpoints": {"stream": where, "admin": where, "predict": where}}
+        (tmp_path / "daemon.json").write_text(json.dumps(known))
+        options = argparse.Namespace(state_dir=str(tmp_path), admin=None)
+        assert common.asked(options, "admin") == where  # somebody listens: a daemon whose processes are not seen from here
+    (tmp_path / "rows.csv").write_text("a,label\n1,0\n2,1\n")
+    for words in (["status"], ["top", "--once"], ["predict", tmp_path / "rows.csv"], ["send", tmp_path / "rows.csv"]):
+        assert main([*map(str, words), "--state-dir", str(tmp_path)]) == 1
+        assert "the one that wrote daemon.json there was killed" in capsys.readouterr().err
+    known["pid"] = os.getpid()  # it is being started, or ingest alone is
+    (tmp_path / "daemon.json").write_text(json.dumps(known))
+    assert common.asked(options, "admin") == where

@@ -6,14 +6,15 @@ import argparse
 import contextlib
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamcl.config import Config, variable
-from streamcl.errors import DataError, Unreachable
+from streamcl.config import Config, split_host_port, variable
+from streamcl.errors import ConfigError, DataError, Unreachable
 
 if TYPE_CHECKING:
     from streamcl.client import Admin, Producer, Reader
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 PIPE_COLUMNS = 200
+LISTENING_SECONDS = 2.0  # for somebody to take a connection
 
 
 def command(
@@ -94,6 +96,49 @@ def endpoint(options: argparse.Namespace, name: str) -> str:
         ) from None
 
 
+def asked(options: argparse.Namespace, name: str) -> str:
+    """As `endpoint`, of a daemon that is to answer now: raises Unreachable at once where one that was killed has left
+    ``daemon.json`` behind, rather than wait for it."""
+    where = endpoint(options, name)
+    if not getattr(options, name, None) and _is_gone(Path(options.state_dir) / "daemon.json", where):
+        raise Unreachable(
+            f"no daemon is running on {options.state_dir}: the one that wrote daemon.json there was killed, or its machine "
+            f"stopped; start it again with `streamcl serve --state-dir {options.state_dir}`: what it acknowledged is stored"
+        )
+    return where
+
+
+def _is_gone(path: Path, where: str) -> bool:
+    """Whether the process that wrote the file has ended and nobody listens there. In another container, with processes of
+    its own, somebody listens."""
+    with contextlib.suppress(OSError, ValueError, KeyError, ConfigError):
+        if lives(int(json.loads(path.read_text())["pid"])):
+            return False
+        try:
+            socket.create_connection(split_host_port(where.partition("://")[2]), LISTENING_SECONDS).close()
+        except ConnectionRefusedError:
+            return True
+    return False
+
+
+def lives(pid: int) -> bool:
+    """Whether such a process runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return False
+
+
 def refuse_follower(directory: Path, what: str) -> None:
     """Raise DataError where a state directory is a follower's, which has nothing of the kind."""
     from streamcl.storage.mirror import followed_by
@@ -123,14 +168,14 @@ def admin(options: argparse.Namespace) -> Admin:
     """An Admin connected to the daemon."""
     from streamcl.client import Admin
 
-    return Admin(endpoint(options, "admin"), keys=keys(options))
+    return Admin(asked(options, "admin"), keys=keys(options))
 
 
 def reader(options: argparse.Namespace) -> Reader:
     """A Reader connected to the daemon."""
     from streamcl.client import Reader
 
-    return Reader(endpoint(options, "predict"), keys=keys(options))
+    return Reader(asked(options, "predict"), keys=keys(options))
 
 
 def producer(options: argparse.Namespace, name: str, timeout: float = 60.0) -> Producer:
@@ -138,7 +183,7 @@ def producer(options: argparse.Namespace, name: str, timeout: float = 60.0) -> P
     from streamcl.client import Producer
 
     # ungathered, so that a file sent again makes the same messages
-    where = endpoint(options, "stream")
+    where = asked(options, "stream")
     return Producer(where, name, timeout=timeout, gather_bytes=0, on_waiting=say_waiting, keys=keys(options))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from streamcl.cli.common import (
     admin,
     command,
     event_line,
+    lives,
     print_fields,
     print_json,
     print_table,
@@ -297,7 +297,7 @@ def _wait_for_end(pid: int, daemon: Admin) -> None:
     """Wait until the daemon has ended; raises Unreachable with its reason if it makes no progress."""
     since = asked = time.monotonic()
     reason = "it does not answer"
-    while _lives(pid):
+    while lives(pid):
         time.sleep(0.05)
         now = time.monotonic()
         if now - asked > ASK_SECONDS:
@@ -319,23 +319,6 @@ def _pid(options: argparse.Namespace) -> int | None:
     if options.admin or not path.exists():
         return None
     return int(json.loads(path.read_text())["pid"])
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return not _is_zombie(pid)
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return False
 
 
 # -- predictions and parameters ----------------------------------------------------------------------------------------

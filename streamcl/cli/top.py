@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamcl.cli.common import PIPE_COLUMNS, add_connection, add_json, clean, command, endpoint, keys
+from streamcl.cli.common import PIPE_COLUMNS, add_connection, add_json, asked, clean, command, keys
 from streamcl.cli.progress import can_redraw
 from streamcl.cli.watch import Poller, Seen, Watch
 from streamcl.errors import Unreachable
@@ -69,7 +69,7 @@ def top(options: argparse.Namespace) -> int:
 def _connect(options: argparse.Namespace) -> Admin:
     from streamcl.client import Admin
 
-    return Admin(endpoint(options, "admin"), timeout=ANSWER_SECONDS, keys=keys(options))
+    return Admin(asked(options, "admin"), timeout=ANSWER_SECONDS, keys=keys(options))
 
 
 def _where(options: argparse.Namespace) -> str:
