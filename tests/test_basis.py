@@ -241,7 +241,7 @@ def test_second_moments_in_a_basis_are_those_of_a_loop_over_samples(name: str, k
     values[dict(here.offsets())[matrices[-1]]] = 0
     torch.testing.assert_close(found.values, values, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.blocks[0].values, block, rtol=1e-9, atol=1e-12)
-    assert fisher.slow is None or name in ("LSTM", "GRU", "RNN") or by_loop
+    assert fisher.slow is None or by_loop
 
 
 @pytest.mark.parametrize("name", ["linear", "odd", "convolutional along", "embedding", "used twice"])

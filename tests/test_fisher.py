@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -515,13 +516,19 @@ def test_a_layer_under_two_names_stays_itself() -> None:
     torch.testing.assert_close(fisher.total, expected, rtol=1e-10, atol=1e-10 * float(expected.max()))
 
 
-def test_a_recurrent_layer_in_single_precision_needs_no_loop() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN, partial(nn.RNN, nonlinearity="relu")])
+def test_a_recurrent_layer_needs_no_loop(layer: Callable[..., nn.Module], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    module, x = Recurrent(), torch.randn(20, 3, 4)
+    module, x = Recurrent(), torch.randn(20, 3, 4, dtype=dtype)
+    module.lstm = layer(4, 3, 2, bidirectional=True, batch_first=True)
+    module.head = nn.Linear(6, OUT)
+    module.to(dtype)
     expected = loop("categorical", copy.deepcopy(module).double(), x.double(), "exact", torch.zeros(20))
     fisher = Fisher(module, FlatParameters(module), Categorical(OUT))
     fisher.add(x)
     assert fisher.slow is None
+    assert fisher.without_closed_form
     torch.testing.assert_close(fisher.total, expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
 
 

@@ -271,7 +271,7 @@ class Fisher:
             _add_closed(sites, output, cotangents, sums, weights)
             for site in sites:
                 site.moments(moments)
-        if ways.vectorised:
+        if ways.mode is not None:
             moments |= self._per_sample.add_vectorised(ways.general, x, cotangents, ways.mode, self.measure, sums, weights)
         return moments
 

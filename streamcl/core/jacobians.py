@@ -18,7 +18,7 @@ from streamcl.core.gradients import output_gradients, same_outputs
 from streamcl.core.likelihood import Cotangents, one_at_a_time
 from streamcl.core.measures import Measure, Sums
 from streamcl.core.parameters import FlatParameters
-from streamcl.core.per_sample import PerSample
+from streamcl.core.per_sample import Mode, PerSample
 from streamcl.core.watched import Forward, Watched, first_line
 from streamcl.core.ways import PROBE_ROWS, Ways, find_ways
 
@@ -51,7 +51,7 @@ class Jacobians:
         self._likelihood, self._measure = likelihood, measure
         self._ways: Ways | None = None
         self._tried = False
-        self._mode: bool | None = None  # whether vmap takes all parameters
+        self._mode: Mode | None = None  # whether vmap takes all parameters
 
     @property
     def slow(self) -> str | None:

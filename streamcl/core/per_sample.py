@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -12,9 +14,29 @@ from torch.func import functional_call, vjp, vmap
 from streamcl.core.gradients import agree, largest, noise, parameter_gradients, random_like
 from streamcl.core.measures import Measure, Squares, Sums, size, split
 from streamcl.core.watched import Watched, first_line
+from streamcl.core.written_out import WrittenOut
 
 CHUNK_BYTES = 256 << 20  # per-sample gradients held at once,
 CPU_CHUNK_BYTES = 8 << 20  # and on a CPU, whose caches are small
+
+
+class Mode(Enum):
+    """How vmap is let at a module: some kernels (a recurrent layer's) are chosen by whether gradients are wanted, and not
+    all have a batching rule."""
+
+    PLAIN = "with gradients"
+    WITHOUT = "without"
+    WRITTEN_OUT = "with gradients, recurrent layers in elementary operations"
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """While it is, a module is called in this way."""
+        with torch.set_grad_enabled(self is not Mode.WITHOUT):
+            if self is Mode.WRITTEN_OUT:
+                with WrittenOut():
+                    yield
+            else:
+                yield
 
 
 class PerSample:
@@ -26,11 +48,8 @@ class PerSample:
 
     # -- by vmap -----------------------------------------------------------------------------------------------------
 
-    def vectorised(self, names: Sequence[str], x: Tensor, cotangents: Tensor, mode: bool | None) -> Sums:
-        """Gradients [n, k, *shape] of each sample's output against each of its cotangents [k, n, ...].
-
-        mode: with gradients enabled, or without (see `mode`).
-        """
+    def vectorised(self, names: Sequence[str], x: Tensor, cotangents: Tensor, mode: Mode) -> Sums:
+        """Gradients [n, k, *shape] of each sample's output against each of its cotangents [k, n, ...]."""
         every = {name: p.detach() for name, p in self._watched.by_name.items()}
         wanted = {name: every.pop(name) for name in names}
 
@@ -45,7 +64,7 @@ class PerSample:
             gradients: Sums = vmap(lambda vector: pull(vector)[0])(vectors)
             return gradients
 
-        with torch.set_grad_enabled(bool(mode)):
+        with mode.entered():
             gradients: Sums = vmap(one_sample, in_dims=(0, 1))(x, cotangents)
         return {name: gradient.detach() for name, gradient in gradients.items()}
 
@@ -54,7 +73,7 @@ class PerSample:
         names: Sequence[str],
         x: Tensor,
         cotangents: Tensor,
-        mode: bool | None,
+        mode: Mode,
         measure: Measure,
         sums: Sums,
         weights: Tensor,
@@ -73,15 +92,12 @@ class PerSample:
                 moments[name] += torch.einsum("kn,nk...->...", weights[:, part].to(gradient), gradient)
         return moments
 
-    def mode(self, names: Sequence[str], x: Tensor, output: Tensor) -> bool | None:
-        """Whether vmap takes this module and agrees with plain backward passes on a few rows, with gradients or without.
-
-        None: not at all. Some kernels (a recurrent layer's) are chosen by that, and not all have a batching rule.
-        """
+    def mode(self, names: Sequence[str], x: Tensor, output: Tensor) -> Mode | None:
+        """The first way in which vmap takes this module and agrees with plain backward passes on a few rows, or None."""
         cotangents = random_like(output, 2, seed=1)
         expected = [self.loop(names, x[n : n + 1], cotangents[:, n : n + 1], self.squares) for n in range(len(x))]
         reasons = []
-        for mode in (True, False):
+        for mode in Mode:
             reason = self._tried(names, x, cotangents, expected, mode)
             if reason is None:
                 return mode
@@ -89,7 +105,7 @@ class PerSample:
         self._watched.slowness.because(reasons[0])
         return None
 
-    def _tried(self, names: Sequence[str], x: Tensor, cotangents: Tensor, expected: list[Sums], mode: bool) -> str | None:
+    def _tried(self, names: Sequence[str], x: Tensor, cotangents: Tensor, expected: list[Sums], mode: Mode) -> str | None:
         """What is wrong with gradients by vmap, or None."""
         try:
             gradients = self.vectorised(names, x, cotangents, mode)

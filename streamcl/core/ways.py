@@ -13,7 +13,7 @@ from streamcl.core.closed_forms import FIRST, Layout, Lookup, Names, Site
 from streamcl.core.gradients import agree, largest, noise, output_gradients, random_like
 from streamcl.core.likelihood import Cotangents, FisherKind
 from streamcl.core.measures import Measure, Sums, turnable
-from streamcl.core.per_sample import PerSample
+from streamcl.core.per_sample import Mode, PerSample
 from streamcl.core.watched import Watched
 
 PROBE_ROWS = 3
@@ -31,15 +31,15 @@ class Closed:
 class Ways:
     """How each parameter's Fisher is computed, as the self-check found it sound.
 
-    calls: the keys of all sites of a forward pass. closed: by the position in it. mode: vmap takes the general parameters
-    with gradients enabled (True) or without, or not at all (None). width: numbers held for a sample. products: the closed
+    calls: the keys of all sites of a forward pass. closed: by the position in it. mode: in which vmap
+    takes the general parameters, if it does. width: numbers held for a sample. products: the closed
     ones that are products of a weight. lookups: of these, the weights that are tables.
     """
 
     calls: list[tuple[object, ...]]
     closed: dict[int, Closed]
     general: list[str]
-    mode: bool | None
+    mode: Mode | None
     width: int
     products: tuple[Names, ...] = ()
     lookups: tuple[str, ...] = ()
