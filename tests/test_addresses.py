@@ -28,6 +28,7 @@ needs_ipv6 = pytest.mark.skipif(not sockets._has_ipv6(), reason="this machine ha
 
 
 @needs_ipv6
+@pytest.mark.campaign
 def test_every_endpoint_may_be_ipv6(start: Callable[..., LocalDaemon], tmp_path: Path) -> None:
     daemon = start({"endpoints": IPV6, "model": MODEL})
     assert all("[::1]:" in endpoint and not endpoint.endswith(":0") for endpoint in daemon.endpoints.values())

@@ -530,6 +530,7 @@ def test_gathered_blocks_have_the_number_of_the_last(start: Callable[..., LocalD
         assert (producer.durable, admin.status()["batches_durable"]) == (10, 2)
 
 
+@pytest.mark.campaign
 def test_a_refused_message_gives_all_its_numbers_back(start: Callable[..., LocalDaemon]) -> None:
     daemon = start(TREE)
     with daemon.producer() as producer:
@@ -558,6 +559,7 @@ def test_the_first_of_the_numbers_is_the_next_one_or_the_message_is_a_gap(
     assert client.ask("batch", arrays, seq=7, first=6, task="t")["durable"] == 7
 
 
+@pytest.mark.campaign
 def test_a_restarted_producer_may_divide_what_still_waits_otherwise(
     start: Callable[..., LocalDaemon], connect: Callable[..., Any]
 ) -> None:

@@ -152,6 +152,7 @@ def factored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Cal
         yield run
 
 
+@pytest.mark.campaign
 def test_a_sweep_learns_what_is_new_then_revisits_until_little_moves(factored: Callable[..., Any], tmp_path: Path) -> None:
     files = [data(tmp_path / "monday.csv", 1), data(tmp_path / "tuesday.npz", 2)]
     status, out, _ = factored("sweep", *files, "--sweeps", 2, "--tolerance", 0, "--json")

@@ -236,6 +236,7 @@ def test_a_key_that_needs_a_new_state_directory_is_explained_before_the_start_an
     assert "streamcl doctor" in run("config", "check", path)[1]
 
 
+@pytest.mark.campaign
 def test_serve_takes_its_keys_from_the_environment_and_the_clients_find_it(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -348,11 +348,11 @@ class Recurrent(nn.Module):
 
 @pytest.mark.parametrize(
     ("model", "name"),
-    [(model, "default") for model in MODELS if model != "recurrent"]
+    [(model, "default") for model in ("branching", "frozen", "bias alone", "one layer")]
     + [
         pytest.param(*case, marks=pytest.mark.campaign)
         for case in (
-            ("recurrent", "default"),
+            *((model, "default") for model in ("recurrent", "shared", "normalised")),
             *((model, "no blocks") for model in MODELS),
             ("normalised", "full"),
             ("frozen", "full"),

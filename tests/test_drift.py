@@ -296,6 +296,7 @@ def changed_at(start: Callable[..., LocalDaemon]) -> int:
         return int(admin.tasks()[0]["samples"]) // 20
 
 
+@pytest.mark.campaign
 def test_a_boundary_right_behind_the_change_is_told_the_task_that_drift_closed(start: Callable[..., LocalDaemon]) -> None:
     batches = changed_at(start)
     daemon = start(tree())
@@ -352,6 +353,7 @@ def test_a_boundary_after_a_change_known_to_all_is_answered_too_and_after_a_rest
         assert other.boundary("b")["samples"] == 20
 
 
+@pytest.mark.campaign
 def test_a_change_found_by_a_revisited_name_is_passed_over(start: Callable[..., LocalDaemon]) -> None:
     daemon = start(tree())
     with daemon.producer() as producer:
@@ -396,6 +398,7 @@ def test_another_tag_is_another_task_only_after_a_boundary(start: Callable[..., 
         assert admin.boundary("a")["samples"] == 60
 
 
+@pytest.mark.campaign
 def test_a_revisit_is_no_drift(start: Callable[..., LocalDaemon]) -> None:
     daemon = start(tree())
     stream(daemon, [0] * 30)

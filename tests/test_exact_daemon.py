@@ -161,7 +161,7 @@ def test_a_revisit_puts_new_sums_in_the_place_of_a_tasks(start: Start) -> None:
     np.testing.assert_allclose(probs(daemon), probs(plain), atol=1e-10)
 
 
-@pytest.mark.parametrize("factory", [IDENTITY, "streamcl.models:random_features"])
+@pytest.mark.parametrize("factory", [IDENTITY, pytest.param("streamcl.models:random_features", marks=pytest.mark.campaign)])
 def test_a_kill_between_any_batches_changes_no_bit(start: Start, factory: str) -> None:
     args = {"width": 120} if factory.endswith("features") else {}
     tree = exact(posterior={"mode": "factors", "half_life": 900.0}, factory=factory, args=args)
@@ -188,6 +188,7 @@ def test_a_kill_between_any_batches_changes_no_bit(start: Start, factory: str) -
         assert one.status()["prequential"] == other.status()["prequential"]
 
 
+@pytest.mark.campaign
 def test_new_labels_come_in_the_hundredth_task_without_a_restart(start: Start) -> None:
     rng = np.random.default_rng(0)
     daemon = start(exact(factory=IDENTITY))

@@ -93,6 +93,7 @@ def test_rivers_own_checks(name: str, check: Any) -> None:
     check(ESTIMATORS[name].clone())
 
 
+@pytest.mark.campaign
 def test_river_needs_no_scaler_and_no_number_of_labels() -> None:
     found = evaluate.progressive_val_score(
         datasets.ImageSegments().take(600), river.Classifier(learner="exact"), metrics.Accuracy()

@@ -49,7 +49,7 @@ def show(tmp_path: Path, model: str) -> None:
     [
         ("Recurrent", lambda: RNG.normal(size=(30, 5, 8)).astype("<f4")),
         ("TwoFields", lambda: RNG.integers(0, peculiar.WORDS, (30, 2))),
-        ("Checkpointed", lambda: RNG.normal(size=(30, 8)).astype("<f4")),
+        pytest.param("Checkpointed", lambda: RNG.normal(size=(30, 8)).astype("<f4"), marks=pytest.mark.campaign),
         ("Packed", words),
         ("Sorting", lambda: RNG.normal(size=(30, 8)).astype("<f4")),
     ],

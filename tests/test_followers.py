@@ -386,6 +386,7 @@ SCHEMA = [
 TABLE = np.array([[0.5 * k, k % 3] for k in range(40)], "<f8")
 
 
+@pytest.mark.campaign
 def test_another_model_comes_behind_the_same_endpoint_and_a_follower_can_be_followed(
     start: Callable[..., LocalDaemon], follow: Callable[..., LocalFollower], tmp_path: Path
 ) -> None:

@@ -348,6 +348,7 @@ def test_an_evaluation_set_that_is_predicted_no_better_than_by_one_answer_is_an_
 # -- the bench ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.campaign
 def test_the_bench_measures_what_it_estimates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The truth is the loss on each task's own rows, against what it was when they had just been learned."""
     small = bench.Stream("categorical", (8,), [(x, y) for x, y in stream(0)[:2]])

@@ -170,7 +170,9 @@ def test_new_outputs_are_drawn_from_the_seed_and_the_position() -> None:
     assert not torch.equal(new(0, 7), new(1, 7))
 
 
-@pytest.mark.parametrize("curvature", ["auto", "diagonal", "kronecker", "full"])
+@pytest.mark.parametrize(
+    "curvature", ["auto", *(pytest.param(kind, marks=pytest.mark.campaign) for kind in ("diagonal", "kronecker", "full"))]
+)
 def test_factors_of_fewer_outputs_say_nothing_of_new_ones(curvature: str) -> None:
     hidden = [4 if curvature == "full" else 12]
     learner = Learner(
@@ -394,6 +396,7 @@ def test_a_block_that_has_grown_too_large_becomes_a_diagonal_of_the_same_trace()
     np.testing.assert_allclose(found, values, atol=1e-9 * float(values.abs().max()))  # a Kronecker product is kept whole
 
 
+@pytest.mark.campaign
 def test_a_block_that_has_grown_too_large_is_told_at_the_boundary() -> None:
     learner = Learner({"model": {"args": {"hidden": [20]}}, "train": {"epochs": 1}, "posterior": {"expectation": "mode"}})
     teach(learner, {"a": [0, 1]})
@@ -404,7 +407,9 @@ def test_a_block_that_has_grown_too_large_is_told_at_the_boundary() -> None:
         learner.boundary("b")
 
 
-@pytest.mark.parametrize(("columns", "rows_", "more", "k"), [(1290, 2, 8, 1), (3, 300, 60, 0)])
+@pytest.mark.parametrize(
+    ("columns", "rows_", "more", "k"), [(1290, 2, 8, 1), pytest.param(3, 300, 60, 0, marks=pytest.mark.campaign)]
+)
 def test_a_side_that_becomes_wide_or_no_longer_is_goes_on(columns: int, rows_: int, more: int, k: int) -> None:
     settled = {"fisher": "mc", "expectation": "mode", "curvature": "kronecker"}
     learner = Learner({"model": {"factory": "streamcl.models:linear"}, "train": {"epochs": 1}, "posterior": settled})

@@ -137,6 +137,7 @@ def test_the_daemon_finds_it_and_remembers_it_through_kills(start: Start, tmp_pa
         np.testing.assert_array_equal(reader.predict(x, schema=SCHEMA).mean, expected.mean)
 
 
+@pytest.mark.campaign
 def test_before_the_first_batch_any_may_still_be_set(start: Start) -> None:
     daemon = start(SMALL)
     with daemon.admin() as admin:

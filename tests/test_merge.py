@@ -55,7 +55,9 @@ def probs(daemon: LocalDaemon) -> np.ndarray:
     return found.probs[:, np.argsort(found.labels)]
 
 
-@pytest.mark.parametrize("factory", ["streamcl.models:identity", "streamcl.models:random_features"])
+@pytest.mark.parametrize(
+    "factory", [pytest.param("streamcl.models:identity", marks=pytest.mark.campaign), "streamcl.models:random_features"]
+)
 def test_three_add_to_one_that_saw_all_in_any_order(start: Start, tmp_path: Path, factory: str) -> None:
     settings = tree(factory, model={"args": {"width": 150}} if factory.endswith("features") else {})
     tasks = {"a": digits(7, 3), "b": digits(0, 3, 9), "c": digits(1, 2, 4, 5, 6, 8)}

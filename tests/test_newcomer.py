@@ -251,6 +251,7 @@ def moving(tmp_path: Path, cache: Path) -> Iterator[LocalDaemon]:
         yield daemon
 
 
+@pytest.mark.campaign
 def test_a_followed_file_goes_on_where_its_daemon_has_moved_to(
     moving: LocalDaemon, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

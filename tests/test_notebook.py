@@ -89,6 +89,7 @@ def test_beside_no_notebook_and_no_terminal_nothing_is_shown(capsys: pytest.Capt
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.campaign
 def test_it_follows_a_daemon_at_work(page: Page, start: Callable[..., LocalDaemon]) -> None:
     daemon = start({"model": {"classes": 3}})
     x = np.random.default_rng(0).normal(size=(300, 4))

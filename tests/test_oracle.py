@@ -99,7 +99,14 @@ def test_a_feature_that_is_always_zero_divides_nothing(start: Callable[..., Loca
         assert_equal(daemon, expected)
 
 
-@pytest.mark.parametrize("settings", [NOTE, {}, {"curvature": "full"}], ids=["as in the note", "default", "full"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(NOTE, marks=pytest.mark.campaign, id="as in the note"),
+        pytest.param({}, id="default"),
+        pytest.param({"curvature": "full"}, marks=pytest.mark.campaign, id="full"),
+    ],
+)
 def test_the_posterior_predictive_is_the_closed_form(start: Callable[..., LocalDaemon], settings: dict[str, str]) -> None:
     daemon, expected = start(tree(**settings)), Recursion()
     x, y = task_data(0)

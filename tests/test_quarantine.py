@@ -137,6 +137,7 @@ def test_a_boundary_that_fails_in_its_epochs_or_in_its_fisher_holds_the_task(
         assert [row["rows"] for row in admin.quarantine()] == [60]
 
 
+@pytest.mark.campaign
 def test_steps_that_diverge_are_tried_more_calmly_and_said(start: Callable[..., LocalDaemon]) -> None:
     """Plain gradient descent far beyond its limit: no row is at fault, so every one is learned, at a rate that does."""
     daemon = start({**tree(optimizer="sgd", learning_rate=1e3, batch_size=8, epochs=200)})
@@ -152,7 +153,7 @@ def test_steps_that_diverge_are_tried_more_calmly_and_said(start: Callable[..., 
         np.testing.assert_allclose(admin.parameters().theta, best, atol=0.5)
 
 
-@pytest.mark.parametrize("factory", ["mlp", "linear"])
+@pytest.mark.parametrize("factory", [pytest.param("mlp", marks=pytest.mark.campaign), "linear"])
 def test_features_of_size_1000_under_plain_sgd_are_learned_and_the_rate_is_named(
     start: Callable[..., LocalDaemon], factory: str
 ) -> None:

@@ -107,6 +107,7 @@ def test_only_small_messages_are_filled() -> None:
 # -- what is learned -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.campaign
 def test_single_rows_are_learned_better_than_by_themselves() -> None:
     tree = {**TREE, "model": {"args": {"hidden": [8]}, "likelihood": "gaussian"}}
     x, test_x = rows(400)[0], rows(500, seed=1)[0]

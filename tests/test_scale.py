@@ -159,6 +159,7 @@ def test_the_memory_of_a_boundary_is_what_it_takes_at_most(kind: str, expectatio
 
 @pytest.mark.parametrize("expectation", ["posterior", pytest.param("mode", marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("kind", [pytest.param("diagonal", marks=pytest.mark.campaign), "auto"])
+@pytest.mark.campaign
 def test_the_plan_of_a_model_counts_a_copy_and_a_boundary_alike(kind: str, expectation: str) -> None:
     found, work = learner(kind, expectation)
     x, y = np.random.default_rng(0).normal(size=(64, WIDE - 1)).astype("float32"), np.arange(64) % WIDE

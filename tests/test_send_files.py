@@ -314,6 +314,7 @@ def test_whole_numbers_in_one_file_and_fractions_in_the_next_are_both_learned(
 # -- whole, and once ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.campaign
 def test_a_fraction_behind_a_megabyte_of_whole_numbers_is_learned(run: Run, tmp_path: Path) -> None:
     path = write(tmp_path / "late.csv", "a,b,y\n" + "1,2,0\n" * 180_000 + "0.5,2,1\n")
     report = run("send", path, "--task", "late", "--rows", 8192, "--boundary", "--json").json

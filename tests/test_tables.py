@@ -628,6 +628,7 @@ def test_words_of_the_stream_stay_words_where_a_file_has_only_numbers(cli: Any, 
     assert (status, out.split()[0]) == (0, "2")
 
 
+@pytest.mark.campaign
 def test_a_csv_is_planned_scored_as_an_evaluation_set_and_swept(start: Start, capsys: Any, tmp_path: Path) -> None:
     (tmp_path / "sets").mkdir()
     write(tmp_path / "sets" / "a.csv", dict(reversed(table(80, seed=1).items())))

@@ -84,7 +84,7 @@ def test_a_boundary_of_a_paused_daemon_is_not_waited_for_for_ever(start: Callabl
         until(lambda: [task["samples"] for task in admin.tasks()] == [64])
 
 
-@pytest.mark.parametrize("paused", [True, False])
+@pytest.mark.parametrize("paused", [True, pytest.param(False, marks=pytest.mark.campaign)])
 def test_a_full_budget_ends_a_wait_with_the_remedy(start: Callable[..., LocalDaemon], paused: bool) -> None:
     daemon = start(SMALL)
     said: list[str] = []
