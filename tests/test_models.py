@@ -177,3 +177,27 @@ def test_targets_of_one_number_may_come_out_as_a_column() -> None:
         Gaussian(1.0).nll(torch.ones(2, 3), target)
     with pytest.raises(ModelRefused):
         Categorical(3).nll(torch.ones(2, 4), torch.tensor([0, 1]))
+
+
+class Counted(nn.Linear):
+    """One that wants to know when it is trained."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "training":
+            self.told.append(value)
+        super().__setattr__(name, value)
+
+
+def test_training_flags_come_back_and_a_module_that_sets_them_itself_is_asked() -> None:
+    own, frozen = Counted(2, 2), nn.Dropout().eval()
+    own.told = []
+    module = nn.Sequential(own, frozen, nn.Dropout())
+    flags = TrainingFlags(module)
+    flags.eval()
+    assert not any(part.training for part in module.modules())
+    flags.train()
+    assert [part.training for part in module.modules()] == [True, True, False, True]
+    assert own.told == [False, True]
+    flags.rest()
+    flags.train()
+    assert not any(part.training for part in module.modules())

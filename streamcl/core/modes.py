@@ -22,14 +22,19 @@ class TrainingFlags:
     def train(self) -> None:
         """Restore every flag."""
         for part, flag in self._flags:
-            if part.training is not flag:  # a module's attributes are slow to set
-                part.training = flag
+            if part.training is not flag:
+                _set(part, flag)
 
     def eval(self) -> None:
         """Evaluation mode everywhere."""
         for part, _ in self._flags:
             if part.training:
-                part.training = False
+                _set(part, False)
+
+    def rest(self) -> None:
+        """Evaluation mode from now on: it is never trained, and nothing need be put back."""
+        self.eval()
+        self._flags = [(part, False) for part, _ in self._flags]
 
     def differentiable(self) -> AbstractContextManager[None]:
         """Forward passes in there have gradients, in evaluation mode too.
@@ -38,6 +43,14 @@ class TrainingFlags:
         """
         evaluated = any(not part.training and _on_gpu(part) for part in self._recurrent)
         return _without_cudnn() if evaluated else _AS_IT_IS
+
+
+def _set(part: nn.Module, flag: bool) -> None:
+    """As the module would; its own way, which looks for parameters and submodules of that name, is slow."""
+    if type(part).__setattr__ is nn.Module.__setattr__ and "training" in part.__dict__:
+        part.__dict__["training"] = flag
+    else:
+        part.training = flag
 
 
 _AS_IT_IS = nullcontext()

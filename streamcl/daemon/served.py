@@ -59,6 +59,7 @@ class Served:
         self.problem: str | None = None
         self.unheard = f"the daemon at {config.follow.endpoint} is not heard yet" if self.following else None
         self._frozen = Frozen(state.path)
+        self._place = str(state.parameters)  # looked at for every answer
         self._stamp: published.Stamp | None = None
         self._forms: Forms = {}
         self._posterior: AnyPosterior | None = None
@@ -72,7 +73,7 @@ class Served:
 
     def newest(self) -> Made:
         """The newest publication, made; raises Refused ``not_ready`` where there is none."""
-        stamp = published.stamp(self.state.parameters)
+        stamp = published.stamp(self._place)
         if stamp is not None and stamp != self._stamp:
             self._take(stamp)
         if self.made is None or (stamp is None and not self.following):
@@ -177,6 +178,7 @@ class Served:
                 return network
         made = config, signature, kinds.labels(config), torch.device("cpu")
         network = kinds.network(*made, False, None, outputs)
+        network.flags.rest()
         if (wrong := self._misfit(network, meta)) is not None:
             raise ConfigError(
                 f"model.factory {config.model.maker!r} makes another model here than the daemon's: the daemon's has "

@@ -88,6 +88,9 @@ class Encoded:
         return self.sent.columns(lsn)
 
 
+NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.int64}
+
+
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """How the log's arrays are converted to what the model takes: real inputs in `dtype`, integers as int64, on `device`.
@@ -111,6 +114,8 @@ class Conversion:
 
     def _place(self, arrays: Sequence[Array], dtype: torch.dtype) -> Tensor:
         """Every row copied and converted once; on its way to a GPU through pinned memory, asynchronously."""
+        if len(arrays) == 1 and self.device.type == "cpu":
+            return torch.from_numpy(arrays[0].astype(NUMPY[dtype], order="C"))
         rows = sum(len(array) for array in arrays)
         host = torch.empty((rows, *arrays[0].shape[1:]), dtype=dtype, pin_memory=self.device.type == "cuda")
         np.concatenate(arrays, out=host.numpy(), casting="unsafe")

@@ -96,7 +96,7 @@ def posterior(state: StateDirectory) -> tuple[int, dict[str, npt.NDArray[Any]]] 
     return None if published is None else (published[0]["posterior"], published[1])
 
 
-def stamp(path: Path) -> Stamp | None:
+def stamp(path: Path | str) -> Stamp | None:
     """Changes whenever a new version is published; None if there is none."""
     try:
         return stamp_of(os.stat(path))
