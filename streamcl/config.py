@@ -118,6 +118,7 @@ class Train(_Section, frozen=True):
     """Incremental steps while data arrives, then `epochs` over the whole task at its boundary.
 
     workers: processes of this machine that share the rows of every step and sum; under `torchrun`, its own number holds.
+    elastic: under `torchrun`, end where others do not come any more, so that it forms a group of fewer.
     """
 
     optimizer: Literal["adam", "sgd", "lbfgs"] = "adam"
@@ -131,6 +132,7 @@ class Train(_Section, frozen=True):
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     watchdog_seconds: Annotated[float, msgspec.Meta(ge=5.0)] = 300.0
     workers: Positive = 1
+    elastic: bool = False
 
     @property
     def rows(self) -> int:

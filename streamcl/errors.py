@@ -59,6 +59,10 @@ class WrongOutput(ModelRefused):
     """A model returned something that its likelihood cannot take, on rows that it could have handled."""
 
 
+class Disbanded(StreamclError):
+    """Other processes that share the work do not come any more, and `torchrun` can form a group without them."""
+
+
 class Damaged(StreamclError):
     """Bytes on disk are not what was written: names the file, the offset and the remedy."""
 

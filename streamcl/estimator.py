@@ -72,6 +72,7 @@ NO_EFFECT = (
     "log",
     "train.watchdog_seconds",
     "train.workers",
+    "train.elastic",
     "posterior.keep",
     "stream.credit",
     "stream.producers",

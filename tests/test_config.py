@@ -49,6 +49,7 @@ OURS = {
     "train.autocast": "off",
     "train.watchdog_seconds": 300.0,
     "train.workers": 1,
+    "train.elastic": False,
     "posterior.convention": "streamcl",
     "posterior.gamma": 0.95,
     "posterior.expectation": "posterior",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from waiting import PATIENCE, until
 
 from streamcl import Admin, Producer
+from streamcl.bench import local
 from streamcl.bench.local import LocalDaemon
 from streamcl.config import Config
 from streamcl.core.reduce import ALONE
@@ -316,3 +318,51 @@ def test_rows_that_one_process_cannot_learn_are_set_aside_as_one_alone_does(
     assert done["set_aside"] == 30
     assert done["samples"] == 61 + 1 + 2 + 40
     assert [row["rows"] for row in aside] == [30]
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Of a machine, with all that it has started."""
+    for pid in local._family(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+@pytest.mark.campaign
+def test_under_an_elastic_torchrun_those_that_are_left_go_on(tmp_path: Path) -> None:
+    """One machine of two is gone for good, in the midst of a task."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1"]
+    port, quick = local.own_port(), "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=5"
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-conf", quick]
+    daemon = LocalDaemon(tree(1, watchdog_seconds=20, elastic=True), tmp_path / "state")
+    daemon.command = [*torchrun, *meeting, "--max-restarts", "9", "-m", "streamcl"]
+    daemon.launch()
+    assert daemon.process is not None
+    started = [daemon.process]
+    try:
+        until(lambda: listens(port))  # whoever comes first keeps the list of those that come
+        serve = [*daemon.command, *daemon.arguments, *daemon._flags()]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        started.append(subprocess.Popen(serve, env=environment, stderr=subprocess.DEVNULL))
+        daemon.endpoints = daemon._wait_until_ready()
+        with daemon.admin() as admin, daemon.producer(timeout=300) as producer:
+            assert admin.status()["workers"] == 2
+            first, *more = rows(0)
+            producer.send(*first, task="task-0")
+            producer.flush()
+            end(started.pop())
+            for batch in more:
+                producer.send(*batch, task="task-0")
+            producer.boundary("task-0")
+        with daemon.admin() as admin:
+            assert [task["samples"] for task in admin.tasks()] == [sum(len(x) for x, _ in rows(0))]
+            assert admin.status()["workers"] == 1
+    finally:
+        for process in started:
+            end(process)

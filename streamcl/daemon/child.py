@@ -19,7 +19,7 @@ from streamcl import config
 from streamcl.daemon import linux, nursery, words
 from streamcl.daemon.channel import Channel, wait
 from streamcl.daemon.logs import configure
-from streamcl.errors import ConfigError, Damaged, ModelRefused, StreamclError, UnknownFormat
+from streamcl.errors import ConfigError, Damaged, Disbanded, ModelRefused, StreamclError, UnknownFormat
 
 ROLES = {
     "ingest": "streamcl.daemon.ingest",
@@ -29,7 +29,7 @@ ROLES = {
 }
 NICENESS = {"trainer": 5, "worker": 5}  # those that answer come first when processors are scarce; idle ones are used anyway
 PROMPT = ("predictor",)  # somebody waits for each of its answers; ingest, which many messages share, gains nothing by it
-FATAL = (ConfigError, Damaged, UnknownFormat, ModelRefused)  # a restart would fail in the same way
+FATAL = (ConfigError, Damaged, Disbanded, UnknownFormat, ModelRefused)  # a restart of it alone would fail in the same way
 
 
 def main(arguments: list[str]) -> int:

@@ -38,9 +38,9 @@ from streamcl.core.ranks import Lost, Ranks, stay_on_this_machine, told
 from streamcl.core.reduce import ALONE, Reduction
 from streamcl.daemon import linux, words
 from streamcl.daemon.channel import Channel
-from streamcl.daemon.launch import launched
+from streamcl.daemon.launch import launched, would_start_again
 from streamcl.daemon.nursery import Begun, spawn
-from streamcl.errors import ConfigError
+from streamcl.errors import ConfigError, Disbanded
 from streamcl.learning.failing import Unlearnable
 from streamcl.learning.learner import Learner
 from streamcl.learning.network import choose_device
@@ -126,11 +126,18 @@ class Place:
 class Group:
     """One process's end of the group, which it enters by `form` (the first one) or `follow` (all others).
 
-    helpers: the processes that this one has started. sign: called now and then while it waits for them.
+    helpers: the processes that this one has started. sign: called now and then while it waits for them. patience: how long
+    it waits for others, where `torchrun` would form a group without them.
     """
 
-    def __init__(self, place: Place, helpers: list[Begun], sign: Callable[[], None] = lambda: None) -> None:
-        self._place, self._helpers, self._sign = place, helpers, sign
+    def __init__(
+        self,
+        place: Place,
+        helpers: list[Begun],
+        sign: Callable[[], None] = lambda: None,
+        patience: float | None = None,
+    ) -> None:
+        self._place, self._helpers, self._sign, self._patience = place, helpers, sign, patience
         self._generation = 0
         self._ranks: Ranks | None = None
 
@@ -153,7 +160,8 @@ class Group:
     # -- coming together -----------------------------------------------------------------------------------------
 
     def form(self) -> None:
-        """The first one calls all others together, who drop what they were at; raises Lost where one does not come."""
+        """The first one calls all others together, who drop what they were at; raises Lost where one does not come, and
+        Disbanded where it may be that none will."""
         self._leave()
         with told():
             called = self._place.store.add(GENERATION, 1)
@@ -166,15 +174,18 @@ class Group:
         return self._place.store.check([_here_for(called, rank) for rank in range(1, self.size)])
 
     def _await(self, done: Callable[[], bool], otherwise: str) -> None:
-        """Until then, as long as those that were started here run and do something; else raises Lost."""
-        deadline = time.monotonic() + START_SECONDS
+        """Until then, as long as those that were started here run and do something; else raises Lost, Disbanded."""
+        began = time.monotonic()
         pulses = [Pulse(begun.process.pid) for begun in self._helpers]
         while not done():
             self.look()
             self._sign()
             if (rank := _still(pulses)) is not None:
                 raise Lost(f"{otherwise}: process {rank} hangs (no processor time for {STILL_SECONDS:g} s)")
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if self._patience is not None and waited > self._patience:
+                raise Disbanded(f"{otherwise} within {self._patience:g} s; ending, so that torchrun forms another group")
+            if waited > START_SECONDS:
                 raise Lost(f"{otherwise} within {START_SECONDS:g} s")
             time.sleep(LOOK_SECONDS)
 
@@ -343,9 +354,14 @@ def _digest(learner: Learner) -> int:
 
 
 def lead(config: Config, sign: Callable[[], None]) -> Team:
-    """The trainer's team, as configured, all of it there; raises ConfigError, Lost. sign: called while they come."""
+    """The trainer's team, as configured, all of it there; raises ConfigError, Lost, Disbanded.
+
+    sign: called while they come.
+    """
     if launched() is not None:
-        group = Group(_launched_place(config), [], sign)
+        elastic = config.train.elastic and would_start_again()
+        patience = min(config.train.watchdog_seconds, START_SECONDS) if elastic else None
+        group = Group(_launched_place(config), [], sign, patience)
     elif config.train.workers == 1:
         return SOLO
     else:

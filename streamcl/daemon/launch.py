@@ -1,4 +1,4 @@
-"""Whether `torchrun` has started this process, read from its environment without PyTorch."""
+"""Whether `torchrun` has started this process, and would again; read from its environment without PyTorch."""
 
 from __future__ import annotations
 
@@ -10,3 +10,9 @@ def launched() -> int | None:
     if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
     return int(os.environ["RANK"])
+
+
+def would_start_again() -> bool:
+    """Whether `torchrun` starts its processes again where one of them fails, as many as there are machines for by then."""
+    most = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    return launched() is not None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) < most
