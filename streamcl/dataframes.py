@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import numbers
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +24,9 @@ Array = npt.NDArray[Any]
 PARTS = ("days", "month", "weekday", "hour")
 PACKAGES = ("pandas", "polars", "pyarrow")
 DAY = 86_400_000_000  # microseconds
+LEAST_ROWS = 20  # before a column's words may be taken for identifiers
+OWN = 0.9  # distinct words a row
+ID_NAME = re.compile(r"(^|[_\s.-])(id|ids|uid|uuid|guid|index|idx|rowid|row_?number|key)$|[a-z](Id|ID)$", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,28 @@ def batch(x: Any, y: Any = None, kinds: Mapping[str, Kind] | None = None, left_o
         return Batch(rows, None, schema)
     named, targets = targets_of(target or _name_of(y), _values(x, target) if target is not None else y)
     return Batch(rows, targets, (*schema, named))
+
+
+def doubts(found: Batch) -> str | None:
+    """What is odd about the columns of a stream's first rows, which fix them; None where nothing is."""
+    names = [] if len(found.x) < LEAST_ROWS else list(filter(None, map(_identifier, found.columns or (), found.x.T)))
+    if not names:
+        return None
+    return (
+        f"x: {', '.join(names)}: nearly every row has its own, as an identifier or free text has: nothing can be learned "
+        "from that, and the stream's first rows fix its columns; drop it first, unless it is meant"
+    )
+
+
+def _identifier(each: Column, values: Array) -> str | None:
+    """A column's name, where it looks like one of identifiers."""
+    known = values[values >= 0] if each.kind == "category" else values
+    own = len(np.unique(known))
+    if each.kind == "category":
+        alike = own >= OWN * len(known) and len(known) >= LEAST_ROWS
+    else:
+        alike = own == len(known) and bool(ID_NAME.search(each.name)) and bool((known == np.floor(known)).all())
+    return repr(each.name) if alike and each.kind != "target" else None
 
 
 def is_plain(x: Any) -> bool:

@@ -332,6 +332,8 @@ class Learner:
         if dataframes.is_table(x):
             pinned = self._session.columns
             found = dataframes.batch(x, y, None if pinned is None else pinned.kinds)
+            if pinned is None and y is not None and (doubts := dataframes.doubts(found)) is not None:
+                warnings.warn(doubts, RuntimeWarning, stacklevel=3)
             return found.x, found.y, tables.plain(found.columns or ())
         return x, y, None if schema is None else tables.plain(tables.from_plain(schema))
 

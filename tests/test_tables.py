@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -568,6 +569,25 @@ def test_other_kinds_of_files_and_standard_input_are_the_same_rows(
     monkeypatch.setattr(sys, "stdin", Given())
     status, out, _ = cli("send", "-", "--task", "piped", "--boundary")
     assert (status, "consolidated: 200 samples" in out) == (0, True)
+
+
+def test_a_streams_first_frame_with_an_identifier_is_taken_with_a_warning() -> None:
+    rng = np.random.default_rng(0)
+    plain = {"size": rng.normal(size=40), "colour": ["red", "blue"] * 20, "visit": list(range(40))}
+    y = np.arange(40) % 2
+    named = {"customer": [f"C{number}" for number in range(40)], "order_id": list(range(40)), "size": plain["size"]}
+    with pytest.warns(RuntimeWarning, match=r"x: 'customer', 'order_id': nearly every row has its own.*drop it first"):
+        Learner({}).observe(pa.table(named), y, task="a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner = Learner({})
+        learner.observe(pa.table(plain), y, task="a")
+        learner.observe(
+            pa.table({**plain, "colour": [f"C{number}" for number in range(40)]}), y, task="a"
+        )  # no longer first
+        Learner({}).observe(
+            pa.table({name: cells[:10] for name, cells in named.items()}), y[:10], task="a"
+        )  # too few to tell
 
 
 def test_a_frame_leaves_out_what_the_streams_first_file_left_out(start: Start, tmp_path: Path) -> None:

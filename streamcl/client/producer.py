@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -249,6 +250,8 @@ class Producer:
         if dataframes.is_table(x):
             known = self._kinds or {column["name"]: column["kind"] for column in self.welcome.get("schema") or ()}
             found = dataframes.batch(x, y, known, {*self.left_out, *(self.welcome.get("left_out") or ())})
+            if not known and (doubts := dataframes.doubts(found)) is not None:
+                warnings.warn(doubts, RuntimeWarning, stacklevel=3)
             self._kinds = self._kinds or {column.name: column.kind for column in found.columns or ()}
             return found.x, found.y, found.columns
         return x, y, None if schema is None else columns.from_plain(schema)

@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 MOSTLY = 0.9  # of the cells: then the others are mistakes
 MOST_LABELS = 100  # different whole numbers of a target; beyond, they are measurements
 MOST_DISTINCT = 100_000  # cells of a column that are told apart
-LEAST_ROWS = 20  # of a file, before a column's words may be taken for identifiers
-OWN = 0.9  # distinct words a row
-ID_NAME = re.compile(r"(^|[_\s.-])(id|ids|uid|uuid|guid|index|idx|rowid|row_?number|key)$|[a-z](Id|ID)$", re.I)
 NUMBER = r"^[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?$"
 DAY = r"(\d{4}-\d{2}-\d{2}|\d{4}/\d{2}/\d{2}|\d{1,2}\.\d{1,2}\.\d{4}|\d{1,2}/\d{1,2}/\d{4})"
 DAY_FIRST, MONTH_FIRST = r"^(1[3-9]|2\d|3[01])/\d{1,2}/\d{4}", r"^\d{1,2}/(1[3-9]|2\d|3[01])/\d{4}"
@@ -121,12 +118,17 @@ class Look:
     def identifies(self, name: str) -> str | None:
         """Why the column is taken for an identifier, or None."""
         alike = max(self.numeric, self.dates, self.numeric + self.thousands)
-        if self.known < LEAST_ROWS or (self.kind() == "words" and alike >= MOSTLY * self.known):
+        if self.known < dataframes.LEAST_ROWS or (self.kind() == "words" and alike >= MOSTLY * self.known):
             return None
-        if self.kind() == "words" and len(self.distinct) >= OWN * self.looked_at:
+        if self.kind() == "words" and len(self.distinct) >= dataframes.OWN * self.looked_at:
             each = "one a row" if len(self.distinct) == self.known else f"{len(self.distinct)} in {self.looked_at} rows"
             return f"an identifier or free text: {each}"
-        if self.kind() == "number" and ID_NAME.search(name) and len(self.distinct) == self.looked_at and not self.missing:
+        if (
+            self.kind() == "number"
+            and dataframes.ID_NAME.search(name)
+            and len(self.distinct) == self.looked_at
+            and not self.missing
+        ):
             return "an identifier, by its name and since each row has its own"
         return None
 
@@ -196,7 +198,9 @@ class Table:
         """Many columns at once, where all are plainly numbers and none may be an identifier."""
         import pyarrow as pa
 
-        if any(ID_NAME.search(name) for name in names) or not all(pa.types.is_string(column.type) for column in cells):
+        if any(dataframes.ID_NAME.search(name) for name in names) or not all(
+            pa.types.is_string(column.type) for column in cells
+        ):
             return False
         if together(names, cells, 0, Marks()) is None:
             return False
@@ -227,7 +231,7 @@ class Table:
             look.missing += int(pc.sum(gone).as_py() or 0)
             look.numeric += len(column) - int(pc.sum(gone).as_py() or 0)
             look.truths += (len(column) - column.null_count) * pa.types.is_boolean(kind)
-            if ID_NAME.search(name) and pa.types.is_integer(kind):
+            if dataframes.ID_NAME.search(name) and pa.types.is_integer(kind):
                 look.tell_apart(column.drop_null().to_pylist())
         else:
             look.nested = True
@@ -254,7 +258,7 @@ class Table:
             at = pc.and_(known, pc.invert(mask)).index(True).as_py()
             if getattr(look, which) is None and at >= 0:
                 setattr(look, which, (row + at, text[at].as_py()))
-        if look.odd is not None or ID_NAME.search(name):
+        if look.odd is not None or dataframes.ID_NAME.search(name):
             look.tell_apart(text.filter(known).unique().to_pylist())
 
     # -- decided -------------------------------------------------------------------------------------------------------
