@@ -79,6 +79,10 @@ class DataError(StreamclError):
     """A data file cannot be read as rows and targets; names the file, the place and the remedy."""
 
 
+class NoRows(DataError):
+    """It has none."""
+
+
 def in_words(error: BaseException) -> str:
     """The type and text of an exception, even of one whose text cannot be had."""
     try:

@@ -46,6 +46,24 @@ def tasks(send: Callable[..., tuple[int, str, str]]) -> dict[str, int]:
     return {row["task"]: row["samples"] for row in (found if isinstance(found, list) else found["tasks"])}
 
 
+def test_a_day_without_rows_stops_nothing(send: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    days = tmp_path / "days"
+    for name, rows in (("01-monday.csv", 60), ("03-wednesday.csv", 62)):
+        written(days / name, n=rows)
+    for name in ("02-tuesday.csv", "04-thursday.csv"):
+        written(days / name, n=0)
+    status, _, err = send("send", days, "--label", "told", "--boundary")
+    assert (status, err.count("expected at least one row; passed over")) == (0, 2)
+    assert tasks(send) == {"01-monday": 60, "03-wednesday": 62}
+    status, out, _ = send("send", days, "--label", "told", "--task", "week", "--boundary")  # whose last day has none
+    assert (status, "consolidated: 122 samples" in out) == (0, True), out
+    assert tasks(send)["week"] == 122
+    written(days / "02-tuesday.csv", n=2).write_text("size,colour,told\nwide,red,no\n1.5,blue\n")
+    status, _, err = send("send", days, "--label", "told")
+    assert status == 2
+    assert "not sent, behind 02-tuesday.csv: 03-wednesday.csv, 04-thursday.csv" in err
+
+
 def test_every_file_of_a_directory_is_a_task_once(send: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     days = tmp_path / "days"
     for name in ("02-tuesday.csv", "01-monday.csv"):

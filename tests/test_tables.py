@@ -571,6 +571,44 @@ def test_other_kinds_of_files_and_standard_input_are_the_same_rows(
     assert (status, "consolidated: 200 samples" in out) == (0, True)
 
 
+@pytest.mark.parametrize("words", [False, True])
+def test_several_targets_in_lists_leave_columns_their_names(cli: Any, tmp_path: Path, words: bool) -> None:
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(300, 3)) * [1e5, 1, 1e-3] + [3e5, 0, 0]
+    y = np.column_stack([3 * (x[:, 0] - 3e5) / 1e5, -2 * x[:, 1]])
+    columns = {name: x[:, place] for place, name in enumerate("abc")}
+    columns |= {"kind": np.array(["u", "v"] * 150)} if words else {}
+    every = pa.table({**columns, "y": pa.array(y.tolist(), pa.list_(pa.float64(), 2))})
+    pq.write_table(every, tmp_path / "a.parquet")
+    status, out, err = cli("send", tmp_path / "a.parquet", "--task", "a", "--boundary")
+    assert (status, "label: y (by its name) as float64 [2]" in out) == (0, True), err
+    turned = every.select(list(reversed(every.column_names)))
+    pq.write_table(turned, tmp_path / "turned.parquet")
+    (tmp_path / "turned.jsonl").write_text("".join(json.dumps(row) + "\n" for row in turned.to_pylist()))
+    pq.write_table(turned.drop_columns(["y"]), tmp_path / "unlabelled.parquet")
+    expected = cli("predict", tmp_path / "a.parquet")[1]
+    for name in ("turned.parquet", "turned.jsonl", "unlabelled.parquet"):
+        status, out, err = cli("predict", tmp_path / name)
+        assert (status, out) == (0, expected), err
+    pq.write_table(every.rename_columns(["other", *every.column_names[1:]]), tmp_path / "other.parquet")
+    status, _, err = cli("predict", tmp_path / "other.parquet")
+    assert (status, "new: [other]" in err) == (1, True)
+
+
+def test_targets_that_are_no_labels_of_the_stream_are_not_scored(cli: Any, tmp_path: Path) -> None:
+    columns = {"size": [str(number % 7) for number in range(60)], "told": ["true", "false"] * 30}
+    assert cli("send", write(tmp_path / "a.csv", columns), "--task", "a", "--label", "told", "--boundary")[0] == 0
+    for cells in (["TRUE", "FALSE"], ["1", "0"]):
+        status, _, err = cli("predict", write(tmp_path / "b.csv", {**columns, "told": cells * 30}))
+        assert (status, "not scored: its targets are" in err, "accuracy" in err) == (0, True, False)
+    status, _, err = cli(
+        "predict", write(tmp_path / "c.csv", {**columns, "told": ["true", "false"] * 29 + ["true", "maybe"]})
+    )
+    assert (status, "'maybe'" in err, "accuracy" in err) == (0, True, True)
+
+
 def test_a_streams_first_frame_with_an_identifier_is_taken_with_a_warning() -> None:
     rng = np.random.default_rng(0)
     plain = {"size": rng.normal(size=40), "colour": ["red", "blue"] * 20, "visit": list(range(40))}

@@ -99,7 +99,28 @@ def predict(options: argparse.Namespace) -> None:
     say_behind(answers[-1].behind)
     if options.out is not None:
         _write(options, file.data, arrays, answers[-1].labels)
-    _report(options, file, arrays, np.concatenate(targets) if targets else None, answers[-1].version)
+    y = np.concatenate(targets) if targets else None
+    if y is not None and "label" in arrays and answers[-1].labels is not None:
+        y = _among(file, y, answers[-1].labels)
+    _report(options, file, arrays, y, answers[-1].version)
+
+
+def _among(file: Agreement, y: Array, labels: Array) -> Array | None:
+    """Targets, with a note where some are no labels of the stream; None where none is: then nothing could be right."""
+    from streamcl.datafiles.choice import listed
+
+    known = {label for label in labels.tolist() if label is not None and label != -1}
+    other = [each for each in dict.fromkeys(y.ravel().tolist()) if each not in known]
+    if not other:
+        return y
+    said = (
+        f"{listed([repr(each) for each in other])}, where the stream's labels are {listed([repr(each) for each in known])}"
+    )
+    if known.isdisjoint(y.ravel().tolist()):
+        file.notes.append(f"{file.data.path}: not scored: its targets are {said}")
+        return None
+    file.notes.append(f"{file.data.path}: rows count as wrong whose targets have not come yet: {said}")
+    return y
 
 
 def say_behind(behind: Mapping[str, Any] | None) -> None:

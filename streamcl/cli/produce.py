@@ -12,7 +12,7 @@ from streamcl.cli.common import add_connection, add_json, command, print_json, p
 from streamcl.cli.files import Agreement, add_columns, opened, read_as, say, streamed
 from streamcl.cli.progress import Silent, connector, display, interruptible, waited_for
 from streamcl.cli.upload import Upload, send_blocks, starting
-from streamcl.errors import DataError, Refused
+from streamcl.errors import DataError, NoRows, Refused, StreamclError
 
 if TYPE_CHECKING:
     from streamcl.cli.bars import Bars
@@ -69,12 +69,38 @@ def send(options: argparse.Namespace) -> int:
         return _follow(options)
     if not options.file.is_dir():
         return _send_file(options)
-    files, statuses = _files_of(options), list[int]()
-    for file in files:
-        ends = options.boundary and (options.task is None or file is files[-1])
-        each = {"file": file, "boundary": ends, "weight": options.weight if ends else None}
-        statuses.append(_send_file(argparse.Namespace(**{**vars(options), **each})))
-    return max(statuses)
+    return _send_directory(options, _files_of(options))
+
+
+def _send_directory(options: argparse.Namespace, files: list[Path]) -> int:
+    """Every file in turn; one without rows, as of a day on which nothing happened, is passed over, and said to be."""
+    worst = 0
+    for number, file in enumerate(files):
+        last = file is files[-1]
+        ends = options.boundary and (options.task is None or last)
+        each = argparse.Namespace(
+            **{**vars(options), "file": file, "boundary": ends, "weight": options.weight if ends else None}
+        )
+        try:
+            worst = max(worst, _send_file(each))
+        except NoRows as error:
+            print(f"streamcl: {error}; passed over", file=sys.stderr)
+            if ends and options.task is not None:
+                worst = max(worst, _end(each))
+        except StreamclError:
+            if not last:
+                behind = ", ".join(path.name for path in files[number + 1 :])
+                print(f"streamcl: not sent, behind {file.name}: {behind}", file=sys.stderr)
+            raise
+    return worst
+
+
+def _end(options: argparse.Namespace) -> int:
+    """Close a task whose last file has no rows."""
+    with producer(options, f"{options.task}-end") as stream, display(options) as show:
+        report = _closed(options, stream, show, already=True)
+    _print(options, {"rows": 0, "batches": 0, "batches_already_there": 0, "task": options.task, "notes": [], **report})
+    return said_of_rows_aside(report)
 
 
 def _files_of(options: argparse.Namespace) -> list[Path]:

@@ -29,7 +29,7 @@ from streamcl.datafiles.reading import Reading
 from streamcl.datafiles.source import Array, Source
 from streamcl.datafiles.table import MOST_LABELS, Table
 from streamcl.datafiles.text import Text, head_of
-from streamcl.errors import DataError
+from streamcl.errors import DataError, NoRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -128,7 +128,7 @@ class DataFile:
             row += len(chunk[0])
             yield row
         if row == 0:
-            raise DataError(f"{self.path}: expected at least one row")
+            raise NoRows(f"{self.path}: expected at least one row")
         self._seen = seen
         self._refuse_what_would_change()
         self._reading = self._read(row)
@@ -372,7 +372,7 @@ class TableFile(DataFile):
         if not self.table.looks:
             for _ in self.table.look(self._chosen.used, self._chosen.label):
                 yield 0
-        if any(look.nested for look in self.table.looks.values()):
+        if any(look.nested for name, look in self.table.looks.items() if name != self._chosen.label):
             self._go_unnamed()
         if self.named:
             asked = bool(self.said.features)

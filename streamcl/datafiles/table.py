@@ -30,7 +30,7 @@ from streamcl.columns import Column, Columns, Kind
 from streamcl.datafiles.cells import BOOLEANS, MISSING, Marks, shown, together, wrong_cell
 from streamcl.datafiles.choice import Choice, listed
 from streamcl.datafiles.source import Array, Source
-from streamcl.errors import DataError
+from streamcl.errors import DataError, NoRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -279,7 +279,7 @@ class Table:
         else targets that are all True or False are words. Raises DataError.
         """
         if all(look.rows == 0 for look in self.looks.values()):
-            raise DataError(f"{self.path}: expected at least one row")
+            raise NoRows(f"{self.path}: expected at least one row")
         self.kinds = {name: look.kind() for name, look in self.looks.items()}
         out = dict(choice.left_out)
         features: list[str] = []
@@ -345,7 +345,9 @@ class Table:
             raise DataError(f"{self.path}: column {name!r}: expected targets, it is empty; say --label COLUMN")
         if self.kinds[name] == "date":
             raise DataError(f"{self.path}: column {name!r}: expected numbers or words as targets, got dates; say --label")
-        if not words:
+        if look.nested and words:
+            raise DataError(f"{self.path}: column {name!r}, the target: has lists, where the stream's targets are words")
+        if not words and not look.nested:  # a list of numbers in each row is several targets
             self._refuse_mistakes(name)
         elif look.numeric == look.known and len(look.distinct) > MOST_LABELS:
             raise DataError(
@@ -386,6 +388,8 @@ class Table:
         match self.kinds[name]:
             case "number":
                 return {name: self._numbers(name, column, row, marks)}
+            case "nested":
+                return {name: self.source.numbers(name, column, row, marks)}
             case "date":
                 parts = dataframes.date_parts(self._dates(name, column, row))
                 return {f"{name}.{part}": values for part, values in zip(dataframes.PARTS, parts, strict=True)}
