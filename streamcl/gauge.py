@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from streamcl.config import Config
-from streamcl.entries import Consolidated, Standing
+from streamcl.entries import Consolidated, Standing, no_better
 
 LINEAR = "streamcl.models:linear"
 FIGURES = ("rise_bound", "chance", "at_chance")  # of a task's map
@@ -161,11 +161,8 @@ def task_warning(
         )
     elif exact:
         why = "what its scores miss has come to what guessing misses"
-    elif entry.chance is not None and entry.loss >= entry.chance:
-        return (
-            f"task {name!r} was learned no better than chance: loss {entry.loss:.3g}, guessing {entry.chance:.3g} nats a "
-            "sample; look at its targets, raise train.epochs, or take a larger network"
-        )
+    elif (told := no_better(name, entry.loss, entry.chance)) is not None:
+        return told
     else:
         why = (
             f"its loss of {entry.loss:.3g} is estimated to have risen past the {entry.chance:.3g} nats a sample that "

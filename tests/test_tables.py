@@ -609,6 +609,25 @@ def test_targets_that_are_no_labels_of_the_stream_are_not_scored(cli: Any, tmp_p
     assert (status, "'maybe'" in err, "accuracy" in err) == (0, True, True)
 
 
+def test_a_boundary_says_what_of_its_rows_has_no_input_and_what_was_not_learned() -> None:
+    rng = np.random.default_rng(0)
+    learner = Learner({"model": {"classes": 2}, "train": {"epochs": 1}})
+    size, y = rng.normal(size=60), np.arange(60) % 2
+    learner.observe(pa.table({"size": size + 9 * y, "colour": ["red", "blue"] * 30}), y, task="a")
+    assert "warning" not in learner.boundary("a")
+    words = [f"word {number % 40}" for number in range(60)]
+    gaps = np.where(np.arange(60) % 3, size, np.nan)
+    learner.observe(pa.table({"size": gaps, "colour": words}), rng.integers(0, 2, 60), task="b")
+    with pytest.warns(RuntimeWarning, match="task 'b'"):
+        told = learner.boundary("b")["warning"]
+    for said in (
+        "column 'size': 20 numbers are missing",
+        "column 'colour': ",
+        "task 'b' was learned no better than chance",
+    ):
+        assert said in told
+
+
 def test_a_streams_first_frame_with_an_identifier_is_taken_with_a_warning() -> None:
     rng = np.random.default_rng(0)
     plain = {"size": rng.normal(size=40), "colour": ["red", "blue"] * 20, "visit": list(range(40))}

@@ -210,7 +210,8 @@ class View:
 
     def warning(self) -> str | None:
         """The newest boundary's, and what is at chance, with the remedy."""
-        return "; ".join(filter(None, (self._warning, self._forgotten()))) or None
+        own, lost = self._warning or "", self._forgotten() or ""
+        return "; ".join(filter(None, (own, "" if lost in own else lost))) or None
 
     def _forgotten(self) -> str | None:
         lost = [task for task in list(self.entries) if task in self.at_chance]

@@ -43,6 +43,7 @@ from streamcl.entries import (
     RollbackFailed,
     RolledBack,
     Standing,
+    no_better,
 )
 from streamcl.errors import Damaged
 from streamcl.inputs import Inputs
@@ -419,10 +420,10 @@ class Learner:
         boundary.begin()
         self.warning = fitting.warning
         learned = yield from boundary.learn(weight, more_of is not None)
-        self.train_loss, self.warning = (
-            learned.loss,
-            "; ".join(filter(None, (learned.warning, *self.inputs.told()))) or None,
-        )
+        missed = no_better(task.name, learned.loss, learned.chance) if learned.scores is None else None
+        told = (learned.warning, *self.inputs.told(), missed)
+        learned = replace(learned, warning="; ".join(filter(None, told)) or None)
+        self.train_loss, self.warning = learned.loss, learned.warning
         known = more_of if task.revisited is None else self.standing.tasks[task.name]
         entry = outcomes.consolidated(about(mark, task.name, started), task, learned, known, more_of is not None)
         self.consolidations += 1
