@@ -11,8 +11,10 @@ import peculiar
 import pytest
 import torch
 
+from streamcl import Learner
 from streamcl.bench.local import LocalDaemon
 from streamcl.bench.zoo import oracle
+from streamcl.errors import Refused
 
 RNG = np.random.default_rng(0)
 
@@ -170,3 +172,22 @@ def test_lazy_layers_are_the_same_after_a_restart(begin: Callable[..., LocalDaem
             learned.append(admin.parameters())
     np.testing.assert_array_equal(learned[0].theta, learned[1].theta)
     np.testing.assert_array_equal(learned[0].precision, learned[1].precision)
+
+
+def test_a_row_on_which_the_model_fails_is_named(begin: Callable[..., LocalDaemon]) -> None:
+    x, y = RNG.integers(0, peculiar.WORDS, (30, 2)), np.arange(30) % 3
+    daemon = begin("TwoFields")
+    with daemon.producer() as producer, daemon.reader() as reader:
+        producer.send(x, y, "a")
+        producer.boundary("a")
+        x[17, 1] = peculiar.WORDS
+        for how in ({}, {"samples": 2}, {"uncertainty": True}):
+            with pytest.raises(
+                Refused, match=r"bad_array: predict\.x: row 17: the model raises IndexError: index out of range"
+            ):
+                reader.predict(x, **how)
+        assert len(reader.predict(x[:17]).probs) == 17
+    learner = Learner({"model": {"classes": 3}}, module=peculiar.TwoFields())
+    learner.observe(x[:17], y[:17], task="a")
+    with pytest.raises(Refused, match="row 17"):
+        learner.predict(x)

@@ -30,7 +30,7 @@ from streamcl.daemon.standing import Standing
 from streamcl.errors import Refused, no_model_yet
 from streamcl.inputs import encoded
 from streamcl.learning import kinds, scenario
-from streamcl.learning.predictive import Predicted, predict
+from streamcl.learning.predictive import Predicted, blaming, predict
 from streamcl.models import load_factory
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import Array, NamedArrays
@@ -220,12 +220,13 @@ class Predictor:
     def _outputs(self, made: Made, x: Array, asked: messages.Predict) -> Predicted:
         """Of every row; raises Refused ``too_large`` where an answer, or what one row's takes to compute, would be."""
         network, most = made.network, frames.MESSAGE_BYTES
-        if asked.uncertainty:
-            return kinds.uncertain(network, x, self.served.posterior(made), most)
-        if asked.samples:
-            seed = made.config.train.seed + made.meta["version"]
-            return kinds.averaged(network, x, self.served.posterior(made), asked.samples, seed, most)
-        return Predicted(predict(network, x, most))
+        with blaming(network, x):
+            if asked.uncertainty:
+                return kinds.uncertain(network, x, self.served.posterior(made), most)
+            if asked.samples:
+                seed = made.config.train.seed + made.meta["version"]
+                return kinds.averaged(network, x, self.served.posterior(made), asked.samples, seed, most)
+            return Predicted(predict(network, x, most))
 
 
 def _error(peer: Peer, identity: Mapping[str, Any], refused: Refused) -> list[frames.Buffer]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from streamcl.core.gaussian import Gaussian
 from streamcl.core.linearised import Gram, Linearised, drawn, root
 from streamcl.core.tempering import ROWS, Tempering, rows_looked_at, tempering
-from streamcl.errors import Refused
+from streamcl.errors import Refused, in_words
 from streamcl.learning.data import Array, TaskData
 from streamcl.learning.network import Network
 
@@ -35,6 +36,30 @@ class Predicted:
 
     arrays: dict[str, Array]
     note: str | None = None
+
+
+@contextmanager
+def blaming(network: Network, x: Array) -> Iterator[None]:
+    """What the module raises on one of the rows x [n, ...] is said to be that row's: raises Refused ``bad_array``."""
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:
+        row = next((number for number in range(min(len(x), PREDICT_ROWS)) if _fails(network, x[number : number + 1])), None)
+        if row is None:
+            raise
+        raise Refused(
+            "bad_array", f"predict.x: row {row}: the model raises {in_words(error)}; expected rows such as it was taught"
+        ) from error
+
+
+def _fails(network: Network, row: Array) -> bool:
+    try:
+        network.predict(network.conversion.x(row))
+    except Exception:
+        return True
+    return False
 
 
 def predict(network: Network, x: Array, most_bytes: int | None = None) -> dict[str, Array]:
