@@ -597,6 +597,26 @@ def test_several_targets_in_lists_leave_columns_their_names(cli: Any, tmp_path: 
     assert (status, "new: [other]" in err) == (1, True)
 
 
+def test_what_a_table_s_cells_were_taken_for_is_said(cli: Any, tmp_path: Path) -> None:
+    columns = {
+        "zip": [f"{number:05d}" for number in range(0, 60)],
+        "size": ["1.5", "2"] * 30,
+        "kind": ["None", "mild"] * 30,
+    }
+    status, _, err = cli("send", write(tmp_path / "a.csv", columns), "--task", "a", "--label", "kind")
+    assert (status, "30 of 60 rows have none (None is read as none)" in err) == (2, True)
+    status, _, err = cli("send", write(tmp_path / "b.csv", {**columns, "size": ["1.5"] * 59 + ["inf"]}), "--label", "zip")
+    assert (status, "expected a finite number, got 'inf'" in err) == (2, True), err
+    wide = {**{f"a measurement of length {number}": ["1", "2"] for number in range(900)}, "kind": ["mild", "severe"]}
+    status, _, err = cli("send", write(tmp_path / "c.csv", wide), "--label", "kind")
+    assert (status, "shorten the names" in err) == (2, True), err
+    columns["kind"] = ["severe", "mild"] * 30
+    columns["told"] = [f"T{number}" for number in range(60)]
+    _, out, _ = cli("send", write(tmp_path / "d.csv", columns), "--task", "a")  # which has three outputs
+    assert "zeros in front of numbers are lost: zip (00000)" in out
+    assert "the target, 'told', looks like an identifier or free text: one a row" in out
+
+
 def test_targets_that_are_no_labels_of_the_stream_are_not_scored(cli: Any, tmp_path: Path) -> None:
     columns = {"size": [str(number % 7) for number in range(60)], "told": ["true", "false"] * 30}
     assert cli("send", write(tmp_path / "a.csv", columns), "--task", "a", "--label", "told", "--boundary")[0] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from streamcl import Learner
 from streamcl.config import Config, from_tree
 from streamcl.errors import ConfigError, ModelRefused
 from streamcl.learning import tensors
@@ -244,6 +246,31 @@ def test_another_models_tensors_are_not_taken(given: Any) -> None:
     state = {**network().state(), "fixed.kept": np.zeros(5, np.uint8)}
     with pytest.raises(ConfigError, match=r"fixed\.kept"):
         network().load(state)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "last", "told"),
+    [
+        ("categorical", nn.Softmax(-1), True),
+        ("categorical", nn.Sigmoid(), True),
+        ("categorical", nn.LogSoftmax(-1), False),
+        ("categorical", nn.Identity(), False),
+        ("bernoulli", nn.Sigmoid(), True),
+        ("bernoulli", nn.Identity(), False),
+        ("gaussian", nn.Sigmoid(), False),
+    ],
+)
+def test_a_model_that_ends_with_probabilities_is_told_so_at_the_boundary(
+    likelihood: str, last: nn.Module, told: bool
+) -> None:
+    x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0)).numpy()
+    module = nn.Sequential(nn.Linear(4, 2), last)
+    learner = Learner({"model": {"likelihood": likelihood, "classes": 2}, "train": {"epochs": 1}}, module=module)
+    y = (x[:, 0] > 0).astype("<i8")
+    learner.observe(x, y if likelihood == "categorical" else (x[:, :2] > 0).astype("<f4"), task="a")
+    with warnings.catch_warnings(record=True):
+        found = str(learner.boundary("a").get("warning"))
+    assert ("streamcl takes logits" in found) == told
 
 
 def test_a_quantised_buffer_is_refused_with_the_remedy() -> None:

@@ -43,6 +43,8 @@ DAY = r"(\d{4}-\d{2}-\d{2}|\d{4}/\d{2}/\d{2}|\d{1,2}\.\d{1,2}\.\d{4}|\d{1,2}/\d{
 DAY_FIRST, MONTH_FIRST = r"^(1[3-9]|2\d|3[01])/\d{1,2}/\d{4}", r"^\d{1,2}/(1[3-9]|2\d|3[01])/\d{4}"
 EITHER = re.compile(r"\d{1,2}/\d{1,2}/\d{4}")
 THOUSANDS = r"^[^\w\s.,+-]?\s?[+-]?[1-9]\d{0,2}([,. '\x{00a0}\x{202f}]\d{3})+([.,]\d+)?$"
+MOST_WRITTEN = 8
+PADDED, PADDED_ROWS = r"^0\d+$", 1000
 TIME = r"[T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?(Z| ?UTC|[+-]\d{2}:?\d{2})?"
 DATE = f"^{DAY}({TIME})?$"
 MOST_TOLD, TOLD_BYTES = 128, 4 << 10  # a column's words that the first batch tells of, whether they occur in it or not
@@ -93,6 +95,8 @@ class Look:
     undated: tuple[int, str] | None = None
     distinct: set[Any] = field(default_factory=set)
     looked_at: int = 0  # known cells by the time that `distinct` was full
+    gone: set[str] = field(default_factory=set)  # what missing cells have written, if anything
+    padded: str | None = None  # a number with zeros in front, among the first rows
 
     @property
     def known(self) -> int:
@@ -186,6 +190,9 @@ class Table:
         row = 0
         for cells in self.source.cells(names):
             height = len(cells[0])
+            if row == 0:
+                for name, column in zip(names, cells, strict=True):
+                    self.looks[name].padded = _padded(column[:PADDED_ROWS])
             if not self._all_numbers(names, cells):
                 for name, column in zip(names, cells, strict=True):
                     self._see(self.looks[name], name, column, row)
@@ -248,6 +255,8 @@ class Table:
         dates = pc.and_(known, pc.match_substring_regex(text, DATE))
         truths = pc.and_(known, pc.is_in(low, value_set=pa.array(sorted(BOOLEANS))))
         look.missing += _count(gone)
+        if len(look.gone) < MOST_WRITTEN and _count(gone):
+            look.gone.update(filter(None, text.filter(gone).unique().to_pylist()))
         for which, mask in (("numeric", numeric), ("dates", dates), ("truths", truths)):
             setattr(look, which, getattr(look, which) + _count(mask))
         look.thousands += _count(pc.and_(known, pc.match_substring_regex(text, THOUSANDS)))
@@ -331,7 +340,7 @@ class Table:
             raise DataError(f"{self.path}: column {name!r} has lists or records; leave it out (--drop {name})")
         numbers = kind == "number" or (kind == "words" and look.numeric + look.thousands >= MOSTLY * look.known)
         if numbers and look.odd is not None and look.truths != look.known:
-            why = wrong_cell(look.odd[1]) or "expected a number"
+            why = wrong_cell(look.odd[1]) or f"expected a finite number, got {shown(look.odd[1])}"
             self._refuse(name, look.odd, why if kind == "number" else f"{why}, since most of the column are numbers")
         if look.undated is not None and (kind == "date" or (kind == "words" and look.dates >= MOSTLY * look.known)):
             self._refuse(name, look.undated, f"expected a date such as 2026-11-27, got {shown(look.undated[1])}")
@@ -355,9 +364,10 @@ class Table:
                 "targets are words; measurements belong to a daemon of their own (--state-dir), or say --label"
             )
         if look.missing:
+            written = f" ({listed(sorted(look.gone))} is read as none)" if look.gone else ""
             raise DataError(
-                f"{self.path}: column {name!r}, the target: {look.missing} of {look.rows} rows have none; fill them in, or "
-                "drop the rows, or say which column is the target (--label)"
+                f"{self.path}: column {name!r}, the target: {look.missing} of {look.rows} rows have none{written}; fill "
+                "them in, call that class otherwise, drop the rows, or say which column is the target (--label)"
             )
 
     def _parts(self, name: str) -> list[str]:
@@ -466,6 +476,14 @@ class Table:
         said = [f"words: {listed(words)}"] * bool(words)
         said += [f"dates, as numbers ({', '.join(dataframes.PARTS)}): {listed(dates)}"] * bool(dates)
         said += [f"missing: {listed(gaps)}"] * bool(gaps)
+        padded = [
+            f"{name} ({look.padded})"
+            for name, look in self.looks.items()
+            if look.padded and self.kinds[name] == "number" and name in choice.used
+        ]
+        said += [f"zeros in front of numbers are lost: {listed(padded)}"] * bool(padded)
+        if choice.label is not None and (why := self.looks[choice.label].identifies(choice.label)) is not None:
+            said.append(f"the target, {choice.label!r}, looks like {why}; another column can be named by --label")
         if choice.label in self.words:
             said.append(f"the target's words: {listed(list(self.words[str(choice.label)]))}")
         return said
@@ -518,6 +536,17 @@ class Table:
         words[:] = list(self.words[str(label)])
         found: Array = words[y]
         return found
+
+
+def _padded(column: pa.Array) -> str | None:
+    """A number that is written with zeros in front, as a code is; None where there is none, or the type is declared."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_string(column.type):
+        return None
+    at = pc.fill_null(pc.match_substring_regex(column, PADDED), False).index(True).as_py()
+    return column[at].as_py() if at >= 0 else None
 
 
 def _own(codes: Array, words: Sequence[str], more: int = 0) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:

@@ -16,16 +16,19 @@ from typing import Any
 from torch import Tensor
 
 from streamcl.core.gaussian import Gaussian
+from streamcl.core.likelihood import Bernoulli, Categorical
 from streamcl.core.precision import Precision
 from streamcl.learning.curvature import Taken
 from streamcl.learning.data import Block, Store, TaskData
 from streamcl.learning.fitting import Event
 from streamcl.learning.model import Model
+from streamcl.learning.network import Network
 from streamcl.learning.open_task import OpenTask
 from streamcl.learning.outcomes import Learned
 from streamcl.learning.predictive import tempered
 
 CALMER = 0.1  # the learning rate's factor at each new attempt at a boundary that diverged
+LOOKED_AT = 64  # rows, to see whether outputs are logits
 ATTEMPTS = 4  # at a boundary that diverges; then the task is held
 
 
@@ -99,7 +102,8 @@ class Boundary:
             factor = replace(factor, optimum=self.model.network.master())
         potential = None if factor is None else factor.potential(self.model.network.master())
         chance = taken.chance.loss(self.model.network.likelihood)
-        return Learned(data.samples, weight, taken.loss, factor, potential, fitting.warning, cost, chance)
+        told = "; ".join(filter(None, (fitting.warning, squashed(self.model.network, data)))) or None
+        return Learned(data.samples, weight, taken.loss, factor, potential, told, cost, chance)
 
     def _choose_width(self, data: TaskData, known: Tensor | None) -> Generator[Event, None, None]:
         """Of predictions; the task is learned whether it can be chosen or not. Until then, the one that was known."""
@@ -144,3 +148,19 @@ class Boundary:
         network = self.model.network
         row = math.prod(network.signature.x_shape) * network.dtype.itemsize
         return TaskData(blocks, self.task.sizes, row, network.conversion)
+
+
+def squashed(network: Network, data: TaskData) -> str | None:
+    """That a classifier's outputs are no logits, as far as some rows tell; None where they do not."""
+    kind = network.likelihood
+    if not isinstance(kind, Categorical | Bernoulli) or data.samples < LOOKED_AT:
+        return None
+    with network.evaluating():
+        output = network.shaped(network.module(next(data.chunks(LOOKED_AT))[0])).double()
+    if bool((output < 0).any()) or bool((output > 1).any()):
+        return None
+    last = "softmax" if isinstance(kind, Categorical) else "sigmoid"
+    return (
+        f"the model's outputs all lie between 0 and 1, as probabilities do, and streamcl takes logits and applies "
+        f"the {last} itself: so it learns badly, and no probability comes near 0 or 1; let the model end before it"
+    )
