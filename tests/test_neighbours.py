@@ -411,7 +411,9 @@ def test_one_rate_leaves_the_strengths_to_be_searched_for() -> None:
 FIGURES = Path(__file__).parents[1] / "streamcl" / "bench" / "figures"
 
 
-@pytest.mark.parametrize("name", ["neighbours.json", "neighbours-mnist.json"])
+@pytest.mark.parametrize(
+    "name", ["neighbours.json", "neighbours-mnist.json", "neighbours-permuted.json", "neighbours-revisits.json"]
+)
 def test_the_documentation_has_the_tables_of_the_figures(name: str) -> None:
     page = (FIGURES.parents[1] / "docs" / "benchmarks.md").read_text()
     assert table(json.loads((FIGURES / name).read_text())) in page
