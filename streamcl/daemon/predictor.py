@@ -207,7 +207,7 @@ class Predictor:
         x, sights = encoded(inputs, made.sent, arrays["x"], request.schema), dict(made.meta["sights"])
         with network.seeing(*scenario.asked(made.config, network.told, request.task, sights)):
             found = self._outputs(made, x, request)
-            columns = network.columns().tolist()
+            columns = made.columns if request.task is None else network.columns().tolist()
         header: dict[str, Any] = {"version": made.meta["version"], **self.standing.of(made.meta, time.monotonic())}
         if found.note is not None:
             header["note"] = found.note

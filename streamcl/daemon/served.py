@@ -35,17 +35,15 @@ Forms = Mapping[str, tuple[tuple[int, ...], str]]  # shape and dtype of arrays, 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What one publication is made into."""
+    """What one publication is made into. sent: of rows as they are sent. columns: the label of every column of an answer,
+    where any label may be one."""
 
     config: Config
     inputs: Inputs
     network: Network
     meta: Mapping[str, Any]
-
-    @property
-    def sent(self) -> Signature:
-        """Of rows as they are sent."""
-        return Signature.from_plain(self.meta.get("sent") or self.meta["signature"])
+    sent: Signature
+    columns: list[int]
 
 
 class Served:
@@ -145,7 +143,7 @@ class Served:
         labels.named = bool(inputs.words.known)
         labels.outputs = dict(meta["outputs"])
         self._forms = forms
-        return Made(config, inputs, network, meta)
+        return Made(config, inputs, network, meta, sent, network.columns().tolist())
 
     def _configured(self, meta: Mapping[str, Any]) -> Config:
         """This process's configuration; a follower's, with what the daemon's says of the model. Raises ConfigError."""

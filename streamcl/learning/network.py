@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -248,7 +248,7 @@ class Network:
         self.parameters.theta  # noqa: B018  # up to date: the module itself does not ask
         self.flags.eval()
         try:
-            with torch.no_grad(), growing.in_blocks(self._blocks):
+            with torch.no_grad(), growing.in_blocks(self._blocks) if self._blocks else nullcontext():
                 yield
         finally:
             self.flags.train()
