@@ -571,8 +571,8 @@ def test_other_kinds_of_files_and_standard_input_are_the_same_rows(
     assert (status, "consolidated: 200 samples" in out) == (0, True)
 
 
-@pytest.mark.parametrize("words", [False, True])
-def test_several_targets_in_lists_leave_columns_their_names(cli: Any, tmp_path: Path, words: bool) -> None:
+@pytest.mark.parametrize(("words", "whole"), [(False, False), (True, False), (False, True)])
+def test_several_targets_in_lists_leave_columns_their_names(cli: Any, tmp_path: Path, words: bool, whole: bool) -> None:
     import pyarrow.parquet as pq
 
     rng = np.random.default_rng(5)
@@ -580,10 +580,11 @@ def test_several_targets_in_lists_leave_columns_their_names(cli: Any, tmp_path: 
     y = np.column_stack([3 * (x[:, 0] - 3e5) / 1e5, -2 * x[:, 1]])
     columns = {name: x[:, place] for place, name in enumerate("abc")}
     columns |= {"kind": np.array(["u", "v"] * 150)} if words else {}
-    every = pa.table({**columns, "y": pa.array(y.tolist(), pa.list_(pa.float64(), 2))})
+    told = pa.array(np.rint(y).astype(int).tolist()) if whole else pa.array(y.tolist(), pa.list_(pa.float64(), 2))
+    every = pa.table({**columns, "y": told})
     pq.write_table(every, tmp_path / "a.parquet")
     status, out, err = cli("send", tmp_path / "a.parquet", "--task", "a", "--boundary")
-    assert (status, "label: y (by its name) as float64 [2]" in out) == (0, True), err
+    assert (status, f"label: y (by its name) as {'int64' if whole else 'float64'} [2]" in out) == (0, True), err
     turned = every.select(list(reversed(every.column_names)))
     pq.write_table(turned, tmp_path / "turned.parquet")
     (tmp_path / "turned.jsonl").write_text("".join(json.dumps(row) + "\n" for row in turned.to_pylist()))

@@ -97,6 +97,8 @@ def _likelihood(data: DataFile) -> Line:
         raise ConfigError(f"{data.path}: expected a target beside the rows; say which column or array with --label")
     if data.reading.words:
         return Line("model.likelihood", "categorical", f"{label!r} is of words: they are labels, and new ones may come")
+    if y[1] and data.named:
+        return Line("model.likelihood", "gaussian", f"{label!r} has several numbers a row: each has a mean and a variance")
     if y[0].startswith(("<f", "float")) or data.measured:
         what = "more different whole numbers than labels have" if data.measured else "fractions"
         return Line("model.likelihood", "gaussian", f"{label!r} has {what}: a mean and a variance are predicted")

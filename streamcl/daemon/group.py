@@ -281,24 +281,24 @@ class Entering:
 
     def __init__(self, enter: Callable[[], None]) -> None:
         self._enter = enter
-        self._lost: Lost | None = None
+        self._error: Exception | None = None
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
             self._enter()
-        except Lost as error:
-            self._lost = error
+        except Exception as error:  # the caller's, in whose place this is done
+            self._error = error
 
     def done(self) -> bool:
         """Whether it has been entered, or cannot be."""
         return not self._thread.is_alive()
 
     def found(self) -> None:
-        """Raise Lost where it cannot be."""
-        if self._lost is not None:
-            raise self._lost
+        """Raise Lost, or whatever it was, where it cannot be."""
+        if self._error is not None:
+            raise self._error
 
 
 class Pulse:

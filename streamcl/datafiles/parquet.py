@@ -150,6 +150,8 @@ class Parquet:
             column = self._of_extension(name, column)
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
+        if pa.types.is_nested(column.type):
+            self._refuse_type(name, column.type)
         values, shape = self._flattened(name, column, row, per_row=1)
         known = shapes.setdefault(name, shape)
         if shape != known:

@@ -514,7 +514,7 @@ class Table:
                 y = codes.astype("<i4")
                 columns.append(Column(choice.label, "target", words))
             else:
-                y = y.astype("<f8") if self.measured and not labels else y
+                y = y.astype("<f8") if (self.measured and not labels) or y.ndim > 1 else y  # several are no labels
                 columns.append(Column(choice.label, "target"))
         self._check_size(columns)
         return x, y, tuple(columns)
