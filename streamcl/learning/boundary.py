@@ -153,11 +153,12 @@ class Boundary:
 def squashed(network: Network, data: TaskData) -> str | None:
     """That a classifier's outputs are no logits, as far as some rows tell; None where they do not."""
     kind = network.likelihood
-    if not isinstance(kind, Categorical | Bernoulli) or data.samples < LOOKED_AT:
+    if not isinstance(kind, Categorical | Bernoulli):
         return None
     with network.evaluating():
         output = network.shaped(network.module(next(data.chunks(LOOKED_AT))[0])).double()
-    if bool((output < 0).any()) or bool((output > 1).any()):
+    inside = bool(((output >= 0) & (output <= 1)).all())
+    if not inside or data.samples < LOOKED_AT:  # of a few rows, logits may be so as well
         return None
     last = "softmax" if isinstance(kind, Categorical) else "sigmoid"
     return (
