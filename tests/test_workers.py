@@ -322,7 +322,7 @@ def test_rows_that_one_process_cannot_learn_are_set_aside_as_one_alone_does(
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Of a machine, with all that it has started."""
-    for pid in local._family(process.pid):
+    for pid in list(local._family(process.pid)):  # all of them, before the first one leaves the others behind
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
