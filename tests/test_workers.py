@@ -334,11 +334,12 @@ def listens(port: int) -> bool:
     return False
 
 
+@pytest.mark.slow  # and by torchrun's clocks, which no loaded machine should be judged by
 @pytest.mark.campaign
 def test_under_an_elastic_torchrun_those_that_are_left_go_on(tmp_path: Path) -> None:
     """One machine of two is gone for good, in the midst of a task."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1"]
-    port, quick = local.own_port(), "last_call_timeout=30,keep_alive_interval=1,keep_alive_max_attempt=5"
+    port, quick = local.own_port(), "last_call_timeout=30,keep_alive_interval=2,keep_alive_max_attempt=8"
     meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-conf", quick]
     daemon = LocalDaemon(tree(1, watchdog_seconds=20, elastic=True), tmp_path / "state")
     daemon.command = [*torchrun, *meeting, "--max-restarts", "9", "-m", "streamcl"]
