@@ -237,7 +237,7 @@ def test_a_state_directory_of_an_earlier_version_is_gone_on_with(tmp_path: Path)
         assert len(admin.history()) == 3
         assert admin.boundary("wednesday")["samples"] == 24
         with urllib.request.urlopen(daemon.url("/history?seconds=0"), timeout=PATIENCE) as answer:
-            kinds = [event["kind"] for event in json.loads(answer.read())["events"]]
+            kinds = [event["kind"] for event in json.loads(answer.read())["events"] if event["kind"] != "warning"]
         found = admin.parameters()
     assert kinds == [
         "boundary",
