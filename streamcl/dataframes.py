@@ -76,24 +76,25 @@ def batch(x: Any, y: Any = None, kinds: Mapping[str, Kind] | None = None, left_o
 
 def doubts(found: Batch) -> str | None:
     """What is odd about the columns of a stream's first rows, which fix them; None where nothing is."""
-    names = [] if len(found.x) < LEAST_ROWS else list(filter(None, map(_identifier, found.columns or (), found.x.T)))
+    names = [each.name for each, values in zip(found.columns or (), found.x.T, strict=False) if _identifies(each, values)]
     if not names:
         return None
     return (
-        f"x: {', '.join(names)}: nearly every row has its own, as an identifier or free text has: nothing can be learned "
-        "from that, and the stream's first rows fix its columns; drop it first, unless it is meant"
+        f"x: {', '.join(map(repr, names))}: nearly every row has its own, as an identifier or free text has: nothing can "
+        "be learned from that, and the stream's first rows fix its columns; drop it first, unless it is meant"
     )
 
 
-def _identifier(each: Column, values: Array) -> str | None:
-    """A column's name, where it looks like one of identifiers."""
-    known = values[values >= 0] if each.kind == "category" else values
-    own = len(np.unique(known))
-    if each.kind == "category":
-        alike = own >= OWN * len(known) and len(known) >= LEAST_ROWS
-    else:
-        alike = own == len(known) and bool(ID_NAME.search(each.name)) and bool((known == np.floor(known)).all())
-    return repr(each.name) if alike and each.kind != "target" else None
+def _identifies(each: Column, values: Array) -> bool:
+    """Whether a column of x looks like one of identifiers."""
+    words = each.kind == "category"
+    known = values[values >= 0] if words else values
+    if len(known) < LEAST_ROWS:
+        return False
+    if words:
+        return len(np.unique(known)) >= OWN * len(known)
+    whole = ID_NAME.search(each.name) is not None and bool((known == np.floor(known)).all())
+    return whole and len(np.unique(known)) == len(known)
 
 
 def is_plain(x: Any) -> bool:

@@ -50,7 +50,7 @@ from streamcl.learning.kinds import AnyModel
 from streamcl.learning.network import Network
 from streamcl.learning.open_task import OpenTask
 from streamcl.learning.outcomes import Outcome
-from streamcl.learning.predictive import Predicted, blaming, predict
+from streamcl.learning.predictive import Predicted
 from streamcl.protocol import messages
 from streamcl.protocol.frames import NamedArrays, check_finite, portable
 from streamcl.protocol.restoring import restore
@@ -320,13 +320,9 @@ class Learner:
         return Prediction(self._learner.steps, found.arrays, labels, found.note)
 
     def _predicted(self, network: Network, rows: Array, asked: messages.Predict) -> Predicted:
-        with blaming(network, rows):
-            if asked.uncertainty:
-                return kinds.uncertain(network, rows, kinds.posterior_of(self._model))
-            if asked.samples:
-                seed = self.config.train.seed + self._learner.steps
-                return kinds.averaged(network, rows, kinds.posterior_of(self._model), asked.samples, seed)
-            return Predicted(predict(network, rows))
+        seed = self.config.train.seed + self._learner.steps
+        how = (lambda: kinds.posterior_of(self._model)), asked.samples, asked.uncertainty, seed
+        return kinds.answered(network, rows, *how)
 
     def _as_table(self, x: Any, y: Any, schema: Sequence[Any] | None) -> tuple[Any, Any, list[dict[str, Any]] | None]:
         """Rows, targets and their columns, whatever they were given as."""

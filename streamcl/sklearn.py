@@ -197,7 +197,7 @@ def _refuse_missing(y: Any) -> None:
     if labels.dtype.kind != "O":
         return
     labels = labels.ravel()
-    row = next((row for row, label in enumerate(labels) if label is None or type(label).__name__ == "NAType"), None)
+    row = next((row for row, label in enumerate(labels) if dataframes.is_missing(label)), None)
     if row is not None:
         raise ValueError(f"y: row {row}: expected a label, got {labels[row]}; leave rows without one out")
 

@@ -340,8 +340,10 @@ def test_a_boundary_closes_the_task_after_its_row_or_without_one(start: Callable
     )
     found, said = bridge(daemon, log, Choice(task_from="header:t"))
     assert (found["boundaries"], found["durable"], found["failed"]) == (2, {"0": 7}, 0)
-    closed = [line for line in said if "consolidated" in line]
-    assert closed == ["task 'one' consolidated: 2 samples", "task 'two' consolidated: 2 samples"]
+    assert [line for line in said if not line.startswith("warning")] == [
+        "task 'one' consolidated: 2 samples",
+        "task 'two' consolidated: 2 samples",
+    ]
     with daemon.admin() as admin:
         assert [(task["task"], task["samples"]) for task in admin.tasks()][:2] == [("one", 2), ("two", 2)]
 
@@ -354,7 +356,8 @@ def test_a_field_closes_the_task_too_and_a_bare_record_closes_the_one_that_is_op
     choice = Choice(task_from="field:t", boundary_field="end")
     assert bridge(daemon, first, choice)[0]["boundaries"] == 1
     first.records.append(record(None, 4, headers={"streamcl-boundary": b""}))  # says no task; another process sent its rows
-    assert bridge(daemon, first, choice)[1][0] == "task 'two' consolidated: 1 samples"
+    said = bridge(daemon, first, choice)[1]
+    assert [line for line in said if not line.startswith("warning")] == ["task 'two' consolidated: 1 samples"]
 
 
 def test_of_two_bridges_on_one_partition_the_newer_goes_on(start: Callable[..., LocalDaemon]) -> None:

@@ -110,13 +110,14 @@ def _among(file: Agreement, y: Array, labels: Array) -> Array | None:
     from streamcl.datafiles.choice import listed
 
     known = {label for label in labels.tolist() if label is not None and label != -1}
-    other = [each for each in dict.fromkeys(y.ravel().tolist()) if each not in known]
+    told = dict.fromkeys(y.ravel().tolist())
+    other = [each for each in told if each not in known]
     if not other:
         return y
     said = (
         f"{listed([repr(each) for each in other])}, where the stream's labels are {listed([repr(each) for each in known])}"
     )
-    if known.isdisjoint(y.ravel().tolist()):
+    if len(other) == len(told):
         file.notes.append(f"{file.data.path}: not scored: its targets are {said}")
         return None
     file.notes.append(f"{file.data.path}: rows count as wrong whose targets have not come yet: {said}")

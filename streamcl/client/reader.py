@@ -90,10 +90,10 @@ class Reader(Requester):
         """Predictions for the rows x [n, ...]; with what the posterior leaves open of the outputs, if asked for.
 
         x: an array, or a table of pandas, Polars or Arrow, whose columns are matched by name; its target, and what the
-        stream's first sender left out, stay here. samples: averaged over so
-        many draws of the outputs (linearised predictive). uncertainty: the same in closed form. task: whose rows they are,
-        where `model.scenario` is task: an answer is then one of that task's labels. schema: of x's columns, as mappings of
-        name, kind and categories, where x is an array with names.
+        stream's first sender left out, stay here. samples: averaged over so many draws of the outputs (linearised
+        predictive). uncertainty: the same in closed form. task: whose rows they are, where `model.scenario` is task: an
+        answer is then one of that task's labels. schema: of x's columns, as mappings of name, kind and categories, where x
+        is an array with names.
         """
         header: dict[str, Any] = {"type": "predict"}
         if dataframes.is_table(x):

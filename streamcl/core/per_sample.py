@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 
 import torch
@@ -31,12 +31,9 @@ class Mode(Enum):
     @contextmanager
     def entered(self) -> Iterator[None]:
         """While it is, a module is called in this way."""
-        with torch.set_grad_enabled(self is not Mode.WITHOUT):
-            if self is Mode.WRITTEN_OUT:
-                with WrittenOut():
-                    yield
-            else:
-                yield
+        written_out = WrittenOut() if self is Mode.WRITTEN_OUT else nullcontext()
+        with torch.set_grad_enabled(self is not Mode.WITHOUT), written_out:
+            yield
 
 
 class PerSample:

@@ -31,9 +31,9 @@ class Closed:
 class Ways:
     """How each parameter's Fisher is computed, as the self-check found it sound.
 
-    calls: the keys of all sites of a forward pass. closed: by the position in it. mode: in which vmap
-    takes the general parameters, if it does. width: numbers held for a sample. products: the closed
-    ones that are products of a weight. lookups: of these, the weights that are tables.
+    calls: the keys of all sites of a forward pass. closed: by the position in it. mode: in which vmap takes the
+    general parameters, if it does. width: numbers held for a sample. products: the closed ones that are products of a
+    weight. lookups: of these, the weights that are tables.
     """
 
     calls: list[tuple[object, ...]]

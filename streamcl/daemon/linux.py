@@ -64,16 +64,21 @@ def retitle(old: str, new: str) -> None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         arguments = Path("/proc/self/cmdline").read_bytes().split(b"\0")
         title = b"\0".join([*arguments[: arguments.index(old.encode())], new.encode(), b""])
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        fields = _stat("self")
         start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
         if 0 < start <= end - len(title):
             ctypes.memmove(start, title.ljust(end - start, b"\0"), end - start)
 
 
+def _stat(pid: str) -> list[str]:
+    """What the kernel says of a process, behind its command's name (proc(5)); raises OSError."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
 def processor_seconds(pid: int) -> float:
     """The processor time that a process has taken so far; without /proc, the time that passes."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = _stat(str(pid))
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError, ValueError):
         return time.monotonic() if not Path("/proc/self/stat").exists() else 0.0

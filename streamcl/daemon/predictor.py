@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from streamcl.daemon.standing import Standing
 from streamcl.errors import Refused, no_model_yet
 from streamcl.inputs import encoded
 from streamcl.learning import kinds, scenario
-from streamcl.learning.predictive import Predicted, blaming, predict
+from streamcl.learning.predictive import Predicted
 from streamcl.models import load_factory
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import Array, NamedArrays
@@ -219,14 +220,9 @@ class Predictor:
 
     def _outputs(self, made: Made, x: Array, asked: messages.Predict) -> Predicted:
         """Of every row; raises Refused ``too_large`` where an answer, or what one row's takes to compute, would be."""
-        network, most = made.network, frames.MESSAGE_BYTES
-        with blaming(network, x):
-            if asked.uncertainty:
-                return kinds.uncertain(network, x, self.served.posterior(made), most)
-            if asked.samples:
-                seed = made.config.train.seed + made.meta["version"]
-                return kinds.averaged(network, x, self.served.posterior(made), asked.samples, seed, most)
-            return Predicted(predict(network, x, most))
+        seed, posterior = made.config.train.seed + made.meta["version"], partial(self.served.posterior, made)
+        how = posterior, asked.samples, asked.uncertainty, seed
+        return kinds.answered(made.network, x, *how, most_bytes=frames.MESSAGE_BYTES)
 
 
 def _error(peer: Peer, identity: Mapping[str, Any], refused: Refused) -> list[frames.Buffer]:

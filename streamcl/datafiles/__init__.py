@@ -380,14 +380,13 @@ class TableFile(DataFile):
             self.choice = self.table.settle(self._chosen, self._pinned, self._was_left_out, asked, self._words, begun)
             self.named = not (self._has_no_names and self.table.plain)
             size = names_bytes([*self.choice.used, *self.choice.left_out])
-            if size > PINNED_BYTES and not self.table.plain:
-                raise DataError(
-                    f"{self.path}: the names of its {len(self.choice.used)} columns come to {size} bytes, of "
-                    f"{PINNED_BYTES} at most, and it has words, dates or missing cells, which cannot go by their "
-                    "positions: shorten the "
-                    "names, or leave columns out (--features, --drop)"
-                )
             if size > PINNED_BYTES:
+                if not self.table.plain:
+                    raise DataError(
+                        f"{self.path}: the names of its {len(self.choice.used)} columns come to {size} bytes, of "
+                        f"{PINNED_BYTES} at most, and it has words, dates or missing cells, which cannot go by their "
+                        "positions: shorten the names, or leave columns out (--features, --drop)"
+                    )
                 self._go_unnamed()
                 self._own.notes.append(
                     "it has more names than a daemon keeps: columns go by their positions, and are taken as they are"

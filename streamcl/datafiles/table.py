@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from streamcl import dataframes
 from streamcl.columns import Column, Columns, Kind
-from streamcl.datafiles.cells import BOOLEANS, MISSING, Marks, shown, together, wrong_cell
+from streamcl.datafiles.cells import BOOLEANS, MISSING, Marks, is_missing, shown, together, wrong_cell
 from streamcl.datafiles.choice import Choice, listed
 from streamcl.datafiles.source import Array, Source
 from streamcl.errors import DataError, NoRows
@@ -43,8 +43,7 @@ DAY = r"(\d{4}-\d{2}-\d{2}|\d{4}/\d{2}/\d{2}|\d{1,2}\.\d{1,2}\.\d{4}|\d{1,2}/\d{
 DAY_FIRST, MONTH_FIRST = r"^(1[3-9]|2\d|3[01])/\d{1,2}/\d{4}", r"^\d{1,2}/(1[3-9]|2\d|3[01])/\d{4}"
 EITHER = re.compile(r"\d{1,2}/\d{1,2}/\d{4}")
 THOUSANDS = r"^[^\w\s.,+-]?\s?[+-]?[1-9]\d{0,2}([,. '\x{00a0}\x{202f}]\d{3})+([.,]\d+)?$"
-MOST_WRITTEN = 8
-PADDED, PADDED_ROWS = r"^0\d+$", 1000
+PADDED, PADDED_ROWS = r"^0\d+$", 1000  # of a file, that are looked at for it
 TIME = r"[T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?(Z| ?UTC|[+-]\d{2}:?\d{2})?"
 DATE = f"^{DAY}({TIME})?$"
 MOST_TOLD, TOLD_BYTES = 128, 4 << 10  # a column's words that the first batch tells of, whether they occur in it or not
@@ -95,7 +94,6 @@ class Look:
     undated: tuple[int, str] | None = None
     distinct: set[Any] = field(default_factory=set)
     looked_at: int = 0  # known cells by the time that `distinct` was full
-    gone: set[str] = field(default_factory=set)  # what missing cells have written, if anything
     padded: str | None = None  # a number with zeros in front, among the first rows
 
     @property
@@ -255,8 +253,6 @@ class Table:
         dates = pc.and_(known, pc.match_substring_regex(text, DATE))
         truths = pc.and_(known, pc.is_in(low, value_set=pa.array(sorted(BOOLEANS))))
         look.missing += _count(gone)
-        if len(look.gone) < MOST_WRITTEN and _count(gone):
-            look.gone.update(filter(None, text.filter(gone).unique().to_pylist()))
         for which, mask in (("numeric", numeric), ("dates", dates), ("truths", truths)):
             setattr(look, which, getattr(look, which) + _count(mask))
         look.thousands += _count(pc.and_(known, pc.match_substring_regex(text, THOUSANDS)))
@@ -354,9 +350,12 @@ class Table:
             raise DataError(f"{self.path}: column {name!r}: expected targets, it is empty; say --label COLUMN")
         if self.kinds[name] == "date":
             raise DataError(f"{self.path}: column {name!r}: expected numbers or words as targets, got dates; say --label")
-        if look.nested and words:
-            raise DataError(f"{self.path}: column {name!r}, the target: has lists, where the stream's targets are words")
-        if not words and not look.nested:  # a list of numbers in each row is several targets
+        if look.nested:  # a list of numbers in each row is several targets
+            if words:
+                raise DataError(
+                    f"{self.path}: column {name!r}, the target: has lists, where the stream's targets are words"
+                )
+        elif not words:
             self._refuse_mistakes(name)
         elif look.numeric == look.known and len(look.distinct) > MOST_LABELS:
             raise DataError(
@@ -364,7 +363,8 @@ class Table:
                 "targets are words; measurements belong to a daemon of their own (--state-dir), or say --label"
             )
         if look.missing:
-            written = f" ({listed(sorted(look.gone))} is read as none)" if look.gone else ""
+            gone = sorted({cell.strip() for cell in look.distinct if isinstance(cell, str) and is_missing(cell)} - {""})
+            written = f" ({listed(gone)} is read as none)" if gone else ""
             raise DataError(
                 f"{self.path}: column {name!r}, the target: {look.missing} of {look.rows} rows have none{written}; fill "
                 "them in, call that class otherwise, drop the rows, or say which column is the target (--label)"

@@ -162,6 +162,6 @@ def squashed(network: Network, data: TaskData) -> str | None:
         return None
     last = "softmax" if isinstance(kind, Categorical) else "sigmoid"
     return (
-        f"the model's outputs all lie between 0 and 1, as probabilities do, and streamcl takes logits and applies "
+        "the model's outputs all lie between 0 and 1, as probabilities do, and streamcl takes logits and applies "
         f"the {last} itself: so it learns badly, and no probability comes near 0 or 1; let the model end before it"
     )

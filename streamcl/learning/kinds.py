@@ -88,6 +88,27 @@ def posterior_of(model: AnyModel) -> AnyPosterior:
     return model.posterior.total
 
 
+def answered(
+    network: Network,
+    x: Array,
+    posterior: Callable[[], AnyPosterior],
+    samples: int,
+    uncertainty: bool,
+    seed: int,
+    most_bytes: int | None = None,
+) -> Predicted:
+    """A prediction as it is asked for: plain, or with what the posterior leaves open, by draws or in closed form.
+
+    Raises Refused as `predictive.predict`, and ``bad_array`` for a row on which the model fails.
+    """
+    with predictive.blaming(network, x):
+        if uncertainty:
+            return uncertain(network, x, posterior(), most_bytes)
+        if samples:
+            return averaged(network, x, posterior(), samples, seed, most_bytes)
+        return Predicted(predictive.predict(network, x, most_bytes))
+
+
 def uncertain(network: Network, x: Array, posterior: AnyPosterior, most_bytes: int | None = None) -> Predicted:
     """A prediction with the outputs' uncertainty in it, in closed form."""
     if isinstance(posterior, Openness):
