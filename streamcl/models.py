@@ -48,16 +48,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Cast(nn.Module):
-    """Casts inputs to the dtype of the layers after it, and flattens them if asked; integers come in as int64."""
+    """Casts inputs to the dtype of the layer after it, and flattens them if asked; integers come in as int64."""
 
-    def __init__(self, like: nn.Module, flatten: bool) -> None:
+    def __init__(self, like: nn.Linear | nn.Conv2d, flatten: bool) -> None:
         super().__init__()
         self._like = [like]  # in a list, so that it is not registered here too
         self.flatten = flatten
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [n, ...]."""
-        x = x.to(next(self._like[0].parameters()).dtype)
+        x = x.to(self._like[0].weight.dtype)
         return x.flatten(1) if self.flatten else x
 
 
@@ -74,10 +74,9 @@ def mlp(
     if activation not in ACTIVATIONS:
         raise ModelRefused(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     widths = [math.prod(input_shape), *hidden, outputs]
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
-    return nn.Sequential(Cast(layers[0], flatten=True), *layers[:-1])
+    linear = [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
+    layers = [part for layer in linear for part in (layer, ACTIVATIONS[activation]())]
+    return nn.Sequential(Cast(linear[0], flatten=True), *layers[:-1])
 
 
 def convnet(input_shape: Sequence[int], outputs: int, channels: Sequence[int] = (32, 64), hidden: int = 128) -> nn.Module:
@@ -92,9 +91,11 @@ def convnet(input_shape: Sequence[int], outputs: int, channels: Sequence[int] = 
             layers.append(nn.MaxPool2d(2))
             height, width = height // 2, width // 2
         depth = after
-    head = [nn.Flatten(), nn.Linear(depth * height * width, hidden), nn.ReLU(), nn.Linear(hidden, outputs)]
+    joint = nn.Linear(depth * height * width, hidden)
+    head = [nn.Flatten(), joint, nn.ReLU(), nn.Linear(hidden, outputs)]
     first = [nn.Unflatten(1, (1, int(input_shape[0])))] if len(input_shape) == 2 else []
-    return nn.Sequential(Cast(nn.Sequential(*layers, *head), flatten=False), *first, *layers, *head)
+    like = next((each for each in layers if isinstance(each, nn.Conv2d)), joint)
+    return nn.Sequential(Cast(like, flatten=False), *first, *layers, *head)
 
 
 # -- feature maps, for exact learners ------------------------------------------------------------------------------------

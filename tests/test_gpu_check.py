@@ -90,6 +90,7 @@ def test_tests_that_were_all_skipped_are_not_well(tmp_path: Path, monkeypatch: p
     assert parts["tests"]["skipped"] == ["SKIPPED [3] no CUDA"]
 
 
+@pytest.mark.campaign
 def test_what_is_cut_off_leaves_the_rows_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status, parts = checked(tmp_path, monkeypatch, hangs=True, seconds=4.0)
     assert status == 1

@@ -49,6 +49,7 @@ def check(name: str, every: list[ranks.Found]) -> None:
     assert np.isfinite(first["theta"]).all()
 
 
+@pytest.mark.campaign
 def test_two_processes_that_share_the_rows_learn_what_one_learns(tmp_path: Path) -> None:
     together(2, FEW, tmp_path)
     for name in FEW:

@@ -158,7 +158,7 @@ def test_a_withdrawn_task_leaves_the_posterior_of_the_others(start: Callable[...
         assert 'streamcl_task_penalty{task="task-1"}' not in admin.metrics()
         with pytest.raises(Refused, match="withdrawn"):
             admin.forget("task-1")
-        for _ in range(12):
+        for _ in range(7):
             sweep(producer, [0, 2, 3, 4], 1.0)
         np.testing.assert_allclose(mean_of(admin), joint_mean(tasks=[0, 2, 3, 4]), rtol=1e-8, atol=1e-8)
     daemon.stop()

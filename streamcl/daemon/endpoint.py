@@ -44,10 +44,12 @@ class Received:
 
 @dataclass(slots=True)
 class Taken:
-    """What came of a message. header: as far as it could be read. refused: why nothing was done, or None."""
+    """What came of a message. header: as far as it could be read. refused: why nothing was done, or None. acted: what the
+    action gave."""
 
     header: Mapping[str, Any]
     refused: Refused | None = None
+    acted: Any = None
 
     @property
     def id(self) -> Any:
@@ -82,7 +84,7 @@ class Endpoint:
         self.kinds, self.authorise, self.brings, self.fatal = kinds, authorise, brings, fatal
         self.lacking = lacking
 
-    def take(self, peer: Peer, parts: Sequence[Buffer], act: Callable[[Received], None]) -> Taken:
+    def take(self, peer: Peer, parts: Sequence[Buffer], act: Callable[[Received], Any]) -> Taken:
         """Check a message and act on it; what `act` raises as Refused is a refusal too."""
         header: dict[str, Any] = {}
         try:
@@ -91,7 +93,7 @@ class Endpoint:
             message = messages.decode(header, self.kinds)
             self.authorise(peer, message)
             arrays = frames.open_arrays(envelope, self.brings.get(type(message), ()), self.lacking(peer, message))
-            act(Received(peer, header, message, arrays, parts))
+            return Taken(header, acted=act(Received(peer, header, message, arrays, parts)))
         except Refused as refused:
             return Taken(header, refused)
         except self.fatal:
@@ -101,4 +103,3 @@ class Endpoint:
                 structlog.get_logger().exception("a message could not be judged")
             defect = Refused("internal", f"{type(error).__name__}: {error}"[:500], retryable=True)
             return Taken(header, defect)
-        return Taken(header)

@@ -170,9 +170,8 @@ class Follower:
 
     def _answer(self, port: Port, endpoint: Endpoint, peer: Peer, parts: Any) -> None:
         """`ok`, or a refusal."""
-        replies: list[dict[str, Any]] = []
-        taken = endpoint.take(peer, parts, lambda received: replies.append(self._ok(received)))
-        refused = taken.refused
+        taken = endpoint.take(peer, parts, self._ok)
+        header, refused = taken.acted, taken.refused
         if refused is not None:
             if refused.code != "not_allowed":
                 refused = self.standing.refusal(taken.header) or refused
@@ -181,9 +180,9 @@ class Follower:
                 self.audit.write(
                     str(taken.header.get("type"))[:32], refused.code, who=self.guard.called(peer), key=peer.key
                 )
-            replies = [self._refusal(port, refused, taken.seq)]
-        header = replies[0] if taken.id is None else {**replies[0], "id": taken.id}
-        port.send(peer, frames.build(header, delimited=peer.delimited))
+            header = self._refusal(port, refused, taken.seq)
+        identity = {} if taken.id is None else {"id": taken.id}
+        port.send(peer, frames.build({**header, **identity}, delimited=peer.delimited))
 
     def _refusal(self, port: Port, refused: Refused, seq: int | None) -> dict[str, Any]:
         said = {"code": refused.code, "message": refused.message, "retryable": refused.retryable}

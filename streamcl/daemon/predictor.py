@@ -56,8 +56,9 @@ def run(config: Config, up: Channel) -> None:
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)
     poller.register(up.fileno(), zmq.POLLIN)
+    told = True  # before the first turn too
     while not up.closed:
-        for word in up.receive():
+        for word in up.receive() if told else ():
             match word:
                 case words.Stop():
                     return
@@ -68,7 +69,7 @@ def run(config: Config, up: Channel) -> None:
                     predictor.served.unheard = problem
                 case _:
                     words.unexpected(word, "predictor")
-        poller.poll(predictor.rest_ms())
+        told = any(source == up.fileno() for source, _ in poller.poll(predictor.rest_ms()))
         up.alive(words.Alive())
         for peer, parts in receive(socket, guard.gate):
             reply = predictor.answer(parts, peer)
@@ -106,10 +107,10 @@ class Predictor:
     def answer(self, parts: Sequence[frames.Buffer], peer: Peer) -> list[frames.Buffer] | None:
         """The reply to one message: a prediction, a part of a publication or an error, never an exception; None where it
         is among those of `answers`, later."""
-        replies: list[list[frames.Buffer] | None] = []
-        taken = self._endpoint.take(peer, parts, lambda received: replies.append(self._reply(received)))
+        taken = self._endpoint.take(peer, parts, self._reply)
         if taken.refused is None:
-            return replies[0]
+            reply: list[frames.Buffer] | None = taken.acted
+            return reply
         refused = self.standing.refusal(taken.header) or taken.refused
         self._count(peer, refused)
         return _error(peer, _identity(taken.header) if taken.id is None else {"id": taken.id}, refused)
@@ -205,8 +206,9 @@ class Predictor:
     def _predict(self, request: messages.Predict, arrays: NamedArrays) -> tuple[dict[str, Any], dict[str, Array]]:
         made = self.served.newest()
         network, inputs = made.network, made.inputs
-        x, sights = encoded(inputs, made.sent, arrays["x"], request.schema), dict(made.meta["sights"])
-        with network.seeing(*scenario.asked(made.config, network.told, request.task, sights)):
+        x = encoded(inputs, made.sent, arrays["x"], request.schema)
+        task, outputs = scenario.asked(made.config, network.told, request.task, made.sights)
+        with contextlib.nullcontext() if request.task is None else network.seeing(task, outputs):
             found = self._outputs(made, x, request)
             columns = made.columns if request.task is None else network.columns().tolist()
         header: dict[str, Any] = {"version": made.meta["version"], **self.standing.of(made.meta, time.monotonic())}

@@ -36,7 +36,7 @@ Forms = Mapping[str, tuple[tuple[int, ...], str]]  # shape and dtype of arrays, 
 @dataclass(frozen=True, slots=True)
 class Made:
     """What one publication is made into. sent: of rows as they are sent. columns: the label of every column of an answer,
-    where any label may be one."""
+    where any label may be one. sights: the outputs of every task, in the order in which they came."""
 
     config: Config
     inputs: Inputs
@@ -44,6 +44,7 @@ class Made:
     meta: Mapping[str, Any]
     sent: Signature
     columns: list[int]
+    sights: Mapping[str, list[int]]
 
 
 class Served:
@@ -143,7 +144,7 @@ class Served:
         labels.named = bool(inputs.words.known)
         labels.outputs = dict(meta["outputs"])
         self._forms = forms
-        return Made(config, inputs, network, meta, sent, network.columns().tolist())
+        return Made(config, inputs, network, meta, sent, network.columns().tolist(), dict(meta["sights"]))
 
     def _configured(self, meta: Mapping[str, Any]) -> Config:
         """This process's configuration; a follower's, with what the daemon's says of the model. Raises ConfigError."""

@@ -16,6 +16,7 @@ from torch import nn
 from streamcl.config import Config
 from streamcl.core.gaussian import Gaussian
 from streamcl.core.reduce import ALONE, Reduction
+from streamcl.errors import Refused
 from streamcl.learning import exact, predictive
 from streamcl.learning.boundary import Boundary
 from streamcl.learning.data import Array, Block, Rows, Store
@@ -101,12 +102,19 @@ def answered(
 
     Raises Refused as `predictive.predict`, and ``bad_array`` for a row on which the model fails.
     """
-    with predictive.blaming(network, x):
+    try:
         if uncertainty:
             return uncertain(network, x, posterior(), most_bytes)
         if samples:
             return averaged(network, x, posterior(), samples, seed, most_bytes)
         return Predicted(predictive.predict(network, x, most_bytes))
+    except Refused:
+        raise
+    except Exception as error:
+        refused = predictive.blamed(network, x, error)
+        if refused is None:
+            raise
+        raise refused from error
 
 
 def uncertain(network: Network, x: Array, posterior: AnyPosterior, most_bytes: int | None = None) -> Predicted:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,20 +37,14 @@ class Predicted:
     note: str | None = None
 
 
-@contextmanager
-def blaming(network: Network, x: Array) -> Iterator[None]:
-    """What the module raises on one of the rows x [n, ...] is said to be that row's: raises Refused ``bad_array``."""
-    try:
-        yield
-    except Refused:
-        raise
-    except Exception as error:
-        row = next((number for number in range(min(len(x), PREDICT_ROWS)) if _fails(network, x[number : number + 1])), None)
-        if row is None:
-            raise
-        raise Refused(
-            "bad_array", f"predict.x: row {row}: the model raises {in_words(error)}; expected rows such as it was taught"
-        ) from error
+def blamed(network: Network, x: Array, error: Exception) -> Refused | None:
+    """What the module raised for rows x [n, ...] as a refusal, ``bad_array``, that names the row; None where no row does so
+    by itself."""
+    row = next((number for number in range(min(len(x), PREDICT_ROWS)) if _fails(network, x[number : number + 1])), None)
+    if row is None:
+        return None
+    text = f"predict.x: row {row}: the model raises {in_words(error)}; expected rows such as it was taught"
+    return Refused("bad_array", text)
 
 
 def _fails(network: Network, row: Array) -> bool:
@@ -68,7 +61,7 @@ def predict(network: Network, x: Array, most_bytes: int | None = None) -> dict[s
     Raises Refused ``bad_shape bad_array`` where x is not rows of the model's signature, ``too_large`` where the answer
     would take more than most_bytes.
     """
-    return gathered((network.predict(chunk) for chunk in chunks(network, x)), most_bytes)
+    return gathered(map(network.predict, chunks(network, x)), most_bytes)
 
 
 def uncertain(network: Network, x: Array, posterior: Gaussian, most_bytes: int | None = None) -> Predicted:
@@ -239,4 +232,6 @@ def gathered(parts: Iterable[Named], most_bytes: int | None) -> dict[str, Array]
             raise Refused(
                 "too_large", f"predict.x: the outputs of its rows take more than {most_bytes} bytes; ask for fewer rows"
             )
+    if len(found) == 1:
+        return {name: values.cpu().numpy().copy() for name, values in found[0].items()}
     return {name: np.concatenate([part[name].cpu().numpy() for part in found]) for name in found[0]}
