@@ -7,6 +7,7 @@ disk is flat, as it always was.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -47,15 +48,30 @@ class Drifted(msgspec.Struct, frozen=True):
     origin: str = "drift"
 
 
+@dataclass(frozen=True, slots=True)
+class Vintage:
+    """What versions do differently: whoever began with one goes on in its way, to the same bits.
+
+    fills: small messages are learned beside earlier rows. sketches: curvature that is averaged away is taken of a few
+    vectors a row. settles: curvature is averaged until its sum settles, rather than each of its directions.
+    """
+
+    fills: bool = True
+    sketches: bool = True
+    settles: bool = True
+
+
+NEWEST = Vintage()
+
+
 class LearnerState(msgspec.Struct, kw_only=True):
     """What a learner counts. next_lsn: of the next call. labels: pairs of label and output. steady: None where unknown.
 
     signature: of rows as they are sent. widths: positions from which on a network has had so many outputs, where there may
     be any number of labels. narrower: the shapes of its parameters at each of them but the last. sights: with
     model.scenario task, every task in the order in which they came, and the outputs of its labels. columns: of a table, as
-    pinned. words: of its targets, by their labels. inputs: what its input stage has found, beside its arrays. fills:
-    whether small messages are learned beside earlier rows; sketches: whether curvature that is averaged away is taken of a
-    few vectors a row; neither where an older version began.
+    pinned. words: of its targets, by their labels. inputs: what its input stage has found, beside its arrays. fills,
+    sketches, settles: as of `Vintage`; not where an older version began.
     """
 
     fingerprint: dict[str, Any]
@@ -82,6 +98,12 @@ class LearnerState(msgspec.Struct, kw_only=True):
     sights: list[tuple[str, list[int]]] = []
     fills: bool = False
     sketches: bool = False
+    settles: bool = False
+
+    @property
+    def vintage(self) -> Vintage:
+        """What it began with."""
+        return Vintage(self.fills, self.sketches, self.settles)
 
     @property
     def needed(self) -> int:

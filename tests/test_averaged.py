@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from streamcl.core.basis import Basis, Matrix
 from streamcl.core.fisher import Fisher
 from streamcl.core.gaussian import Gaussian
 from streamcl.core.precision import Block, Layered
+from streamcl.learning import curvature
 from streamcl.learning.curvature import Taken, TaskCurvature
 from streamcl.learning.data import TaskData
 from streamcl.learning.network import Network
 from streamcl.learning.optimisation import Optimisation
 from streamcl.schema import LabelMap, Signature
+from streamcl.snapshot import Vintage
 
 CLASSES, FEATURES, ROWS = 4, 6, 400
 SKETCHED = "streamcl.learning.curvature.SKETCHED"
@@ -97,6 +100,49 @@ def test_draws_come_from_the_seed_alone() -> None:
     assert not torch.equal(one.values, another.values)
 
 
+@pytest.mark.parametrize("least", [4, 7])
+def test_draws_end_once_the_sum_of_the_curvature_has_settled(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: list[float] = []
+
+    def noted(before: Layered, after: Layered) -> bool:
+        changes.append(abs(float(1 - before.diagonal().sum() / after.diagonal().sum())))
+        return unpatched(before, after)
+
+    unpatched = curvature._settled
+    monkeypatch.setattr(curvature, "_settled", noted)
+    monkeypatch.setattr(curvature, "ROUNDS", (least, 40))
+    made, data = network(config("kronecker", []))
+    prior = Gaussian.prior(torch.zeros(made.parameters.size).double(), 100.0, "layered")  # so that draws differ little
+    ended(TaskCurvature(config("kronecker", []), made, data, 0).take(prior, ROWS, 1.0, prior.within))
+    within = [change <= 0.02 for change in changes]
+    assert within[-2:] == [True, True]
+    assert not any(one and next_one for one, next_one in itertools.pairwise(within[least - 2 : -1]))
+    assert least <= len(within) < 40
+
+
+@pytest.mark.parametrize(("vintage", "rounds"), [(Vintage(), 7), (Vintage(settles=False), 6)])
+def test_what_an_older_version_began_ends_its_draws_as_that_did(
+    vintage: Vintage, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There, at the first round in which all directions together have changed little."""
+    asked: dict[str, int] = {"_settled": 0, "_settled_everywhere": 0}
+
+    def from_the_sixth_on(name: str) -> Any:
+        def settled(before: Layered, after: Layered) -> bool:
+            asked[name] += 1
+            return asked[name] > 5
+
+        return settled
+
+    for name in asked:
+        monkeypatch.setattr(curvature, name, from_the_sixth_on(name))
+    settings = config("kronecker", [])
+    made, data = network(settings)
+    prior = Gaussian.prior(torch.zeros(made.parameters.size).double(), 1.0, "layered")
+    ended(TaskCurvature(settings, made, data, 0, vintage).take(prior, ROWS, 1.0, prior.within))
+    assert asked == {"_settled": rounds * vintage.settles, "_settled_everywhere": rounds * (not vintage.settles)}
+
+
 def passes(settings: Config, sketches: bool) -> list[int]:
     """The vectors a row of a task's passes over all of its rows."""
     made, data = network(settings)
@@ -111,7 +157,7 @@ def passes(settings: Config, sketches: bool) -> list[int]:
     unpatched = TaskCurvature._added
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TaskCurvature, "_added", added)
-        for _ in TaskCurvature(settings, made, data, 0, sketches).take(prior, ROWS, 1.0, prior.within):
+        for _ in TaskCurvature(settings, made, data, 0, Vintage(sketches=sketches)).take(prior, ROWS, 1.0, prior.within):
             pass
     return counted
 
@@ -138,7 +184,8 @@ def test_a_curvature_is_no_further_for_its_sketches_than_for_another_seed(monkey
     def traces(sketches: bool) -> torch.Tensor:
         found = []
         for seed in range(6):
-            steps = TaskCurvature(settings, made, data, seed, sketches).take(prior, ROWS, 1.0, prior.within)
+            taking = TaskCurvature(settings, made, data, seed, Vintage(sketches=sketches))
+            steps = taking.take(prior, ROWS, 1.0, prior.within)
             found.append(float(ended(steps).curvature.diagonal().sum()))
         return torch.tensor(found).log()
 

@@ -18,9 +18,11 @@ from streamcl.bench.local import LocalDaemon
 from streamcl.client import Admin
 from streamcl.learning import recent
 from streamcl.learning.recent import MOST, MOST_BYTES, SMALL, TOGETHER, Recent, ages
+from streamcl.snapshot import Vintage
 
 TREE = {"model": {"args": {"hidden": [8]}}, "train": {"device": "cpu"}}
 FEATURES = 4
+OLDEST = Vintage(fills=False, sketches=False, settles=False)
 
 
 def rows(n: int, seed: int = 0, noise: float = 1.0) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -39,7 +41,7 @@ def unfilled(tree: dict[str, Any] = TREE) -> Learner:
     """As an older version began it."""
     found = Learner(tree)
     learner = found._learner
-    learner.recipe = replace(learner.recipe, fills=False, sketches=False)
+    learner.recipe = replace(learner.recipe, vintage=OLDEST)
     found._mark_place()
     return found
 
@@ -178,15 +180,15 @@ def test_what_an_older_version_began_goes_on_in_its_way(tmp_path: Path) -> None:
     x, y = rows(80)
     old = each(unfilled(), x[:40], y[:40])
     meta, arrays = old._state()
-    del meta["checkpoint"]["fills"], meta["checkpoint"]["sketches"]  # as it wrote it
+    for name in ("fills", "sketches", "settles"):
+        del meta["checkpoint"][name]  # as it wrote it
     loaded = Learner.__new__(Learner)._restored(meta, arrays, None)
     each(loaded, x[40:], y[40:])
     np.testing.assert_array_equal(theta(loaded), theta(each(old, x[40:], y[40:])))
     loaded.boundary("a")
     loaded.save(tmp_path / "learner")
     again = Learner.load(tmp_path / "learner")
-    assert not again._learner.recipe.fills
-    assert not again._learner.recipe.sketches
+    assert again._learner.recipe.vintage == OLDEST
     assert not np.array_equal(theta(each(Learner(TREE), x, y)), theta(each(unfilled(), x, y)))
 
 
@@ -198,7 +200,7 @@ def test_what_an_older_version_began_takes_every_vector_of_a_row(monkeypatch: py
     for found in (new, old, again):
         found.observe(*rows(80), task="a")
         found.boundary("a")
-    assert old._learner.recipe.sketches is again._learner.recipe.sketches is False
+    assert old._learner.recipe.vintage == again._learner.recipe.vintage == OLDEST
     np.testing.assert_array_equal(old.parameters().precision, again.parameters().precision)
     assert not np.array_equal(new.parameters().precision, old.parameters().precision)
 

@@ -34,6 +34,7 @@ from streamcl.learning.coordinates import leading_sides
 from streamcl.learning.data import TaskData
 from streamcl.learning.failing import Diverged
 from streamcl.learning.network import Network
+from streamcl.snapshot import NEWEST, Vintage
 
 ROWS = 512  # between two looks at the channels, also where gradients are taken one by one,
 GPU_ROWS = 2048  # and on a GPU, where launching its kernels is most of what fewer would take
@@ -45,7 +46,9 @@ ROUNDS = (4, 12)  # and so many rounds, at least and at most
 VECTORS = 1  # a row and draw: the Fisher is an average over draws anyway
 SKETCHED = (8192, DRAWS * DRAW_ROWS)  # random vectors of all rows that moments, and squares to draw by, are of at least
 LOOKED_AT = 8  # rows, to see which layers take them
-SETTLED = 0.06  # change in a round, relative to the precision, below which no further one is needed
+SETTLED = 0.02  # of the precision's sum: what rounds may change it by,
+SUCCESSIVE = 2  # so many in succession, if there is to be no further one;
+SETTLED_EVERYWHERE = 0.06  # and in older directories, in all directions together, where chance alone is as much
 LEAST_WEIGHT = 0.3  # of a round
 
 Restated = Callable[[Basis], Gaussian]  # the penalty of the other tasks in another basis
@@ -75,13 +78,12 @@ class Choice:
 
 
 class TaskCurvature:
-    """Takes one task's precision at the network's parameters. notes: what was slow or had to be left out.
+    """Takes one task's precision at the network's parameters. notes: what was slow or had to be left out."""
 
-    sketches: whether what is averaged away may be taken of a few vectors a row; not where an older version began.
-    """
-
-    def __init__(self, config: Config, network: Network, data: TaskData, seed: int, sketches: bool = True) -> None:
-        self._sketches = sketches and config.posterior.expectation == "posterior" and config.posterior.fisher == "exact"
+    def __init__(self, config: Config, network: Network, data: TaskData, seed: int, vintage: Vintage = NEWEST) -> None:
+        averaged = config.posterior.expectation == "posterior" and config.posterior.fisher == "exact"
+        self._sketches = vintage.sketches and averaged
+        self._settled, self._successive = (_settled, SUCCESSIVE) if vintage.settles else (_settled_everywhere, 1)
         self._settings, self._rate, self._scenario = config.posterior, config.rate, config.model.scenario
         self._network = network
         self._data = data
@@ -270,7 +272,7 @@ class TaskCurvature:
         generator = torch.Generator().manual_seed(self._seed)
         theta = self._network.master()
         draws = _Draws.at(self._network, theta, generator, self._seed)
-        left_out = 0
+        left_out = within = 0
         try:
             for number in range(ROUNDS[1]):
                 formed = cavity.precision.plus(curvature.weighted(share)).to(draws.centre.device, draws.centre.dtype)
@@ -284,7 +286,8 @@ class TaskCurvature:
                     break
                 step = 1.0 if number == 0 else max(LEAST_WEIGHT, 1 / (number + 2))
                 before, curvature = curvature, curvature.towards(mean, step)
-                if number + 1 >= ROUNDS[0] and _change(before, curvature) < SETTLED:
+                within = within + 1 if self._settled(before, curvature) else 0
+                if number + 1 >= ROUNDS[0] and within >= self._successive:
                     break
         finally:
             self._network.move_to(theta)
@@ -364,7 +367,10 @@ class _Mean:
         return None if self._total is None else self._total.weighted(1 / self._count).on_host()
 
 
-def _change(before: Precision, after: Precision) -> float:
-    """Relative, in the sum over all directions."""
-    moved = float(after.less(before).diagonal().abs().sum())
-    return moved / max(float(after.diagonal().sum()), torch.finfo(torch.float64).tiny)
+def _settled(before: Precision, after: Precision) -> bool:
+    """Whether a round has changed no more of the precision's sum than chance does."""
+    return abs(float(after.less(before).diagonal().sum())) <= SETTLED * float(after.diagonal().sum())
+
+
+def _settled_everywhere(before: Precision, after: Precision) -> bool:
+    return float(after.less(before).diagonal().abs().sum()) < SETTLED_EVERYWHERE * float(after.diagonal().sum())

@@ -44,7 +44,7 @@ from streamcl.learning.posterior import FactorSource
 from streamcl.learning.targets import Targets
 from streamcl.learning.watch import Watch
 from streamcl.schema import LabelMap, Signature
-from streamcl.snapshot import POSTERIOR, under
+from streamcl.snapshot import NEWEST, POSTERIOR, Vintage, under
 
 OPEN, SUMS = "open.", "sums."  # before the names of arrays in a snapshot: of the open task, of its settled sums
 WARM_ROWS = 256  # on which the input's scale is found; fewer where the first task has fewer
@@ -717,8 +717,7 @@ class Recipe:
     factory: Callable[..., torch.nn.Module] | None = None
     widths: Widths = ()  # none are kept: a head has an output for every label that its sums know
     reduction: Reduction = ALONE
-    fills: bool = True  # says nothing: there are no steps,
-    sketches: bool = True  # nor is there a curvature to average
+    vintage: Vintage = NEWEST  # says nothing: there are no steps, nor is there a curvature to average
 
     def begun(self, lsn: int, signature: Signature, x: Array, known: int) -> Recipe:
         """As it is."""

@@ -26,6 +26,7 @@ from streamcl.learning.network import Network
 from streamcl.learning.optimisation import EpochResult, Optimisation, mean_nll
 from streamcl.learning.recent import TOGETHER, Ages, Recent
 from streamcl.learning.units import Units
+from streamcl.snapshot import Vintage
 
 WORSE_NATS = 1.0
 
@@ -64,14 +65,14 @@ class Fitting:
     what is wrong with the rate, for the operator. fisher_note: what the last Fisher cost for want of a fast way.
     growth_note: what was approximated when the outputs grew, until the next boundary says so. recent: the rows beside which
     small messages are learned, where the stream chooses rate and minibatches; None in directories made before there were
-    any. sketches: as of `snapshot.LearnerState`.
+    any.
 
     What holds it together: parameters, optimiser and units move as one, by a step, an epoch or a return to what was kept,
     and no other place steps.
     """
 
-    def __init__(self, config: Config, network: Network, steps: int, fills: bool = True, sketches: bool = True) -> None:
-        self.config, self.sketches = config, sketches
+    def __init__(self, config: Config, network: Network, steps: int, vintage: Vintage) -> None:
+        self.config, self._vintage = config, vintage
         self.network, self.units = network, Units(network)
         self.device = network.device
         self.steps = steps
@@ -80,7 +81,7 @@ class Fitting:
         self.warning: str | None = None
         self.fisher_note: str | None = None
         self.growth_note: str | None = None
-        self.recent = Recent() if fills else None
+        self.recent = Recent() if vintage.fills else None
 
     @property
     def _running(self) -> Optimisation:
@@ -255,7 +256,7 @@ class Fitting:
         self, task: str, data: TaskData, seed: int, cavity: Gaussian, weight: float, restated: Restated | None
     ) -> Generator[Event, None, Taken]:
         """The task's precision lambda_T F_T, in float64 on the host, and the mean NLL at the optimum."""
-        taking = TaskCurvature(self.config, self.network, data, seed, self.sketches)
+        taking = TaskCurvature(self.config, self.network, data, seed, self._vintage)
         steps = taking.take(cavity, weight, self.share, restated)
         epochs, furthest = self.config.epochs(data.samples), 0.0
         while True:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -510,8 +510,7 @@ class Learner:
             layout=None if model is None else model.network.parameters.layout.plain(),
             sights=[(task, list(outputs)) for task, outputs in self.sights.items()],
             widths=list(self.recipe.widths),
-            fills=self.recipe.fills,
-            sketches=self.recipe.sketches,
+            **asdict(self.recipe.vintage),
             narrower=[] if model is None else model.network.widening.narrower(),
         )
         before = {} if task is None else {f"before.{name}": array for name, array in task.before.items()}
@@ -533,8 +532,7 @@ class Learner:
         self.config = adopted(state.fingerprint, self.config)
         self.watch = Watch.of(self.config)
         widths = restoring.widths(state, self.config)
-        begun = replace(self.recipe, fills=state.fills, sketches=state.sketches)
-        self.recipe = replace(begun, config=self.config, widths=widths)
+        self.recipe = replace(self.recipe, vintage=state.vintage, config=self.config, widths=widths)
         self.labels.classes = self.config.model.outputs
         self.sights = {task: list(outputs) for task, outputs in state.sights}
         self.standing = standing

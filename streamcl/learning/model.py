@@ -28,7 +28,7 @@ from streamcl.learning.open_task import OpenTask
 from streamcl.learning.posterior import FactorSource, Posterior, from_arrays
 from streamcl.learning.trial import Trial, first_width
 from streamcl.schema import LabelMap, Signature
-from streamcl.snapshot import POSTERIOR, under
+from streamcl.snapshot import NEWEST, POSTERIOR, Vintage, under
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Recipe:
 
     labels: grow as labels come, and are shared by every network made. factors: where they are kept. factory: of the module,
     instead of the configured one. widths: outputs that networks have had, where labels may come at any time. reduction: who
-    shares the rows. fills, sketches: as of `snapshot.LearnerState`.
+    shares the rows. vintage: what it began with.
     """
 
     config: Config
@@ -47,8 +47,7 @@ class Recipe:
     factory: Callable[..., nn.Module] | None = None
     widths: Widths = ()
     reduction: Reduction = ALONE
-    fills: bool = True
-    sketches: bool = True
+    vintage: Vintage = NEWEST
 
     def begun(self, lsn: int, signature: Signature, x: Array, known: int) -> Recipe:
         """For a network that begins with the batch at position lsn, of rows like x, with so many labels.
@@ -89,7 +88,7 @@ class Recipe:
         """A model with nothing learned; tasks: that stand, to be loaded. steps: taken before. steady: as of `Network`."""
         network = self.network(signature)
         network.steady = steady
-        fitting = Fitting(self.config, network, steps, self.fills, self.sketches)
+        fitting = Fitting(self.config, network, steps, self.vintage)
         prior = self._prior(network)
         posterior = Posterior(
             self.config.posterior,
