@@ -58,7 +58,7 @@ class Cast(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [n, ...]."""
         x = x.to(self._like[0].weight.dtype)
-        return x.flatten(1) if self.flatten else x
+        return x.flatten(1) if self.flatten and x.ndim != 2 else x
 
 
 def linear(input_shape: Sequence[int], outputs: int, bias: bool = True) -> nn.Module:

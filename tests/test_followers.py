@@ -83,7 +83,8 @@ class Link:
                         return
                     if ready is far:
                         self.left -= len(data)
-                        self.open = self.left > 0
+                        if self.left <= 0:  # and else as it is: it may have been cut meanwhile
+                            self.open = False
                     other[ready].sendall(data)
                 if not self.open:
                     self._ended.wait(0.02)

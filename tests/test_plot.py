@@ -18,6 +18,7 @@ from matplotlib.collections import PathCollection
 from streamcl import plots
 from streamcl.bench.local import LocalDaemon
 from streamcl.cli import main
+from streamcl.cli.plot import _said
 from streamcl.plots import NothingToDraw, Past
 from streamcl.storage.history import History
 
@@ -125,6 +126,13 @@ def test_order_bias_is_the_rank_correlation_with_the_order_of_learning(run: Run,
 )
 def test_rank_correlation_is_spearmans(one: list[float], other: list[float], expected: float) -> None:
     assert plots.rank_correlation(one, other) == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_rank_that_is_none_is_said_in_words() -> None:
+    assert _said({"rise": {"rank_correlation": math.nan}, "slope": 2.0}) == [
+        "slope 2",
+        "rank correlation of rise undefined: all alike",
+    ]
 
 
 def test_the_time_series_has_a_hole_where_the_daemon_did_not_run(tmp_path: Path) -> None:

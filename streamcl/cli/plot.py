@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,4 +116,8 @@ def _said(figure: dict[str, Any]) -> list[str]:
     for name in ("rise", "accuracy"):
         if isinstance(figure.get(name), dict):
             flat[f"rank correlation of {name}"] = figure[name]["rank_correlation"]
-    return [f"{name.replace('_', ' ')} {number(value)}" for name, value in flat.items()]
+    return [f"{name.replace('_', ' ')} {_shown(value)}" for name, value in flat.items()]
+
+
+def _shown(value: float) -> str:
+    return "undefined: all alike" if math.isnan(value) else number(value)

@@ -160,7 +160,7 @@ class DataFile:
     def _too_large(self, name: str, row: int) -> DataError:
         return DataError(
             f"{self.path}: {self.source.place(row)}, column {name!r}: a whole number with more digits than a 64-bit float "
-            "holds, in a column with fractions; a model cannot learn from an identifier: leave the column out (--drop)"
+            "holds, as its column becomes; a model cannot learn from an identifier: leave the column out (--drop)"
         )
 
     def _features(self) -> list[Extent]:
