@@ -50,7 +50,7 @@ def show(tmp_path: Path, model: str) -> None:
     ("model", "make"),
     [
         pytest.param("Recurrent", lambda: RNG.normal(size=(30, 5, 8)).astype("<f4"), marks=pytest.mark.campaign),
-        ("TwoFields", lambda: RNG.integers(0, peculiar.WORDS, (30, 2))),
+        pytest.param("TwoFields", lambda: RNG.integers(0, peculiar.WORDS, (30, 2)), marks=pytest.mark.campaign),
         pytest.param("Checkpointed", lambda: RNG.normal(size=(30, 8)).astype("<f4"), marks=pytest.mark.campaign),
         ("Packed", words),
         ("Sorting", lambda: RNG.normal(size=(30, 8)).astype("<f4")),

@@ -187,7 +187,7 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path, train={"epochs": 1})
 
 
-@pytest.mark.parametrize(("expectation", "tasks"), [pytest.param("mode", 100, marks=pytest.mark.slow), ("posterior", 8)])
+@pytest.mark.parametrize(("expectation", "tasks"), [pytest.param("mode", 100, marks=pytest.mark.slow), ("posterior", 5)])
 def test_what_is_held_after_many_tasks_is_what_is_held_after_2(tmp_path: Path, expectation: str, tasks: int) -> None:
     run = Run(tmp_path, train={"epochs": 1}, posterior={"mode": "factors", "expectation": expectation})
     held = {}

@@ -200,7 +200,7 @@ def test_new_data_of_a_task_replaces_the_old(start: Callable[..., LocalDaemon]) 
         producer.boundary("task-0")
         for number in range(1, TASKS):
             learn(producer, number)
-        for _ in range(12):
+        for _ in range(8):
             sweep(producer, ORDERS["forwards"], 1.0)  # task 0 is now fed task_data(0)
         np.testing.assert_allclose(mean_of(admin), joint_mean(), rtol=1e-8, atol=1e-8)
 
