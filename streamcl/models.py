@@ -74,9 +74,9 @@ def mlp(
     if activation not in ACTIVATIONS:
         raise ModelRefused(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     widths = [math.prod(input_shape), *hidden, outputs]
-    linear = [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
-    layers = [part for layer in linear for part in (layer, ACTIVATIONS[activation]())]
-    return nn.Sequential(Cast(linear[0], flatten=True), *layers[:-1])
+    layers = [nn.Linear(before, after) for before, after in itertools.pairwise(widths)]
+    parts = [part for layer in layers for part in (layer, ACTIVATIONS[activation]())]
+    return nn.Sequential(Cast(layers[0], flatten=True), *parts[:-1])
 
 
 def convnet(input_shape: Sequence[int], outputs: int, channels: Sequence[int] = (32, 64), hidden: int = 128) -> nn.Module:
@@ -91,11 +91,10 @@ def convnet(input_shape: Sequence[int], outputs: int, channels: Sequence[int] = 
             layers.append(nn.MaxPool2d(2))
             height, width = height // 2, width // 2
         depth = after
-    joint = nn.Linear(depth * height * width, hidden)
-    head = [nn.Flatten(), joint, nn.ReLU(), nn.Linear(hidden, outputs)]
+    layers += [nn.Flatten(), nn.Linear(depth * height * width, hidden), nn.ReLU(), nn.Linear(hidden, outputs)]
     first = [nn.Unflatten(1, (1, int(input_shape[0])))] if len(input_shape) == 2 else []
-    like = next((each for each in layers if isinstance(each, nn.Conv2d)), joint)
-    return nn.Sequential(Cast(like, flatten=False), *first, *layers, *head)
+    like = next(layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear))
+    return nn.Sequential(Cast(like, flatten=False), *first, *layers)
 
 
 # -- feature maps, for exact learners ------------------------------------------------------------------------------------

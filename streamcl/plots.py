@@ -29,6 +29,7 @@ EVENTS = 10_000
 NAME_CHARACTERS = 24
 FEW_BOUNDARIES = 60  # with a marker at each
 WIDE_RANGE = 1e3  # of values, from which an axis is logarithmic
+UNDEFINED = "undefined: all alike"  # a correlation of values that do not differ
 CHANGES = {"boundary": "0.6", "revisit": "tab:purple"}
 TROUBLES = {"failed": "tab:red", "disk_full": "tab:red", "drift": "tab:orange", "score": "tab:orange"}
 
@@ -272,7 +273,7 @@ def _by_position(axes: Axes, tasks: Sequence[str], values: Sequence[float]) -> d
     rank = rank_correlation(places.tolist(), values)
     axes.scatter(places, values, s=40, zorder=3)
     axes.plot(places, start + slope * places, color="tab:red", linewidth=1.5, label=f"slope {slope:.3g} a position")
-    shown = "undefined: all alike" if math.isnan(rank) else f"{rank:+.2f}"
+    shown = UNDEFINED if math.isnan(rank) else f"{rank:+.2f}"
     axes.set_title(f"rank correlation {shown}", fontsize="medium")
     if len(tasks) <= NAMED:
         axes.set_xticks(places, [f"{place}\n{_shown(task, 10)}" for place, task in zip(places, tasks, strict=True)])

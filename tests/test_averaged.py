@@ -143,6 +143,12 @@ def test_what_an_older_version_began_ends_its_draws_as_that_did(
     assert asked == {"_settled": rounds * vintage.settles, "_settled_everywhere": rounds * (not vintage.settles)}
 
 
+def test_where_nothing_is_left_of_the_curvature_both_rules_have_settled() -> None:
+    nothing = Gaussian.prior(torch.zeros(FEATURES).double(), 1.0, "layered").precision.weighted(0.0)
+    assert curvature._settled(nothing, nothing)
+    assert curvature._settled_everywhere(nothing, nothing)
+
+
 def passes(settings: Config, sketches: bool) -> list[int]:
     """The vectors a row of a task's passes over all of its rows."""
     made, data = network(settings)

@@ -25,7 +25,8 @@ CURVATURES: dict[str, dict[str, Any]] = {
     "full": {"curvature": "full"},
 }
 each_curvature = pytest.mark.parametrize("name", CURVATURES)
-each_mode = pytest.mark.parametrize("mode", ["single", "factors"])
+MODES = ("single", "factors")
+each_mode = pytest.mark.parametrize("mode", MODES)
 
 
 def rows(seed: int, n: int = 45, features: int = FEATURES) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +63,7 @@ def assert_same(one: Learner, other: Learner) -> None:
     ("mode", "name"),
     [
         pytest.param(mode, name, marks=[pytest.mark.campaign] if mode == "factors" and name != "default" else [])
-        for mode in ("single", "factors")
+        for mode in MODES
         for name in CURVATURES
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,7 +10,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -528,13 +528,17 @@ def test_a_client_that_is_not_let_in_is_told_why_at_once(house: House, start: Ca
 def test_a_client_that_is_turned_away_before_it_has_asked_is_told_all_the_same(house: House) -> None:
     """ZeroMQ has then taken the way out from it, and no message finds room any more."""
     stranger = Keys(NOBODY.public, NOBODY.secret, "stranger", house.server.public)
-    with Admin(house.daemon.endpoints["admin"], keys=stranger, timeout=60.0) as admin:
-        out, _ = admin._connection.sources()
-        patience = time.monotonic() + 10.0
-        while out.poll(0, zmq.POLLOUT) and time.monotonic() < patience:  # where the daemon hung up first, it may stay
-            time.sleep(0.02)
-        for _ in range(2):
-            assert "does not know this client's key" in str(refusal(admin.status))
+    for _ in range(5):  # one in many keeps it
+        with Admin(house.daemon.endpoints["admin"], keys=stranger, timeout=60.0) as admin:
+            out, _ = admin._connection.sources()
+            with contextlib.suppress(AssertionError):
+                until(lambda out=out: not out.poll(0, zmq.POLLOUT), PATIENCE / 5)
+            taken = not out.poll(0, zmq.POLLOUT)
+            for _ in range(2):
+                assert "does not know this client's key" in str(refusal(admin.status))
+        if taken:
+            break
+    assert taken
 
 
 # -- key files, the command line ---------------------------------------------------------------------------------------

@@ -120,4 +120,6 @@ def _said(figure: dict[str, Any]) -> list[str]:
 
 
 def _shown(value: float) -> str:
-    return "undefined: all alike" if math.isnan(value) else number(value)
+    from streamcl.plots import UNDEFINED
+
+    return UNDEFINED if math.isnan(value) else number(value)

@@ -207,8 +207,7 @@ class Predictor:
         made = self.served.newest()
         network, inputs = made.network, made.inputs
         x = encoded(inputs, made.sent, arrays["x"], request.schema)
-        task, outputs = scenario.asked(made.config, network.told, request.task, made.sights)
-        with contextlib.nullcontext() if request.task is None else network.seeing(task, outputs):
+        with network.seeing(*scenario.asked(made.config, network.told, request.task, made.sights)):
             found = self._outputs(made, x, request)
             columns = made.columns if request.task is None else network.columns().tolist()
         header: dict[str, Any] = {"version": made.meta["version"], **self.standing.of(made.meta, time.monotonic())}

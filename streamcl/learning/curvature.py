@@ -373,4 +373,5 @@ def _settled(before: Precision, after: Precision) -> bool:
 
 
 def _settled_everywhere(before: Precision, after: Precision) -> bool:
-    return float(after.less(before).diagonal().abs().sum()) < SETTLED_EVERYWHERE * float(after.diagonal().sum())
+    moved = float(after.less(before).diagonal().abs().sum())
+    return moved / max(float(after.diagonal().sum()), torch.finfo(torch.float64).tiny) < SETTLED_EVERYWHERE

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -148,14 +148,18 @@ class Network:
 
     def see(self, task: int, outputs: Iterable[int] | None) -> None:
         """Be asked about this task alone, of its number, whose labels have these outputs; None: about any."""
-        visible = None if outputs is None else tuple(sorted(outputs))
-        if (task, visible) != (self.task, self._visible):
-            self.task, self._visible = task, visible
+        seen = _seen(task, outputs)
+        if seen != (self.task, self._visible):
+            self.task, self._visible = seen
             self.likelihood = self._likelihood(self._config)
 
+    def seeing(self, task: int, outputs: Iterable[int] | None) -> AbstractContextManager[None]:
+        """As `see`, for as long as it takes; without a detour where it is asked about that already."""
+        seen = _seen(task, outputs)
+        return nullcontext() if seen == (self.task, self._visible) else self._seeing(*seen)
+
     @contextmanager
-    def seeing(self, task: int, outputs: Iterable[int] | None) -> Iterator[None]:
-        """As `see`, for as long as it takes."""
+    def _seeing(self, task: int, outputs: Iterable[int] | None) -> Iterator[None]:
         before = self.task, self._visible
         self.see(task, outputs)
         try:
@@ -444,6 +448,10 @@ def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.M
 
     module._apply(place)  # type: ignore[no-untyped-call]
     return module
+
+
+def _seen(task: int, outputs: Iterable[int] | None) -> tuple[int, tuple[int, ...] | None]:
+    return task, None if outputs is None else tuple(sorted(outputs))
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
