@@ -46,6 +46,17 @@ def test_waiting_ends_with_the_time() -> None:
         wait([left], -1.0)  # overdue: not for ever
 
 
+def test_the_last_words_of_one_that_ended_without_reading_ours_are_heard() -> None:
+    ours, theirs = Channel.pair()
+    with ours:
+        us, them = Channel(ours), Channel(theirs)
+        us.send(words.Resume())
+        them.send(words.Fatal(reason="no such module"))
+        them.close()
+        assert list(us.receive()) == [words.Fatal(reason="no such module")]
+        assert us.closed
+
+
 SAID = [
     words.Configuration(tree={"train": {"epochs": 2}}),
     words.Trouble(role="trainer", reason=None),

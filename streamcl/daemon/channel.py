@@ -108,6 +108,8 @@ class Channel:
                 packet, descriptors, _, _ = socket.recv_fds(self._socket, MESSAGE_BYTES, MOST_DESCRIPTORS)
             except BlockingIOError:
                 return
+            except ConnectionResetError:  # it ended without having read all of ours: said once, before its last words
+                continue
             except OSError:
                 packet = b""
             if not packet:
