@@ -31,6 +31,7 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.campaign
 def test_genres_one_after_another_are_the_batch_solution(corpus: Path, tmp_path: Path) -> None:
     weights = str(written(tmp_path / "weights", {**CONFIG, "max_position_embeddings": text.LENGTH}))
     data = text.domains(corpus, weights, 0)

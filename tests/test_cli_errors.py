@@ -134,7 +134,9 @@ def test_a_state_directory_in_use_says_how_its_daemon_is_stopped(daemon: LocalDa
     assert (status, f"streamcl stop --state-dir {daemon.state_dir}" in err) == (1, True)
 
 
-@pytest.mark.parametrize("name", ["stream", "predict", "http"])
+@pytest.mark.parametrize(
+    "name", ["stream", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("predict", "http"))]
+)
 def test_a_port_in_use_says_which_key_gives_another(tmp_path: Path, name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -25,6 +25,10 @@ CURVATURES: dict[str, dict[str, Any]] = {
     "full": {"curvature": "full"},
 }
 each_curvature = pytest.mark.parametrize("name", CURVATURES)
+OTHERS = ("at the optimum", "no blocks", "full")
+each_in_turn = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.campaign if name in OTHERS else ()) for name in CURVATURES]
+)
 MODES = ("single", "factors")
 each_mode = pytest.mark.parametrize("mode", MODES)
 
@@ -62,7 +66,9 @@ def assert_same(one: Learner, other: Learner) -> None:
 @pytest.mark.parametrize(
     ("mode", "name"),
     [
-        pytest.param(mode, name, marks=[pytest.mark.campaign] if mode == "factors" and name != "default" else [])
+        pytest.param(
+            mode, name, marks=pytest.mark.campaign if name in OTHERS or (mode, name) == ("factors", "diagonal") else ()
+        )
         for mode in MODES
         for name in CURVATURES
     ],
@@ -103,7 +109,7 @@ def test_a_learner_that_is_saved_at_any_moment_ends_with_the_same_bits(name: str
     assert_same(run(saved=True), run(saved=False))
 
 
-@each_curvature
+@each_in_turn
 def test_the_seed_and_the_position_decide_the_draws_and_nothing_else(name: str) -> None:
     one, same, other = (Learner(settings(name, seed=seed)) for seed in (0, 0, 1))
     for each in (one, same, other):
@@ -116,7 +122,7 @@ def test_the_seed_and_the_position_decide_the_draws_and_nothing_else(name: str) 
 # -- what is learned may be taken out again ------------------------------------------------------------------------------
 
 
-@each_curvature
+@each_in_turn
 def test_totals_are_the_prior_times_the_factors_whatever_happens(name: str) -> None:
     """Looked at as the doctor does; bases move with every task that is new."""
     one = Learner(settings(name, "factors"))
@@ -227,7 +233,7 @@ def test_rows_kept_are_added_to_their_task_when_retried(name: str, mode: str, mo
         assert len(one._memory.factors) == 1
 
 
-@each_curvature
+@each_in_turn
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_task_of_a_row_or_two_is_a_task(name: str, n: int) -> None:
     one = Learner(settings(name, "factors"))
@@ -239,7 +245,7 @@ def test_a_task_of_a_row_or_two_is_a_task(name: str, n: int) -> None:
     assert (one.parameters().precision > 0).all()
 
 
-@each_curvature
+@each_in_turn
 @each_mode
 def test_a_task_without_weight_holds_nothing_and_moves_the_rest(name: str, mode: str) -> None:
     one = Learner(settings(name, mode))
@@ -255,7 +261,7 @@ def test_a_task_without_weight_holds_nothing_and_moves_the_rest(name: str, mode:
         one.forget("b")
 
 
-@each_curvature
+@each_in_turn
 def test_a_first_task_without_weight_is_learned_all_the_same(name: str) -> None:
     one = Learner(settings(name))
     one.observe(*rows(0), task="a")

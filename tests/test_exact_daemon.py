@@ -248,6 +248,7 @@ def test_a_tasks_rise_is_what_its_own_sums_say(start: Start) -> None:
     assert rise > 0.1
 
 
+@pytest.mark.campaign
 def test_a_state_directory_of_a_network_is_not_taken_for_an_exact_learners(start: Start, tmp_path: Path) -> None:
     daemon = start({"model": {"args": {"hidden": [4]}}}, "network")
     feed(daemon, [0])

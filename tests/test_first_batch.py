@@ -53,7 +53,7 @@ def show(tmp_path: Path, model: str) -> None:
         pytest.param("TwoFields", lambda: RNG.integers(0, peculiar.WORDS, (30, 2)), marks=pytest.mark.campaign),
         pytest.param("Checkpointed", lambda: RNG.normal(size=(30, 8)).astype("<f4"), marks=pytest.mark.campaign),
         ("Packed", words),
-        ("Sorting", lambda: RNG.normal(size=(30, 8)).astype("<f4")),
+        pytest.param("Sorting", lambda: RNG.normal(size=(30, 8)).astype("<f4"), marks=pytest.mark.campaign),
     ],
 )
 def test_what_is_learned_has_the_fisher_of_a_loop(begin: Callable[..., LocalDaemon], model: str, make: Any) -> None:

@@ -29,7 +29,11 @@ def start_with(start: Callable[..., LocalDaemon], classes: int, name: str) -> Lo
 
 @pytest.mark.parametrize(
     "first",
-    [[1], [7], [1, 2, 3, 4, 5, 6], [7, 6, 5, 4, 3, 2, 1], [3, 7]],
+    [
+        [1],
+        [7, 6, 5, 4, 3, 2, 1],
+        *(pytest.param(first, marks=pytest.mark.campaign) for first in ([7], [1, 2, 3, 4, 5, 6], [3, 7])),
+    ],
     ids=lambda first: "-".join(map(str, first)),
 )
 def test_labels_from_one_are_learned_whatever_comes_first(start: Callable[..., LocalDaemon], first: list[int]) -> None:

@@ -54,8 +54,14 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 # -- an interrupted wait -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("json_wanted", [True, False])
+@pytest.mark.parametrize(
+    ("number", "json_wanted"),
+    [
+        (signal.SIGINT, False),
+        pytest.param(signal.SIGINT, True, marks=pytest.mark.campaign),
+        *(pytest.param(signal.SIGTERM, json, marks=pytest.mark.campaign) for json in (True, False)),
+    ],
+)
 def test_an_interrupted_send_says_what_is_stored_and_how_to_go_on(
     start: Callable[..., LocalDaemon], tmp_path: Path, cache: Path, number: signal.Signals, json_wanted: bool
 ) -> None:

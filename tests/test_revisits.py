@@ -192,6 +192,7 @@ def test_an_abandoned_revisit_leaves_everything_as_it_was(start: Callable[..., L
         sweep(producer, [0], 1.0)  # and the task may be revisited after all
 
 
+@pytest.mark.campaign
 def test_new_data_of_a_task_replaces_the_old(start: Callable[..., LocalDaemon]) -> None:
     """The note's footnote 2: a revisit with other draws; undamped, nothing of the first draws is left."""
     daemon = start(tree())

@@ -89,7 +89,7 @@ def test_the_defaults_follow_a_stream_that_one_step_a_batch_does_not() -> None:
     assert chosen > 0.7 > 0.5 > plain
 
 
-@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("real", [pytest.param(False, marks=pytest.mark.campaign), True])
 def test_restarts_change_no_bit(real: bool, tmp_path: Path) -> None:
     x, y = numbered(420, 1.0) if real else labelled(420)
     model = {"likelihood": "gaussian"} if real else {"classes": 3}

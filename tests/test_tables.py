@@ -571,7 +571,10 @@ def test_other_kinds_of_files_and_standard_input_are_the_same_rows(
     assert (status, "consolidated: 200 samples" in out) == (0, True)
 
 
-@pytest.mark.parametrize(("words", "whole"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("words", "whole"),
+    [(True, False), *(pytest.param(False, whole, marks=pytest.mark.campaign) for whole in (False, True))],
+)
 def test_several_targets_in_lists_leave_columns_their_names(cli: Any, tmp_path: Path, words: bool, whole: bool) -> None:
     import pyarrow.parquet as pq
 

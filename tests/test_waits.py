@@ -53,6 +53,7 @@ def fill(producer: Any) -> None:
 # -- a producer --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.campaign
 def test_a_revisits_boundary_without_data_is_refused_in_the_end_and_may_be_sent_again(
     start: Callable[..., LocalDaemon],
 ) -> None:
