@@ -203,8 +203,8 @@ class Learner:
         if first:
             self._try_model(records[-1], arrays)
         told = self._take(records, {name: array.copy() for name, array in arrays.items()}, nbytes) or ended
-        if first and (unscaled := self._learner.inputs.unscaled) is not None:
-            warnings.warn(unscaled, RuntimeWarning, stacklevel=2)
+        for doubt in filter(None, (self._learner.inputs.unscaled, self._learner.doubt) if first else ()):
+            warnings.warn(doubt, RuntimeWarning, stacklevel=2)
         return told
 
     def _try_model(self, batch: Record, arrays: Mapping[str, Array]) -> None:

@@ -20,6 +20,8 @@ Array = npt.NDArray[Any]
 
 TRIED_ROWS = 32  # more would show nothing new and make the first acknowledgement slow
 TRIED_BYTES = 16 << 20  # of x, at most, but at least one row
+FEWEST, MOST_ALIKE = 2, 20  # different whole numbers that may be labels written as real numbers,
+EACH = 5  # if a first batch, or file, has so many rows for each of them
 GAUSSIAN = "model.likelihood = 'gaussian' (in a new state directory)"
 
 
@@ -83,6 +85,28 @@ def chosen(x: Array, y: Array) -> tuple[Array, Array]:
     many = max(1, min(len(x), TRIED_ROWS, TRIED_BYTES // row))
     places = np.unique(np.linspace(0, len(x) - 1, many).round().astype(np.int64))
     return np.ascontiguousarray(x[places]), np.ascontiguousarray(y[places])
+
+
+def like_labels(y: Array) -> str | None:
+    """That real targets [n] of a first batch may be labels that were written as real numbers; None where they are not."""
+    different = np.unique(y)
+    if y.ndim != 1 or not few(len(different), len(y)) or (different % 1).any():
+        return None
+    return taken_for(len(different))
+
+
+def few(different: int, rows: int) -> bool:
+    """Whether so many different whole numbers in so many rows may be labels."""
+    return FEWEST <= different <= min(MOST_ALIKE, rows // EACH)
+
+
+def taken_for(different: int) -> str:
+    """What so many different whole numbers that were written as real ones are taken for, and the remedy."""
+    return (
+        f"the targets are {different} different whole numbers, as labels are, but written as real ones, which go as "
+        "measurements unless model.likelihood = 'categorical' was set before the first batch; if they are classes, set it "
+        "on a new state directory, or write integers"
+    )
 
 
 COLUMNS = 10  # of a prediction, at first

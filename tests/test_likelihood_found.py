@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,35 @@ def test_many_different_whole_numbers_are_measurements_and_few_are_labels(tmp_pa
             _, labels, _ = data.batch(*next(data.blocks()), data.form(integer_targets=data.whole_targets()))
             assert labels is not None
             assert labels.dtype.kind == "i"
+
+
+def test_labels_written_as_real_numbers_are_doubted_where_they_decide_what_targets_are(tmp_path: Path) -> None:
+    said = "as labels are, but written as real ones"
+    for number, (targets, doubted) in enumerate(
+        [
+            ([k % 3 + 1.0 for k in range(40)], True),
+            ([k % 3 + 0.5 for k in range(40)], False),
+            ([k % 3 + 1 for k in range(40)], False),
+            ([float(k % 30) for k in range(40)], False),
+        ]
+    ):
+        data = open_data(table(tmp_path / f"{number}.csv", targets, 40), Columns(label="price"), named=True)
+        data.check()
+        assert any(said in note for note in data.reading.notes) == doubted
+        frame, y = pa.table({"size": np.random.default_rng(0).normal(size=40)}), np.array(targets)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            Learner({}).observe(frame, y, task="a")
+            Learner({"model": {"likelihood": "gaussian"}}).observe(frame, y.astype("<f8"), task="a")
+        assert sum(said in str(each.message) for each in found) == doubted
+
+
+def test_a_daemon_says_that_its_measurements_may_be_labels(start: Start) -> None:
+    daemon = start(SMALL)
+    with daemon.producer() as producer, daemon.admin() as admin:
+        producer.send(rows()[0], np.arange(60) % 3 + 1.0, "a", schema=SCHEMA)
+        producer.boundary("a")
+        assert any("3 different whole numbers" in str(event) for event in admin.status()["events"])
 
 
 def test_a_table_of_measurements_from_send_to_a_file_of_predictions(

@@ -255,6 +255,8 @@ def test_another_models_tensors_are_not_taken(given: Any) -> None:
         ("categorical", nn.Sigmoid(), True),
         ("categorical", nn.LogSoftmax(-1), False),
         ("categorical", nn.Identity(), False),
+        ("categorical", nn.Tanh(), True),
+        ("categorical", nn.Hardtanh(), True),
         ("bernoulli", nn.Sigmoid(), True),
         ("bernoulli", nn.Identity(), False),
         ("gaussian", nn.Sigmoid(), False),
@@ -265,7 +267,7 @@ def test_a_model_that_ends_with_probabilities_is_told_so_at_the_boundary(
 ) -> None:
     x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0)).numpy()
     module = nn.Sequential(nn.Linear(4, 2), last)
-    learner = Learner({"model": {"likelihood": likelihood, "classes": 2}, "train": {"epochs": 1}}, module=module)
+    learner = Learner({"model": {"likelihood": likelihood, "classes": 2}, "train": {"learning_rate": 0.1}}, module=module)
     y = (x[:, 0] > 0).astype("<i8")
     learner.observe(x, y if likelihood == "categorical" else (x[:, :2] > 0).astype("<f4"), task="a")
     with warnings.catch_warnings(record=True):

@@ -26,7 +26,7 @@ class Reports:
         self._last = 0.0
         self._samples = 0
         self._steps: list[float] = []
-        self._said_unscaled = False
+        self._said_of_inputs: set[str] = set()
         self._kept: tuple[Precision, dict[str, Any]] | None = None
 
     @property
@@ -73,10 +73,11 @@ class Reports:
         self._samples, self._steps = learner.samples, []
 
     def _say_what_inputs_are(self, learner: Learner) -> None:
-        """Once: that rows come in a scale which is in the model's way."""
-        if learner.inputs.unscaled is not None and not self._said_unscaled:
-            self._said_unscaled = True
-            self.side.send(words.Noted(text=learner.inputs.unscaled, task=None))
+        """Once: that rows come in a scale which is in the model's way, and that measurements may be labels."""
+        for text in filter(None, (learner.inputs.unscaled, learner.doubt)):
+            if text not in self._said_of_inputs:
+                self._said_of_inputs.add(text)
+                self.side.send(words.Noted(text=text, task=None))
 
     def _curvature(self, learner: Learner) -> dict[str, Any]:
         """Found out once a posterior."""

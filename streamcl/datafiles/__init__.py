@@ -30,6 +30,7 @@ from streamcl.datafiles.source import Array, Source
 from streamcl.datafiles.table import MOST_LABELS, Table
 from streamcl.datafiles.text import Text, head_of
 from streamcl.errors import DataError, NoRows
+from streamcl.schema import taken_for
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -230,6 +231,10 @@ class DataFile:
     def whole_targets(self) -> bool:
         """Whether the targets are real numbers that are all whole, as labels are after a detour through floats."""
         _ = self.reading
+        return self._whole
+
+    @property
+    def _whole(self) -> bool:
         label = self.choice.label
         return label is not None and self._seen[label].dtype().kind == "f" and self._seen[label].whole
 
@@ -524,6 +529,8 @@ class TableFile(DataFile):
                 f"target {self.choice.label!r}: more than {MOST_LABELS} different whole numbers: they go as measurements, "
                 "not as labels (model.likelihood = 'categorical' takes them as labels)"
             )
+        if self.table.few is not None and self._whole:
+            notes.append(f"target {self.choice.label!r}: {taken_for(self.table.few)}")
         return replace(found, notes=[*notes, *self.table.notes_on(self.choice)], words=words)
 
 

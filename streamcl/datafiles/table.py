@@ -31,6 +31,7 @@ from streamcl.datafiles.cells import BOOLEANS, MISSING, Marks, is_missing, shown
 from streamcl.datafiles.choice import Choice, listed
 from streamcl.datafiles.source import Array, Source
 from streamcl.errors import DataError, NoRows
+from streamcl.schema import few
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -149,6 +150,7 @@ class Table:
         self.words: dict[str, dict[str, int]] = {}
         self.plain = False  # every column is of numbers, and none is missing
         self.measured = False  # the targets are whole numbers, but too many different ones for labels
+        self.few: int | None = None  # so many different numbers may be labels, if all are whole
         self.truths = False  # the targets are True and False, and words for that
         self.missing: dict[str, int] = {}
 
@@ -303,6 +305,8 @@ class Table:
             self.kinds[choice.label] = "words" if words or self.truths else self.kinds[choice.label]
             self._check_target(choice.label, words or self.truths)
             self.measured = self.kinds[choice.label] == "number" and len(look.distinct) > MOST_LABELS
+            number = not begun and self.kinds[choice.label] == "number"
+            self.few = len(look.distinct) if number and few(len(look.distinct), look.known) else None
         used = {*choice.features, choice.label} - out.keys()
         self.plain = all(self.kinds[name] == "number" and not self.looks[name].missing for name in used if name is not None)
         self.words = {}

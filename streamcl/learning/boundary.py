@@ -150,16 +150,25 @@ class Boundary:
         return TaskData(blocks, self.task.sizes, row, network.conversion)
 
 
+NEAR_AN_END, MANY = 0.95, 0.2  # more than this share of rows has an output so near to -1 or 1, and none is beyond
+CONFINED = (
+    "the model's outputs all lie between -1 and 1, many of them at these ends, as those of tanh do; streamcl takes logits, "
+    "which must be free: so no probability comes near 0 or 1, and it learns badly; let the model end before it"
+)
+
+
 def squashed(network: Network, data: TaskData) -> str | None:
-    """That a classifier's outputs are no logits, as far as some rows tell; None where they do not."""
+    """That a classifier's outputs are no logits, or not free, as far as some rows tell; None where they do not."""
     kind = network.likelihood
     if not isinstance(kind, Categorical | Bernoulli):
         return None
     with network.evaluating():
         output = network.shaped(network.module(next(data.chunks(LOOKED_AT))[0])).double()
-    inside = bool(((output >= 0) & (output <= 1)).all())
-    if not inside or data.samples < LOOKED_AT:  # of a few rows, logits may be so as well
+    if len(output) < LOOKED_AT or bool((output.abs() > 1).any()):  # of a few rows, logits may be so as well
         return None
+    if bool((output < 0).any()):
+        near = output.abs().flatten(1).amax(1) > NEAR_AN_END
+        return CONFINED if float(near.double().mean()) > MANY else None
     last = "softmax" if isinstance(kind, Categorical) else "sigmoid"
     return (
         "the model's outputs all lie between 0 and 1, as probabilities do, and streamcl takes logits and applies "

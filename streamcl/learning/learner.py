@@ -59,7 +59,7 @@ from streamcl.learning.posterior import FactorSource
 from streamcl.learning.recurring import Alike, Recognition
 from streamcl.learning.watch import Watch, Why
 from streamcl.naming import stream_name
-from streamcl.schema import Signature, chosen
+from streamcl.schema import Signature, chosen, like_labels
 from streamcl.snapshot import LearnerState
 
 
@@ -85,7 +85,8 @@ class Learner:
     (`standing`); model and open task change together or not at all. How a batch is learned, a boundary, what is watched
     meanwhile and what a snapshot restores have homes of their own, which return what they come to. recipe: of the
     model. inputs: of rows, on their way to the model; sent: their signature before. wary: how often each position has
-    failed at each stage. next_lsn: of the next call. warning: of the last boundary, for the operator. factory: of the
+    failed at each stage. next_lsn: of the next call. warning: of the last boundary, for the operator. doubt: about
+    what the first batch's targets were taken for. factory: of the
     model, instead of the configured one. reduction: who shares the rows.
     """
 
@@ -111,6 +112,7 @@ class Learner:
         self.sights: dict[str, list[int]] = {}
         self.next_lsn = self.samples = self.batches = self.consolidations = 0
         self.warning: str | None = None
+        self.doubt: str | None = None
         self.wary: Mapping[int, Mapping[str, int]] = {}
         self.train_loss = math.nan
 
@@ -180,7 +182,7 @@ class Learner:
         """Rows as the model takes them, by all that is known with them."""
         if not self.inputs.begun:
             self.sent = Signature.of(rows.x, rows.y)
-            self._settle_likelihood(self.sent)
+            self._settle_likelihood(self.sent, rows.y)
             self.inputs.begin(rows.x, rows.columns, rows.left_out)
         self.inputs.take(rows.x, rows.columns, lsn, rows.new_words)
         self.labels.named = bool(self.inputs.words.known)
@@ -188,10 +190,11 @@ class Learner:
             return rows
         return _encoded(self.inputs, rows)
 
-    def _settle_likelihood(self, sent: Signature) -> None:
+    def _settle_likelihood(self, sent: Signature, y: Array) -> None:
         """The first batch's targets say what they are, where that was left to them."""
         found = settled(self.config, sent.y_real)
         if found != self.config:
+            self.doubt = like_labels(y) if sent.y_real else None
             self.config, self.watch = found, Watch.of(found)
             self.recipe = replace(self.recipe, config=found)
 
