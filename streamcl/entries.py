@@ -338,11 +338,11 @@ def closing_figures(entry: Consolidated | Confirmed) -> dict[str, Any]:
     return {**figures(entry), "set_aside": entry.rows_aside if isinstance(entry, Consolidated) else 0}
 
 
-def no_better(task: str, loss: float, chance: float | None) -> str | None:
+def no_better(loss: float, chance: float | None) -> str | None:
     """That a task was learned no better than by guessing; None where it was. loss, chance: nats a sample."""
     if chance is None or loss < chance:
         return None
     return (
-        f"task {task!r} was learned no better than chance: loss {loss:.3g}, guessing {chance:.3g} nats a sample; look at "
-        "its targets, raise train.epochs, or take a larger network"
+        f"learned no better than chance: loss {loss:.3g}, guessing {chance:.3g} nats a sample; look at "
+        "the task's targets, raise train.epochs, or take a larger network"
     )

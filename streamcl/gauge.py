@@ -161,8 +161,8 @@ def task_warning(
         )
     elif exact:
         why = "what its scores miss has come to what guessing misses"
-    elif (told := no_better(name, entry.loss, entry.chance)) is not None:
-        return told
+    elif (told := no_better(entry.loss, entry.chance)) is not None:
+        return f"task {name!r} was {told}"
     else:
         why = (
             f"its loss of {entry.loss:.3g} is estimated to have risen past the {entry.chance:.3g} nats a sample that "

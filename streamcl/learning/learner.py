@@ -423,7 +423,7 @@ class Learner:
         boundary.begin()
         self.warning = fitting.warning
         learned = yield from boundary.learn(weight, more_of is not None)
-        missed = no_better(task.name, learned.loss, learned.chance) if learned.scores is None else None
+        missed = no_better(learned.loss, learned.chance) if learned.scores is None else None
         told = (learned.warning, *self.inputs.told(), missed)
         learned = replace(learned, warning="; ".join(filter(None, told)) or None)
         self.train_loss, self.warning = learned.loss, learned.warning
