@@ -239,7 +239,8 @@ def test_training_a_task_imports_no_compiler(tmp_path: Path) -> None:
     """TorchDynamo and SymPy take seconds and some hundred megabytes; nothing that training does needs them."""
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, 'tests'); from test_learner import Run\n"
-        f"Run(Path({str(tmp_path)!r}), train={{'epochs': 1}}).task('a', 1)\n"
+        "for name in ('adam', 'sgd', 'lbfgs'):\n"
+        f"    Run(Path({str(tmp_path)!r}) / name, train={{'epochs': 1, 'optimizer': name}}).task('a', 1)\n"
         "print(sorted({'torch._dynamo', 'sympy'} & set(sys.modules)))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -127,6 +127,8 @@ def run(descriptor: int) -> None:
 
 
 def _warm() -> None:
+    import numpy.random  # noqa: F401
+
     import streamcl.daemon.child
     import streamcl.daemon.ingest
     import streamcl.daemon.predictor

@@ -84,7 +84,7 @@ def run(up: Channel) -> Born | None:
 def _warm() -> None:
     """Import what will be needed, in one go: nothing of it is garbage, so nobody need look for any."""
     gc.disable()
-    for module in MODULES.values():
+    for module in (*MODULES.values(), "numpy.random"):  # which NumPy imports when it is used first
         import_module(module)
     gc.freeze()  # so that no collection in a process forked copies the pages that it shares with the others
 

@@ -1,11 +1,13 @@
 """Optimisers of one flat parameter vector: Adam and plain SGD as PyTorch's own kernels, L-BFGS as its class.
 
 `torch.optim`'s classes import the whole of TorchDynamo when the first of them is made: seconds, and some hundred megabytes,
-for wrappers that nothing here uses. Its functional forms do not; the results are bitwise the same.
+for wrappers that nothing here uses. Its functional forms do not, nor does a class without these wrappers; the results are
+bitwise the same.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 
 import torch
@@ -81,6 +83,12 @@ class Sgd:
         """Nothing to take over."""
 
 
+class _Search(torch.optim.LBFGS):
+    """PyTorch's, made without its compiler."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+
+
 class Lbfgs:
     """L-BFGS with a strong Wolfe line search, on a whole task; its line search finds the step, `rate` is not used.
 
@@ -89,7 +97,7 @@ class Lbfgs:
 
     def __init__(self, theta: Tensor, rate: float) -> None:
         self.rate = rate
-        self._search = torch.optim.LBFGS(
+        self._search = _Search(
             [theta],
             max_iter=LBFGS_ITERATIONS,
             history_size=LBFGS_ITERATIONS,
