@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamcl import models
 from streamcl.core.fisher import Fisher
 from streamcl.core.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
 from streamcl.core.parameters import FlatParameters
@@ -502,6 +503,21 @@ def test_plain_models_are_proven_and_need_no_check(model: str, monkeypatch: pyte
     fisher.add(x)
     assert fisher.unvectorised is None
     assert fisher.verified()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+@pytest.mark.parametrize("make", [models.mlp, models.linear, models.convnet])
+def test_models_that_come_with_streamcl_are_proven(
+    make: Callable[..., nn.Module], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (1, 8, 8)
+    module, x = make(shape, OUT), torch.randn(9, *shape).to(dtype)
+    monkeypatch.setattr(Fisher, "_add_checked", None)
+    for rows in (x, x.flatten(1)) if make is not models.convnet else (x,):
+        fisher = Fisher(module, FlatParameters(module), Categorical(OUT))
+        fisher.add(rows)
+        assert fisher.unvectorised is None
+        assert fisher.verified()
 
 
 def test_a_layer_under_two_names_stays_itself() -> None:

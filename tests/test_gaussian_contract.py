@@ -245,6 +245,7 @@ def test_curvature_mean_and_diagonal_are_those_of_the_matrix(kind: str) -> None:
     np.testing.assert_allclose(g.precision.diagonal().numpy(), np.diag(whole))
     assert g.curvature().largest == pytest.approx(np.linalg.eigvalsh(whole)[-1])
     assert g.curvature().total == pytest.approx(np.trace(whole))
+    assert g.precision.trace() == pytest.approx(np.trace(whole))
 
 
 @each_kind

@@ -56,6 +56,9 @@ class Precision(Protocol):
     def diagonal(self) -> Tensor:
         """The diagonal of Lambda in the parameters' own coordinates, [P]; not to be written to."""
 
+    def trace(self) -> float:
+        """The sum of the diagonal, in whatever coordinates."""
+
     def curvature(self) -> Curvature:
         """Its largest eigenvalue and its trace."""
 
@@ -152,9 +155,13 @@ class Diagonal:
         """Lambda, [P]."""
         return self.values
 
+    def trace(self) -> float:
+        """The sum of the entries."""
+        return float(self.values.sum())
+
     def curvature(self) -> Curvature:
         """The largest entry, and their sum."""
-        return Curvature(float(self.values.max()), float(self.values.sum()))
+        return Curvature(float(self.values.max()), self.trace())
 
     def times(self, vector: Tensor) -> Tensor:
         """Elementwise."""
@@ -294,9 +301,13 @@ class Full:
         """The matrix's diagonal, [P]."""
         return self.matrix.diagonal()
 
+    def trace(self) -> float:
+        """The matrix's."""
+        return float(self.matrix.trace())
+
     def curvature(self) -> Curvature:
         """The largest eigenvalue, and the trace."""
-        return Curvature(float(torch.linalg.eigvalsh(self.matrix)[-1]), float(self.matrix.trace()))
+        return Curvature(float(torch.linalg.eigvalsh(self.matrix)[-1]), self.trace())
 
     def times(self, vector: Tensor) -> Tensor:
         """The matrix's product with a vector [P]."""
@@ -473,6 +484,10 @@ class Layered:
         for block in self.blocks:
             block.matrix.scatter(block.values.diagonal().unsqueeze(1), own)
         return own
+
+    def trace(self) -> float:
+        """The sum of the entries, and of the blocks' diagonals."""
+        return float(self._spread().sum())
 
     def curvature(self) -> Curvature:
         """The largest entry, and their sum."""

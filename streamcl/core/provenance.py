@@ -38,7 +38,7 @@ class Rows:
 
     def saw(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: object) -> None:
         """Take note of a call and its result."""
-        if not self.sound or not any(id(value) in self._known for value in _flat((args, kwargs))):
+        if not self.sound or func in _TELLING or not any(id(value) in self._known for value in _flat((args, kwargs))):
             return
         rule = _KEEPING.get(func)
         self.sound = rule is not None and isinstance(output, Tensor) and self._keeps(rule, args, kwargs, output)
@@ -123,6 +123,7 @@ _ELEMENTWISE = (
     *(torch.tanh, torch.sigmoid, torch.relu, Tensor.tanh, Tensor.sigmoid, Tensor.relu),
     *(Tensor.float, Tensor.double),
 )
+_TELLING = {Tensor.ndim.__get__, Tensor.dim}  # type: ignore[attr-defined]  # alike for any rows, however many
 _POOLS = (F.max_pool2d, F.avg_pool2d, torch.max_pool2d, F.max_pool1d, torch.max_pool1d, F.avg_pool1d)
 _KEEPING: dict[Any, Callable[..., bool]] = {
     **dict.fromkeys(_ELEMENTWISE, _always),

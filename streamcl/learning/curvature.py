@@ -369,7 +369,7 @@ class _Mean:
 
 def _settled(before: Precision, after: Precision) -> bool:
     """Whether a round has changed no more of the precision's sum than chance does."""
-    return abs(float(after.less(before).diagonal().sum())) <= SETTLED * float(after.diagonal().sum())
+    return abs(after.trace() - before.trace()) <= SETTLED * after.trace()
 
 
 def _settled_everywhere(before: Precision, after: Precision) -> bool:
