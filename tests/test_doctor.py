@@ -178,3 +178,30 @@ def test_a_producer_hears_that_the_daemon_has_lost_what_it_acknowledged(stopped:
     with pytest.raises(StreamclError, match="had acknowledged 11 messages, it now knows of 8"):
         producer.boundary("c")
     producer.close()
+
+
+@pytest.mark.parametrize("task_open", [True, False])
+def test_a_checkpoint_that_is_missing_is_not_taken_for_a_beginning(
+    start: Callable[..., LocalDaemon], capsys: pytest.CaptureFixture[str], task_open: bool
+) -> None:
+    daemon = start(TREE)
+    with daemon.producer() as producer:
+        for task in ("a", "b"):
+            producer.send(*rows(ord(task)), task)
+            producer.boundary(task)
+        if task_open:
+            producer.send(*rows(0), "c")
+    daemon.stop()
+    saved = (daemon.state_dir / "checkpoint").read_bytes()
+    (daemon.state_dir / "checkpoint").unlink()
+    kept = [daemon.state_dir / "ledger", *(daemon.state_dir / "log").iterdir(), *(daemon.state_dir / "factors").iterdir()]
+    before = {path: path.read_bytes() for path in kept}
+    status, said = run(capsys, "doctor", daemon.state_dir)
+    assert (status, "checkpoint: it is missing" in said) == (1, True)
+    with pytest.raises(StreamclError, match=r"status 2[\s\S]*checkpoint: it is missing"):
+        daemon.start()
+    assert before == {path: path.read_bytes() for path in kept}
+    (daemon.state_dir / "checkpoint").write_bytes(saved)
+    daemon.start()
+    with daemon.admin() as admin:
+        assert [task["task"] for task in admin.tasks()] == ["a", "b"]

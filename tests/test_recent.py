@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from sklearn.datasets import load_iris
 
 from streamcl import Learner, Producer
 from streamcl.bench.local import LocalDaemon
@@ -22,7 +24,7 @@ from streamcl.snapshot import Vintage
 
 TREE = {"model": {"args": {"hidden": [8]}}, "train": {"device": "cpu"}}
 FEATURES = 4
-OLDEST = Vintage(fills=False, sketches=False, settles=False)
+OLDEST = Vintage(fills=False, sketches=False, settles=False, compares=False)
 
 
 def rows(n: int, seed: int = 0, noise: float = 1.0) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -180,7 +182,7 @@ def test_what_an_older_version_began_goes_on_in_its_way(tmp_path: Path) -> None:
     x, y = rows(80)
     old = each(unfilled(), x[:40], y[:40])
     meta, arrays = old._state()
-    for name in ("fills", "sketches", "settles"):
+    for name in ("fills", "sketches", "settles", "compares"):
         del meta["checkpoint"][name]  # as it wrote it
     loaded = Learner.__new__(Learner)._restored(meta, arrays, None)
     each(loaded, x[40:], y[40:])
@@ -190,6 +192,20 @@ def test_what_an_older_version_began_goes_on_in_its_way(tmp_path: Path) -> None:
     again = Learner.load(tmp_path / "learner")
     assert again._learner.recipe.vintage == OLDEST
     assert not np.array_equal(theta(each(Learner(TREE), x, y)), theta(each(unfilled(), x, y)))
+
+
+def test_rows_that_come_class_by_class_are_learned_as_in_another_order() -> None:
+    """Single steps on one class after the other leave what follows them far from all but the last."""
+    x, y = load_iris(return_X_y=True)
+    x = ((x - x.mean(0)) / x.std(0)).astype("<f4")
+    for vintage, learned in ((Vintage(), True), (Vintage(compares=False), False)):
+        one = Learner({"model": {"args": {"hidden": [32]}}, "train": {"device": "cpu"}})
+        one._learner.recipe = replace(one._learner.recipe, vintage=vintage)
+        one.observe(x, y, task="a")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = one.boundary("a")
+        assert (found["loss"] < 0.8) == learned
 
 
 def test_what_an_older_version_began_takes_every_vector_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

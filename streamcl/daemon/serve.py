@@ -34,9 +34,9 @@ from streamcl.daemon.notify import SHORTEST_WATCHDOG, Notifier
 from streamcl.daemon.nursery import Begun
 from streamcl.daemon.processes import Child, reap
 from streamcl.daemon.signals import Signals
-from streamcl.errors import ConfigError
+from streamcl.errors import ConfigError, Damaged
 from streamcl.handshake import client_keys
-from streamcl.storage import published
+from streamcl.storage import checkpoint, published
 from streamcl.storage.lock import StateLock
 from streamcl.storage.mirror import Mirror
 from streamcl.storage.state import StateDirectory
@@ -148,6 +148,10 @@ class Supervisor:
             mirror.note(self.config.follow.endpoint)
             self.workers = {role: Child(role) for role in ("follower", "predictor")}
         else:
+            try:
+                checkpoint.check_is_there(state)  # before anybody takes the rest for a beginning
+            except Damaged as error:
+                raise ConfigError(str(error)) from None
             for path in (state.parameters, state.posterior):  # of another life, perhaps of another checkpoint
                 published.clear(path)
             ingest_side, trainer_side = Channel.pair()

@@ -239,7 +239,7 @@ class Fitting:
         """The configured epochs over a task's rows."""
         optimisation, before = self._running, self._running.steps
         result, planned = None, self.config.epochs(data.samples)
-        for event in optimisation.fit(data, self.seed(lsn), planned):
+        for event in optimisation.fit(data, self.seed(lsn), planned, self._vintage.compares):
             self.steps += event is None
             result = event or result
             epoch, epochs = (result.epoch, result.epochs) if result else (0, planned)

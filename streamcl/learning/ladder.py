@@ -139,10 +139,23 @@ class Ladder:
                 copy.loss = self.copies[best].loss
                 copy.optimiser.load({name: held.clone() for name, held in self.optimiser.state().items()})
 
-    def leave(self) -> None:
-        """At the boundary: behind earlier tasks, the network goes on from where a plain pass has come."""
-        if self._turned:
+    def leave(self, loss: Callable[[], float] | None) -> None:
+        """At the boundary: behind earlier tasks, the network goes on from where a plain pass has come; else from there or
+        from the copy that was followed, whichever has less loss on the task's rows. Rows that came class by class leave
+        what follows them closely far from all but the last ones.
+
+        loss: of the rows where the network is; None where the one that was followed is taken unseen.
+        """
+        if self._turned or (loss is not None and self._is_better(CALM, loss)):
             self._become(CALM)
+
+    def _is_better(self, number: int, loss: Callable[[], float]) -> bool:
+        """Whether a copy has less loss than the one that the network has, which it has again afterwards."""
+        present, here = self._present, loss()
+        self._become(number)
+        there = loss()
+        self._become(present)
+        return there < here or not math.isfinite(here)
 
     def _become(self, number: int) -> None:
         """The network takes over a copy's values; those that it had are held."""

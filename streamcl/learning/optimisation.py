@@ -250,15 +250,16 @@ class Optimisation:
         finally:
             network.flags.train()
 
-    def fit(self, data: TaskData, seed: int, epochs: int) -> Iterator[EpochResult | None]:
+    def fit(self, data: TaskData, seed: int, epochs: int, compares: bool = True) -> Iterator[EpochResult | None]:
         """Up to `epochs` passes over a whole task; fewer once the objective improves by less than `tolerance`, relatively.
 
         With a tolerance of 0 all of them, since a stochastic objective may rise for an epoch. The last one anneals,
         whenever it comes. Yields None after every step, so that a caller can look up, and an EpochResult after every epoch.
+        compares: as of `snapshot.Vintage`.
         """
         self.set_samples(data.samples)
         if self.ladder is not None:
-            self.ladder.leave()
+            self.ladder.leave((lambda: mean_nll(self.network, data)) if compares else None)
             self.ladder = None
         self.optimiser = self._optimiser()  # moments from when N was small, and the penalty large, would hold it back
         previous, settled = float("inf"), False

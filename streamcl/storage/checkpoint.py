@@ -14,10 +14,13 @@ from typing import Any
 import numpy.typing as npt
 
 from streamcl import snapshot
+from streamcl.errors import Damaged
 from streamcl.snapshot import POSTERIOR, Meta, under
-from streamcl.storage import verified
+from streamcl.storage import ledger, verified
 from streamcl.storage.disk import Disk
 from streamcl.storage.frozen import Frozen
+from streamcl.storage.segments import first_lsn_of, list_segments
+from streamcl.storage.state import StateDirectory
 
 NAME = "checkpoint"
 
@@ -44,6 +47,22 @@ def put(
 ) -> None:
     """As `save`, of metadata that is plain already; breathe: as of `verified.save`."""
     verified.save(directory / NAME, plain, tensors, disk, breathe)
+
+
+def check_is_there(state: StateDirectory) -> None:
+    """Raise Damaged where there is no checkpoint, though there was one: the log begins later than with the first record of
+    all, or is empty beside what only learning leaves."""
+    path, segments = state.path / NAME, list_segments(state.log)
+    if path.exists():
+        return
+    left = [state.path / ledger.NAME, *state.factors.glob("*.factor"), *(state.path / "versions").glob("*.checkpoint")]
+    learned = any(each.exists() and each.stat().st_size for each in left)
+    gone = min(map(first_lsn_of, segments)) > 0 if segments else learned
+    if gone:
+        raise Damaged(
+            f"{path}: it is missing, and what it held is not in the log any more; restore it, or the state directory, from "
+            "a backup. Nothing was changed: where there is versions/, its files are checkpoints of earlier boundaries"
+        )
 
 
 def load(directory: Path, disk: Disk | None = None, frozen: Frozen | None = None) -> Checkpoint | None:

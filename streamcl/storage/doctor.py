@@ -86,6 +86,7 @@ def _examine(state: StateDirectory) -> Iterator[Finding]:
 def _load(state: StateDirectory) -> Checkpoint | None:
     """The checkpoint, its references as they are: what they refer to is examined by itself."""
     path = state.path / checkpoint.NAME
+    checkpoint.check_is_there(state)
     if not path.exists():
         return None
     saved = verified.load(path)
