@@ -26,7 +26,7 @@ PACKAGES = ("pandas", "polars", "pyarrow")
 DAY = 86_400_000_000  # microseconds
 LEAST_ROWS = 20  # before a column's words may be taken for identifiers
 OWN = 0.9  # distinct words a row
-ID_NAME = re.compile(r"(^|[_\s.-])(id|ids|uid|uuid|guid|index|idx|rowid|row_?number|key)$|[a-z](Id|ID)$", re.I)
+ID_NAME = re.compile(r"(?i:(^|[_\s.-])(id|ids|uid|uuid|guid|index|idx|rowid|row_?number|key)$)|[a-z](Id|ID)$")
 
 
 @dataclass(frozen=True, slots=True)

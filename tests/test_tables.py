@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import pytest
 from conftest import PlainClient
 from waiting import until
@@ -20,7 +22,7 @@ from streamcl.bench.local import LocalDaemon
 from streamcl.cli import main
 from streamcl.columns import Column, Pinned
 from streamcl.config import Config, from_tree
-from streamcl.datafiles import open_data
+from streamcl.datafiles import Columns, open_data
 from streamcl.errors import ConfigError, DataError, Refused, StreamclError
 from streamcl.inputs import MOST_PLACES, Inputs
 
@@ -831,3 +833,21 @@ def test_through_a_daemon_a_csv_is_learned_as_well_as_by_scikit_learn_at_once(
 def test_pinned_names_survive_a_checkpoint_as_they_are() -> None:
     pinned = Pinned.of(msgspec.convert(SCHEMA, tuple[Column, ...]), ["customer"])
     assert Pinned.from_plain(pinned.plain()) == pinned
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_name_that_happens_to_end_in_id_makes_no_identifier(tmp_path: Path, ending: str) -> None:
+    rng = np.random.default_rng(0)
+    features = {"paid": (rng.random(60) < 0.5).tolist(), "humid": rng.normal(size=60).tolist(), "malic_acid": [1.5] * 60}
+    numbers = {"customer_id": list(range(60)), "rowId": list(range(60)), "y": [0, 1] * 30}
+    whole = pa.table({**features, **numbers})
+    path = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        pq.write_table(whole, path)
+    elif ending == "csv":
+        pa_csv.write_csv(whole, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in whole.to_pylist()))
+    data = open_data(path, Columns(), named=True)
+    data.check()
+    assert (set(data.choice.left_out), set(data.choice.features)) == ({"customer_id", "rowId"}, set(features))

@@ -44,6 +44,7 @@ DAY = r"(\d{4}-\d{2}-\d{2}|\d{4}/\d{2}/\d{2}|\d{1,2}\.\d{1,2}\.\d{4}|\d{1,2}/\d{
 DAY_FIRST, MONTH_FIRST = r"^(1[3-9]|2\d|3[01])/\d{1,2}/\d{4}", r"^\d{1,2}/(1[3-9]|2\d|3[01])/\d{4}"
 EITHER = re.compile(r"\d{1,2}/\d{1,2}/\d{4}")
 THOUSANDS = r"^[^\w\s.,+-]?\s?[+-]?[1-9]\d{0,2}([,. '\x{00a0}\x{202f}]\d{3})+([.,]\d+)?$"
+WHOLE = re.compile(r"[+-]?\d+$")
 PADDED, PADDED_ROWS = r"^0\d+$", 1000  # of a file, that are looked at for it
 TIME = r"[T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?(Z| ?UTC|[+-]\d{2}:?\d{2})?"
 DATE = f"^{DAY}({TIME})?$"
@@ -129,8 +130,9 @@ class Look:
         if (
             self.kind() == "number"
             and dataframes.ID_NAME.search(name)
-            and len(self.distinct) == self.looked_at
+            and len(self.distinct) == self.looked_at > 0
             and not self.missing
+            and all(WHOLE.match(str(value)) for value in self.distinct)
         ):
             return "an identifier, by its name and since each row has its own"
         return None
