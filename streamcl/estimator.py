@@ -666,6 +666,16 @@ def _plain(tree: Any) -> Any:
     return plain
 
 
+def over(tree: Mapping[str, Any], config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A configuration with further keys over it, nested or dotted; raises ConfigError where they are none."""
+    found = dict(tree)
+    for section, values in _plain(config or {}).items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"config: expected sections with keys in them, got {section!r}: {values!r}")
+        found[section] = {**found.get(section, {}), **values}
+    return found
+
+
 def _on(plain: Mapping[str, Any], device: str | None) -> Mapping[str, Any]:
     """What was saved, as of a learner on this device; None: on its own."""
     if device is None or plain.get("format") != FORMAT:

@@ -33,7 +33,7 @@ from river import base
 from streamcl import columns, dataframes
 from streamcl.client import Prediction
 from streamcl.config import Auto
-from streamcl.estimator import Learner
+from streamcl.estimator import Learner, over
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,9 +112,7 @@ class _Estimator(base.Estimator):
             "train": {**({} if is_exact else steps), "seed": self.seed, "dtype": "float64", "device": "cpu"},
             "posterior": {"scale": self.scale},
         }
-        for section, values in (self.config or {}).items():
-            tree[section] = {**tree.get(section, {}), **values}
-        return tree
+        return over(tree, self.config)
 
     @property
     def learner_(self) -> Learner:

@@ -25,7 +25,7 @@ from torch import nn
 
 from streamcl import dataframes
 from streamcl.config import Auto
-from streamcl.estimator import Learner
+from streamcl.estimator import Learner, over
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -113,9 +113,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             "train": train if self._is_exact else {**train, **self._steps()},
             "posterior": {"prior_precision": precision, "scale": float(self.scale), "mode": self.mode},
         }
-        for section, values in (self.config or {}).items():
-            tree[section] = {**tree.get(section, {}), **values}
-        return tree
+        return over(tree, self.config)
 
     def _steps(self) -> dict[str, Any]:
         """How a network is trained."""

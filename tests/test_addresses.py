@@ -122,3 +122,11 @@ def test_curl_asks_with_head(start: Callable[..., LocalDaemon]) -> None:
         answer = b"".join(iter(lambda: plain.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.0 200 ")
     assert answer.endswith(b"\r\n\r\n")
+
+
+def test_a_request_that_cannot_be_read_is_a_bad_one(start: Callable[..., LocalDaemon]) -> None:
+    host, port = start({}).endpoints["http"].split(":")
+    for address, accept in (("http://[::1", "*/*"), ("/metrics", "application/openmetrics-text; version=abc")):
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(f"GET {address} HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n".encode())
+            assert connection.recv(100).startswith(b"HTTP/1.0 400 ")

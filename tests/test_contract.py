@@ -595,3 +595,11 @@ def test_a_daemon_without_configuration_learns_its_shapes_from_the_first_batch(
         assert reader.predict(np.zeros((1, 2, 3))).probs.shape == (1, 10)
         assert admin.status()["parameters"] == (6 + 1) * 256 + 257 * 256 + 257 * 10
     assert not (tmp_path / "state" / "log").glob("*.seg") or not list((tmp_path / "state" / "log").glob("*.seg"))
+
+
+@pytest.mark.parametrize("how", [{}, {"samples": 3}, {"uncertainty": True}])
+def test_what_is_no_number_is_no_prediction(daemon: LocalDaemon, connect: Callable[..., Any], how: dict[str, Any]) -> None:
+    x = rows(n=8)["x"].astype("<f8")
+    x[7] = 1e300
+    answer = connect(daemon.endpoints["predict"]).ask("predict", {"x": x}, **how)
+    assert (answer["type"], answer["code"]) == ("error", "nonfinite")

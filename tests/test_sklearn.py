@@ -18,6 +18,7 @@ from torch import nn
 
 from streamcl import ModelRefused, Refused
 from streamcl.config import Config
+from streamcl.errors import ConfigError
 from streamcl.sklearn import Classifier, Regressor
 
 
@@ -141,3 +142,12 @@ def test_the_daemon_s_rate_and_epochs_can_be_had() -> None:
 def rows_of_auto() -> tuple[np.ndarray, np.ndarray]:
     y = np.arange(90) % 3
     return np.eye(3, 4)[y] + np.random.default_rng(0).normal(size=(90, 4)) / 9, y
+
+
+def test_further_keys_may_be_dotted_and_what_is_none_is_said() -> None:
+    x, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3
+    dotted, nested = (Classifier(config=config).fit(x, y) for config in ({"train.epochs": 2}, {"train": {"epochs": 2}}))
+    np.testing.assert_array_equal(dotted.predict_proba(x), nested.predict_proba(x))
+    for config, said in (({"train.epohcs": 3}, "did you mean train.epochs"), ({"train": 3}, "expected sections")):
+        with pytest.raises(ConfigError, match=said):
+            Classifier(config=config).fit(x, y)

@@ -275,6 +275,23 @@ def test_a_model_that_ends_with_probabilities_is_told_so_at_the_boundary(
     assert ("streamcl takes logits" in found) == told
 
 
+@pytest.mark.parametrize("last", [nn.Softmax, nn.LogSoftmax])
+def test_a_model_whose_outputs_may_grow_and_end_with_a_softmax_is_told_that_this_is_in_the_way(last: Any) -> None:
+    class Soft(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.last = nn.Linear(4, 2), last(-1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.head(x))
+
+        def grow(self, classes: int) -> None:
+            self.head = nn.Linear(4, classes)
+
+    with pytest.raises(ModelRefused, match="ends with a softmax"):
+        Learner({}, module=Soft()).observe(X[:, :4], Y, task="a")
+
+
 def test_a_quantised_buffer_is_refused_with_the_remedy() -> None:
     with pytest.raises(ModelRefused, match="scale"):
         tensors.check_storable("kept", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8))

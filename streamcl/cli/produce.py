@@ -184,7 +184,7 @@ def _closed(options: argparse.Namespace, stream: Producer, show: Bars | Silent, 
         with show.waiting(options.task, connector(options)):
             done = stream.boundary(options.task, weight=options.weight)
     except Refused as refused:
-        if refused.code != "task_closed" or not already:
+        if refused.code != "task_closed" or not already or "withdrawn" in refused.message:
             raise
         return {"closed_before": True}
     names = ("samples", "loss", "seconds", "set_aside", "warning")
@@ -197,6 +197,8 @@ def _task_of(file: Path) -> str:
 
 
 def _wrong_use(options: argparse.Namespace) -> str | None:
+    if options.task == "":
+        return "--task: expected a name, got an empty one"
     if options.rows < 1:
         return "--rows: expected at least 1"
     if options.skip_rows < 0:

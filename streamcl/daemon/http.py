@@ -10,7 +10,6 @@ Serves from threads of the ingest process, which read what the loop goes on chan
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import hmac
 import socket
@@ -201,8 +200,11 @@ class _Server(ThreadingHTTPServer):
 
 
 def _metrics(registry: CollectorRegistry, accept: str) -> tuple[int, str, bytes]:
-    encode, content_type = choose_encoder(accept)
-    return 200, content_type, encode(registry)
+    try:
+        encode, content_type = choose_encoder(accept)
+        return 200, content_type, encode(registry)
+    except ValueError as error:  # a version that is none
+        return 400, TEXT, f"Accept: {error}\n".encode()
 
 
 def _json(answer: Json) -> Callable[[Query, str], tuple[int, str, bytes]]:
@@ -230,7 +232,11 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._may():
             self._reply(401, TEXT, UNAUTHORISED)
             return
-        address = urlsplit(self.path)
+        try:
+            address = urlsplit(self.path)
+        except ValueError as error:
+            self._reply(400, TEXT, f"not an address: {error}\n".encode())
+            return
         route = self.routes.get(address.path)
         if route is None:
             known = ", ".join(self.routes)
@@ -262,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
             return True
         scheme, _, given = self.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "basic":
-            with contextlib.suppress(binascii.Error, UnicodeDecodeError):
+            with contextlib.suppress(ValueError):
                 return _same(base64.b64decode(given, validate=True).decode().partition(":")[2], token)
         return scheme.lower() == "bearer" and _same(given.strip(), token)
 

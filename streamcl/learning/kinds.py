@@ -100,16 +100,22 @@ def answered(
 ) -> Predicted:
     """A prediction as it is asked for: plain, or with what the posterior leaves open, by draws or in closed form.
 
-    Raises Refused as `predictive.predict`, and ``bad_array`` for a row on which the model fails.
+    Raises Refused as `predictive.predict`, ``bad_array`` for a row on which the model fails, and ``nonfinite`` for one of
+    which it makes no number.
     """
     try:
         if uncertainty:
-            return uncertain(network, x, posterior(), most_bytes)
-        if samples:
-            return averaged(network, x, posterior(), samples, seed, most_bytes)
-        return Predicted(predictive.predict(network, x, most_bytes))
+            found = uncertain(network, x, posterior(), most_bytes)
+        elif samples:
+            found = averaged(network, x, posterior(), samples, seed, most_bytes)
+        else:
+            found = Predicted(predictive.predict(network, x, most_bytes))
+        predictive.check_numbers(found.arrays)
+        return found
     except Refused:
         raise
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise Refused("nonfinite", f"predict.x: how uncertain these rows are is not a number; {predictive.SIZE}") from error
     except Exception as error:
         refused = predictive.blamed(network, x, error)
         if refused is None:

@@ -37,6 +37,20 @@ class Predicted:
     note: str | None = None
 
 
+SIZE = "expected inputs of the size that it has learned from: these overflow its arithmetic"
+
+
+def check_numbers(arrays: Mapping[str, Array]) -> None:
+    """Raise Refused ``nonfinite`` where an answer has no number for a row, as of inputs whose size overflows the model."""
+    for array in arrays.values():
+        if np.isnan(array).any():
+            row = int(np.isnan(array).reshape(len(array), -1).any(1).argmax())
+            raise Refused(
+                "nonfinite",
+                f"predict.x: what the model makes of row {row} is not a number; {SIZE}",
+            )
+
+
 def blamed(network: Network, x: Array, error: Exception) -> Refused | None:
     """What the module raised for rows x [n, ...] as a refusal, ``bad_array``, that names the row; None where no row does so
     by itself."""

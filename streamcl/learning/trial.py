@@ -95,6 +95,11 @@ class Trial:
             raise ModelRefused(f"the model cannot have another output: {error}; {models.GROWTH_REMEDY}") from error
         with wider.evaluating(), network.evaluating():
             more, before = wider.module(x.clone()), network.module(x.clone())
+        if more.shape == (len(x), outputs + 1) and _normalised(before) and _normalised(more):
+            raise ModelRefused(
+                "the model ends with a softmax, so that its outputs are no logits and another one changes all of them; "
+                "streamcl applies the softmax itself: let the model end before it"
+            )
         if more.shape != (len(x), outputs + 1) or not same_outputs(more[:, :outputs], before, REPEATED):
             raise ModelRefused(
                 f"the model cannot have another output: with {outputs + 1} of them it returns {list(more.shape)} for "
@@ -397,6 +402,15 @@ class _Rows:
             f"; {_listed(other)} was left as it is, since train.dtype {self.config.train.dtype} would change it: cast it "
             "in the factory or in forward, or set train.dtype"
         )
+
+
+def _normalised(output: Tensor) -> bool:
+    """Whether rows of several outputs are probabilities that sum to 1, or their logarithms."""
+    if output.ndim != 2 or output.shape[1] < 2:
+        return False
+    one = torch.ones(len(output), dtype=output.dtype)
+    plain = bool((output >= 0).all()) and same_outputs(output.sum(1).cpu(), one, REPEATED)
+    return plain or (bool((output <= 0).all()) and same_outputs(output.exp().sum(1).cpu(), one, REPEATED))
 
 
 REPLACE = (

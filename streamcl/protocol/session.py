@@ -313,9 +313,12 @@ class StreamSession:
             )
         self._check_known(task)
 
-    def _check_known(self, task: str) -> None:
+    def _check_not_withdrawn(self, task: str) -> None:
         if task in self.forgotten:
             raise Refused("task_closed", f"task {task!r} was withdrawn (forget); its name cannot be used again")
+
+    def _check_known(self, task: str) -> None:
+        self._check_not_withdrawn(task)
         if task not in self.closed and self.terms.drift and (self.ahead or self.unsettled):
             raise Refused(
                 "not_ready",
@@ -560,6 +563,7 @@ class StreamSession:
             return
         if task in self.held:
             raise Refused("task_closed", f"task {task!r} is held: its rows could not be learned; {KEPT_REMEDY}")
+        self._check_not_withdrawn(task)
         if task in self.closed:
             raise Refused("task_closed", f"task {task!r} is closed already")
         if self.open_tag is None:
