@@ -216,10 +216,9 @@ def test_the_ledger_has_what_guessing_costs_in_the_units_of_the_loss() -> None:
     done = learner.boundary("t")
     (task,) = learner.tasks()
     assert task["chance"] > done["loss"]
-    noise = learner.predict(x).variance[0]
-    residual, spread = 1000 + 50 * y - learner.predict(x).mean.reshape(-1), np.var(50 * y)
-    lost = task["chance"] - done["loss"]
-    assert lost == pytest.approx(float((spread - np.mean(residual**2)) / (2 * noise)), rel=1e-3)
+    noise, residual = learner.predict(x).variance[0], 1000 + 50 * y - learner.predict(x).mean.reshape(-1)
+    assert done["loss"] == pytest.approx(float(np.log(2 * np.pi * noise) + np.mean(residual**2) / noise) / 2, rel=1e-3)
+    assert task["chance"] == pytest.approx(0.5 * np.log(2 * np.pi * np.e * np.var(50 * y)), rel=1e-6)
 
 
 # -- the alarm ---------------------------------------------------------------------------------------------------------

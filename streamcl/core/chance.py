@@ -7,6 +7,7 @@ through the one seam for them; constant memory.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -53,7 +54,8 @@ class Chance:
         """Nats a sample of predicting the same for every row; None where the targets are all alike: that is no chance.
 
         categorical: the entropy of the labels' shares; of a task of one class, what guessing among all of the model's
-        classes costs. bernoulli: the entropies of the targets' means. gaussian: of their means, with the model's own noise.
+        classes costs. bernoulli: the entropies of the targets' means. gaussian: of their means, with the noise that is left then where noise is
+        learned, else with the model's own.
         """
         match likelihood:
             case Categorical(classes=classes):
@@ -75,7 +77,13 @@ class Chance:
 
     def _of_reals(self, likelihood: Gaussian) -> float | None:
         _, variance = self._moments()
-        return likelihood.around(variance) if float(variance.sum()) > 0 else None
+        if float(variance.sum()) == 0:
+            return None
+        units = likelihood.units
+        if units is not None:  # the noise is learned: who guesses learns it too
+            found = float((variance / units.scale.to(variance).square()).mean())
+            likelihood = replace(likelihood, noise_variance=found)
+        return likelihood.around(variance)
 
 
 def _entropy(shares: Tensor) -> float:

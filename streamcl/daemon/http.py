@@ -203,7 +203,7 @@ def _metrics(registry: CollectorRegistry, accept: str) -> tuple[int, str, bytes]
     try:
         encode, content_type = choose_encoder(accept)
         return 200, content_type, encode(registry)
-    except ValueError as error:  # a version that is none
+    except (ValueError, TypeError) as error:  # a version that is none
         return 400, TEXT, f"Accept: {error}\n".encode()
 
 
