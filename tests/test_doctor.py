@@ -205,3 +205,17 @@ def test_a_checkpoint_that_is_missing_is_not_taken_for_a_beginning(
     daemon.start()
     with daemon.admin() as admin:
         assert [task["task"] for task in admin.tasks()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_damaged_factor_stops_the_start_also_while_a_task_is_open(stopped: LocalDaemon, gone: bool) -> None:
+    path = min((stopped.state_dir / "factors").iterdir())
+    content = path.read_bytes()
+    if gone:
+        path.unlink()
+    else:
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(StreamclError, match=rf"status 2[\s\S]*{path.name}"):
+        stopped.start()
+    path.write_bytes(content)
+    stopped.start()

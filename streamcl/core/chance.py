@@ -54,8 +54,8 @@ class Chance:
         """Nats a sample of predicting the same for every row; None where the targets are all alike: that is no chance.
 
         categorical: the entropy of the labels' shares; of a task of one class, what guessing among all of the model's
-        classes costs. bernoulli: the entropies of the targets' means. gaussian: of their means, with the noise that is left then where noise is
-        learned, else with the model's own.
+        classes costs. bernoulli: the entropies of the targets' means. gaussian: of their means, with the noise that is left
+        then where noise is learned, else with the model's own.
         """
         match likelihood:
             case Categorical(classes=classes):

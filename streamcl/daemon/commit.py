@@ -65,7 +65,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The checkpoint that is written beside is not there yet; going on waits for it a little longer."""
+    """The checkpoint that is written beside is not there yet, or not every file read; going on waits a little longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +170,13 @@ class Commit:
         for count, entry in enumerate(entries, start=1):
             self._usable = versions.usable(self._usable, count, entry)
         self._prune_versions()
+
+    def check_factors(self, holds: Standing) -> Iterator[Event]:
+        """See that every factor that stands is sound, before anything more is taken in; raises Damaged."""
+        for task, entry in holds.tasks.items():
+            if entry.factor is not None:
+                self.factors.read(entry.factor, task)
+                yield Waiting()
 
     def resume(self, learner: Learner) -> Iterator[Event]:
         """What the life before us may not have come to, after its checkpoint."""

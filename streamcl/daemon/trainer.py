@@ -180,6 +180,7 @@ class Trainer:
         if saved is not None:
             self.replay.restore(saved.meta, saved.tensors, standing)
             self.orders.durable = self.learner.next_lsn
+            self._go_through(self.commit.check_factors(standing))
         self.team.agree(self.learner)
         self.reports.begin(self.learner)
         if saved is not None:
