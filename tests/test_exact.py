@@ -343,3 +343,16 @@ def test_features_that_say_nothing_are_told_as_little(classes: int, n: int, d: i
         places = {label: column for column, label in enumerate(found.labels.tolist())}
         told = found.probs[np.arange(500), [places[label] for label in y[n:].tolist()]]
         assert -np.log(told).mean() < 1.8 * np.log(classes)
+
+
+@pytest.mark.parametrize("model", [{"factory": "streamcl.models:identity"}, {}])
+def test_a_batch_whose_squares_overflow_is_set_aside_alone(model: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    one = Learner({"model": {"learner": "exact", **model}})
+    for _ in range(5):
+        one.observe(rng.normal(size=(16, 4)), rng.integers(0, 3, 16), task="a")
+    with pytest.warns(RuntimeWarning, match="the squares of these are not finite"):
+        one.observe(1e200 * rng.normal(size=(16, 4)), rng.integers(0, 3, 16), task="a")
+    done = one.boundary("a")
+    assert (done["samples"], done["set_aside"]) == (80, 16)
+    assert np.isfinite(one.predict(rng.normal(size=(4, 4))).probs).all()

@@ -551,6 +551,7 @@ class Incoming:
     def learn(self, watch: Watch) -> Generator[None, None, float | None]:
         """Score the rows and add them to the sums; returns their mean NLL. Raises ValueError for what is not finite."""
         fitting, network = self.model.fitting, self.model.network
+        _check_summable(self.x, self.y)
         phi = network.shared_phi(self.x)
         nll, output = self._scored(phi)
         loss = watch.score(nll, output, self.y, anew=self.task.revisited is None)
@@ -572,6 +573,13 @@ class Incoming:
         if fitting.targets == 0:  # a label that has never come counts as one row beside all that have
             nll = torch.where(network.noise[self.y] == 0, math.log(known + network.outputs), nll)
         return nll, output
+
+
+def _check_summable(x: Tensor, y: Tensor) -> None:
+    """Raise ValueError for rows whose squares are no finite numbers, which no sum that they enter would be any more."""
+    for name, values in (("features", x), ("targets", y)):
+        if values.is_floating_point() and not bool(values.double().square().sum().isfinite()):
+            raise ValueError(f"their {name} are so large that the squares of these are not finite numbers; scale them")
 
 
 class Boundary:
@@ -596,12 +604,13 @@ class Boundary:
             raise self._unsound or ValueError("none of its rows can be learned")
 
     def _is_sound(self, lsn: int) -> bool:
-        """Whether a batch has features; if not, why is noted."""
+        """Whether a batch has features, and sums; if not, why is noted."""
         try:
             conversion = self.model.network.conversion
             x, y = self.store.read(lsn)
-            conversion.y(y)
-            self.model.network.phi(conversion.x(x))
+            rows, targets = conversion.x(x), conversion.y(y)
+            _check_summable(rows, targets)
+            self.model.network.phi(rows)
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever a module may raise
             self._unsound = error
             return False
