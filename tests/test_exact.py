@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -348,7 +350,7 @@ def test_features_that_say_nothing_are_told_as_little(classes: int, n: int, d: i
 @pytest.mark.parametrize("model", [{"factory": "streamcl.models:identity"}, {}])
 def test_a_batch_whose_squares_overflow_is_set_aside_alone(model: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
-    one = Learner({"model": {"learner": "exact", **model}})
+    one = Learner({"model": {"learner": "exact", **model}, "train": {"dtype": "float64"}})
     for _ in range(5):
         one.observe(rng.normal(size=(16, 4)), rng.integers(0, 3, 16), task="a")
     with pytest.warns(RuntimeWarning, match="the squares of these are not finite"):
