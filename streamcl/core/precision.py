@@ -119,7 +119,11 @@ class Precision(Protocol):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Diagonal:
-    """A precision for every parameter by itself. values: [P], not negative. Raises ValueError unless it is a vector."""
+    """A precision for every parameter by itself.
+
+    values: [P], not negative. Raises ValueError unless it is a vector. What holds it together is `Precision`, each of whose
+    operations is a method.
+    """
 
     values: Tensor
     kind: ClassVar[str] = "diagonal"

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from streamcl.core.gaussian import Gaussian
@@ -164,11 +165,13 @@ def squashed(network: Network, data: TaskData) -> str | None:
         return None
     with network.evaluating():
         output = network.shaped(network.module(next(data.chunks(LOOKED_AT))[0])).double()
-    if len(output) < LOOKED_AT or bool((output.abs() > 1).any()):  # of a few rows, logits may be so as well
+    sizes = output.abs().flatten(1).amax(1)
+    told = [(sizes <= 1).all(), (output < 0).any(), (sizes > NEAR_AN_END).double().mean() > MANY]
+    inside, signed, many = torch.stack(told).tolist()  # at once: a device is waited for
+    if not inside or len(output) < LOOKED_AT:  # of a few rows, logits may be so as well
         return None
-    if bool((output < 0).any()):
-        near = output.abs().flatten(1).amax(1) > NEAR_AN_END
-        return CONFINED if float(near.double().mean()) > MANY else None
+    if signed:
+        return CONFINED if many else None
     last = "softmax" if isinstance(kind, Categorical) else "sigmoid"
     return (
         "the model's outputs all lie between 0 and 1, as probabilities do, and streamcl takes logits and applies "
