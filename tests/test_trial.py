@@ -292,6 +292,23 @@ def test_a_model_whose_outputs_may_grow_and_end_with_a_softmax_is_told_that_this
         Learner({}, module=Soft()).observe(X[:, :4], Y, task="a")
 
 
+def test_a_single_output_a_row_may_be_confined_too() -> None:
+    class One(nn.Module):
+        def __init__(self, last: nn.Module) -> None:
+            super().__init__()
+            self.head, self.last = nn.Linear(4, 1), last
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.head(x)).squeeze(-1)
+
+    x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0)).numpy()
+    for last, told in ((nn.Tanh(), True), (nn.Identity(), False)):
+        learner = Learner({"model": {"likelihood": "bernoulli"}, "train": {"learning_rate": 0.1}}, module=One(last))
+        learner.observe(x, (x[:, 0] > 0).astype("<f4"), task="a")
+        with warnings.catch_warnings(record=True):
+            assert ("streamcl takes logits" in str(learner.boundary("a").get("warning"))) == told
+
+
 def test_a_quantised_buffer_is_refused_with_the_remedy() -> None:
     with pytest.raises(ModelRefused, match="scale"):
         tensors.check_storable("kept", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8))

@@ -165,7 +165,7 @@ def squashed(network: Network, data: TaskData) -> str | None:
         return None
     with network.evaluating():
         output = network.shaped(network.module(next(data.chunks(LOOKED_AT))[0])).double()
-    sizes = output.abs().flatten(1).amax(1)
+    sizes = output.abs().reshape(len(output), -1).amax(1)
     told = [(sizes <= 1).all(), (output < 0).any(), (sizes > NEAR_AN_END).double().mean() > MANY]
     inside, signed, many = torch.stack(told).tolist()  # at once: a device is waited for
     if not inside or len(output) < LOOKED_AT:  # of a few rows, logits may be so as well
