@@ -309,6 +309,24 @@ def test_a_single_output_a_row_may_be_confined_too() -> None:
             assert ("streamcl takes logits" in str(learner.boundary("a").get("warning"))) == told
 
 
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_a_model_may_give_one_number_a_row(likelihood: str) -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x).squeeze(-1)
+
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)).numpy()
+    learner = Learner({"model": {"likelihood": likelihood}, "train": {"learning_rate": 0.1}}, module=One())
+    learner.observe(x, (x[:, 0] > 0).astype("<f4"), task="a")
+    assert "width" not in str(learner.boundary("a").get("warning"))
+    for how in ({}, {"uncertainty": True}, {"samples": 3}):
+        assert all(array.shape == (60,) for array in learner.predict(x, **how).arrays.values())
+
+
 def test_a_quantised_buffer_is_refused_with_the_remedy() -> None:
     with pytest.raises(ModelRefused, match="scale"):
         tensors.check_storable("kept", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8))

@@ -293,7 +293,7 @@ class Fisher:
             return True
         x, cotangents = self._kept.x, self._kept.cotangents
         one = mixed(self._company.weights(cotangents), cotangents)
-        sizes = one.abs().flatten(1).amax(1).view(-1, *[1] * (one.ndim - 1))
+        sizes = one.abs().reshape(len(one), -1).amax(1).view(-1, *[1] * (one.ndim - 1))
         one = torch.where(sizes > 0, one / sizes, one)
         order = torch.randperm(len(x), generator=self._random).to(x.device)
         with self._watched.evaluating():

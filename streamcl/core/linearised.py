@@ -109,7 +109,7 @@ class Linearised:
 
     def _spread(self, rows: RowGradients, gram: Gram) -> Tensor:
         """Summed over layers: what is known of one says nothing of another."""
-        outputs = rows.outputs.flatten(1)
+        outputs = rows.outputs.reshape(len(rows.outputs), -1)
         spread = gram(outputs.new_zeros((*outputs.shape, 1)))
         for site, gradients in rows.calls:
             matrix = self._matrix_of[str(site.names[0])]

@@ -63,7 +63,7 @@ def tempering(found: Sequence[Outputs], likelihood: Likelihood, y: Tensor) -> Te
     outputs = torch.cat([each.outputs for each in found]).double()
     covariance = torch.cat([each.spread for each in found]).double()
     gradient = likelihood.cotangents(outputs, "empirical", y, None)[0]
-    moved = torch.einsum("nij,nj->ni", covariance, gradient.flatten(1)).view_as(outputs)
+    moved = torch.einsum("nij,nj->ni", covariance, gradient.reshape(len(gradient), -1)).view_as(outputs)
     variances = likelihood.variances(root(covariance))
     sums = torch.zeros(4, len(TAUS), dtype=torch.float64)
     plain = likelihood.spread_nll(outputs + moved, torch.zeros_like(variances), y)
