@@ -77,7 +77,7 @@ class Chance:
 
     def _of_reals(self, likelihood: Gaussian) -> float | None:
         _, variance = self._moments()
-        if float(variance.sum()) == 0:
+        if not float(variance.sum()) > 0:
             return None
         units = likelihood.units
         if units is not None:  # the noise is learned: who guesses learns it too
