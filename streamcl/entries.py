@@ -307,9 +307,14 @@ class Standing:
 
     def kept(self) -> list[tuple[int, int]]:
         """The records that must stay in the log, from and to below, since their rows were not learned."""
-        held = [(entry.first_lsn, entry.end_lsn) for entry in self.held.values()]
-        single = [(lsn, lsn + 1) for entry in self.tasks.values() for lsn, _ in entry.aside]
-        return sorted([*held, *single])
+        return sorted(place for places in self.kept_of().values() for place in places)
+
+    def kept_of(self) -> dict[str, list[tuple[int, int]]]:
+        """As `kept`, by task."""
+        places = {task: [(lsn, lsn + 1) for lsn, _ in entry.aside] for task, entry in self.tasks.items() if entry.aside}
+        for task, held in self.held.items():
+            places.setdefault(task, []).append((held.first_lsn, held.end_lsn))
+        return places
 
 
 def standing(entries: Sequence[Entry]) -> Standing:

@@ -380,6 +380,70 @@ def test_what_is_kept_is_dropped_only_by_command(start: Callable[..., LocalDaemo
         assert producer.boundary("a")["samples"] == 30
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+@pytest.mark.parametrize("followed", [False, True])
+def test_kept_rows_that_cannot_be_read_any_more_are_told_of_at_the_start(
+    start: Callable[..., LocalDaemon], mood: Callable[[str], None], deleted: bool, followed: bool
+) -> None:
+    daemon = start(tree(stream={"on_failure": "set-aside"}))
+    with daemon.producer() as producer:
+        hold(producer, mood)
+        producer.send(*data(2), "b")
+        producer.boundary("b")
+        if followed:  # by a task that is still open
+            producer.send(*data(3), "c")
+            producer.flush()
+    daemon.stop()
+    segment, *_ = list_segments(StateDirectory(daemon.state_dir).log)
+    whole = segment.read_bytes()
+    segment.unlink() if deleted else segment.write_bytes(whole[:200] + b"\xff" * 8 + whole[208:])
+    daemon.start()
+    with daemon.producer("another" if not followed else "producer") as producer, daemon.admin() as admin:
+        code, problem = ready(daemon)
+        assert (code, "not all of these rows can be read" in problem) == (503, True)
+        assert "`streamcl drop TASK`" in problem
+        assert "and were kept, cannot be read" in daemon.log_text()
+        if not followed:
+            producer.send(*data(3), "c")  # nothing waits for them
+        assert producer.boundary("c")["samples"] == 30
+        with pytest.raises(Refused, match="not all of these rows can be read any more") as refused:
+            admin.retry("a")
+        assert refused.value.code == "unlearnable"
+        admin.drop("a")
+        assert ready(daemon)[0] == 200
+
+
+def test_a_repair_gives_up_kept_rows_whose_damage_hides_where_the_log_ends(
+    start: Callable[..., LocalDaemon], mood: Callable[[str], None]
+) -> None:
+    daemon = start(tree(stream={"on_failure": "set-aside"}))
+    with daemon.producer() as producer:
+        hold(producer, mood)
+        producer.send(*data(2), "b")
+        producer.boundary("b")
+    daemon.stop()
+    state = StateDirectory(daemon.state_dir)
+    (segment,) = list_segments(state.log)
+    with segment.open("r+b") as file:
+        file.truncate(segment.stat().st_size - 8)
+        file.seek(200)
+        file.write(b"\xff" * 8)
+    with pytest.raises(StreamclError, match="see what `streamcl repair` would lose"):
+        daemon.start()
+    plan = doctor.plan_repair(state)
+    assert plan.needed
+    assert segment.name in "\n".join(plan.lines())
+    doctor.repair(state, plan, Disk())
+    daemon.start()
+    with daemon.producer("another") as producer, daemon.admin() as admin:
+        assert "not all of these rows can be read" in ready(daemon)[1]
+        with pytest.raises(Refused, match="restore the file"):  # what the start itself tries has failed by then
+            admin.retry("a")
+        admin.drop("a")
+        producer.send(*data(3), "c")
+        assert producer.boundary("c")["samples"] == 30
+
+
 def test_doctor_and_repair_know_what_is_kept(start: Callable[..., LocalDaemon], mood: Callable[[str], None]) -> None:
     daemon = start(tree(stream={"on_failure": "set-aside"}))
     with daemon.producer() as producer:

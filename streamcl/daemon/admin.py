@@ -23,7 +23,7 @@ from streamcl.entries import Confirmed, Consolidated, Entry, Held, RollbackFaile
 from streamcl.errors import Refused
 from streamcl.protocol import frames, messages
 from streamcl.protocol.frames import Array, Buffer
-from streamcl.protocol.session import KEPT_REMEDY, StreamSession
+from streamcl.protocol.session import StreamSession
 from streamcl.storage.records import Record
 
 MOST_WAITING = 256  # requests that are answered later
@@ -236,7 +236,7 @@ class Admin:
             case Held() | StillAside():
                 rows = f"task {entry.task!r}: {entry.samples} rows could not be learned"
                 reason = self.tasks.reason(entry.task)
-                self._error(request, Refused("unlearnable", f"{rows}: {reason}; they are kept: {KEPT_REMEDY}"))
+                self._error(request, Refused("unlearnable", f"{rows}: {reason}; {self.tasks.kept(entry.task)}"))
             case RollbackFailed():
                 self._error(request, Refused("internal", f"task {entry.task!r}: {entry.reason}"))
             case Consolidated() | Confirmed():

@@ -126,7 +126,7 @@ class Ingest:
         self.guard = guard or Guard(config.security)
         self.link, self.session, self.found = link, session, found
         self.journal = Journal(found.writer, session, found.disk, found.state.log)
-        self.tasks = Tasks(session, found.state.path, found.standing, found.failures)
+        self.tasks = Tasks(session, found.state.path, found.standing, found.failures, found.unreadable)
         self.metrics, chronicle = Metrics(CollectorRegistry()), Chronicle(session, history)
         self.view = View(config, session, self.tasks, link, chronicle)
         self.observers = Observers(session, self.tasks, self.view, self.metrics, chronicle, history, audit or Audit())

@@ -60,6 +60,9 @@ class Observers:
         if torn is not None:
             self.view.torn_bytes = torn.nbytes
             self.log.warning("cut off a torn tail", path=str(torn.path), offset=torn.offset, nbytes=torn.nbytes)
+        for task, problem in self.tasks.unreadable.items():
+            self.log.error("rows that could not be learned, and were kept, cannot be read", task=task, problem=problem)
+            self.chronicle.note("failed", f"its kept rows cannot be read: {problem}", task)
         self._followed(self.history.latest_penalties())
         self._evaluated({task: Measured(accuracy) for task, accuracy in self.history.latest_accuracies().items()})
 

@@ -6,7 +6,7 @@ Guarantees: the session after recovery equals the session before the end, up to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from streamcl.config import Config
@@ -26,7 +26,7 @@ ATTEMPTS = 1000  # a running trainer replaces the checkpoint and drops segments 
 
 @dataclass(slots=True)
 class Found:
-    """All that was on disk, and the disk."""
+    """All that was on disk, and the disk. unreadable: by task, why rows that were kept, unlearned, cannot be read."""
 
     state: StateDirectory
     disk: Disk
@@ -36,6 +36,7 @@ class Found:
     failures: list[quarantine.Failure]
     history: History
     torn: log.TornTail | None = None
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 def take_over(config: Config, disk: Disk, session: StreamSession) -> Found:
@@ -44,7 +45,18 @@ def take_over(config: Config, disk: Disk, session: StreamSession) -> Found:
     writer, holds = recover(state, session, disk)
     published.clear(state.trial)
     history = History(state.history)
-    return Found(state, disk, session, writer, holds, quarantine.load(state.path), history, writer.torn)
+    failures, unreadable = quarantine.load(state.path), _unreadable(state.log, holds)
+    return Found(state, disk, session, writer, holds, failures, history, writer.torn, unreadable)
+
+
+def _unreadable(directory: Path, holds: Standing) -> dict[str, str]:
+    """Why rows that are kept because they could not be learned cannot be read, by task. Nothing waits for them."""
+    reader, found = log.LogReader(directory), {}
+    for task, places in holds.kept_of().items():
+        problems = [problem for first, end in places if (problem := reader.problem(first, end)) is not None]
+        if problems:
+            found[task] = problems[0]
+    return found
 
 
 def recover(state: StateDirectory, session: StreamSession, disk: Disk) -> tuple[log.LogWriter, Standing]:

@@ -6,7 +6,7 @@ on. Knows nothing of sockets; shows nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,20 @@ from streamcl.storage.quarantine import Failure
 
 
 class Tasks:
-    """standing: what holds after the ledger. failures: what the quarantine has. directory: of the ledger."""
+    """standing: what holds after the ledger. failures: what the quarantine has. directory: of the ledger. unreadable: by
+    task, why not all of its kept rows can be read."""
 
-    def __init__(self, session: StreamSession, directory: Path, standing: Standing, failures: list[Failure]) -> None:
+    def __init__(
+        self,
+        session: StreamSession,
+        directory: Path,
+        standing: Standing,
+        failures: list[Failure],
+        unreadable: Mapping[str, str] | None = None,
+    ) -> None:
         self.session, self.directory = session, directory
         self.standing, self.failures = standing, failures
+        self.unreadable = dict(unreadable or {})
         self._last_lsn = -1
         self._by_message: dict[tuple[str | None, int], Closing] | None = None
 
@@ -48,6 +57,8 @@ class Tasks:
         """A record took effect: what it changed holds for everything that comes now."""
         self._last_lsn, self._by_message = entry.lsn, None
         self.standing.take(entry, lambda count: standing(ledger.read(self.directory, count)))
+        if self.unreadable and entry.task not in self.standing.kept_of():
+            self.unreadable.pop(entry.task, None)
         self.session.take_entry(entry, self.standing)
 
     def closed_by(self, producer: str, seq: int) -> Closing | None:
@@ -71,10 +82,19 @@ class Tasks:
         failures = [failure.reason for failure in self.failures if failure.task == task]
         return failures[-1] if failures else "the reason was not kept"
 
+    def kept(self, task: str) -> str:
+        """Whether the rows that were not learned are still there, and what can be done."""
+        if task in self.unreadable:
+            problem = self.unreadable[task]
+            told = "" if problem in self.reason(task) else f" ({problem})"
+            remedy = "restore the file and start again, or give the rows up with `streamcl drop TASK`"
+            return f"not all of these rows can be read any more{told}: {remedy}"
+        return f"its rows are kept: {KEPT_REMEDY}"
+
     def verdict(self, entry: Closing | Confirmed) -> dict[str, Any]:
         """The answer to a boundary: `done`, or `failed` if nothing was learned."""
         if isinstance(entry, Held):
-            message = f"{self.reason(entry.task)}; its rows are kept: {KEPT_REMEDY}"
+            message = f"{self.reason(entry.task)}; {self.kept(entry.task)}"
             return {"type": "failed", "task": entry.task, "samples": entry.samples, "message": message}
         return {"type": "done", **closing_figures(entry)}
 

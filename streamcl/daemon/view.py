@@ -20,7 +20,7 @@ from streamcl.daemon.tasks import Tasks
 from streamcl.daemon.words import Progress
 from streamcl.entries import Confirmed, Consolidated, Entry, Held
 from streamcl.gauge import Measured, Past
-from streamcl.protocol.session import KEPT_REMEDY, StreamSession
+from streamcl.protocol.session import StreamSession
 from streamcl.storage.quarantine import Failure
 from streamcl.version import __version__
 
@@ -171,13 +171,14 @@ class View:
 
     def _kept(self) -> str | None:
         """What could not be learned, with the remedy."""
-        if self.known.standing.held:
-            task = next(iter(self.known.standing.held))
-            more = f" (and {len(self.known.standing.held) - 1} more)" if len(self.known.standing.held) > 1 else ""
-            return f"task {task!r}{more} is held: its rows could not be learned: {self.known.reason(task)}; {KEPT_REMEDY}"
+        known = self.known
+        if known.standing.held:
+            task = next(iter(known.standing.held))
+            more = f" (and {len(known.standing.held) - 1} more)" if len(known.standing.held) > 1 else ""
+            return f"task {task!r}{more} is held: its rows could not be learned: {known.reason(task)}; {known.kept(task)}"
         if self.session.set_aside:
             task, rows = next(iter(self.session.set_aside.items()))
-            return f"{rows} rows of task {task!r} are set aside: {self.known.reason(task)}; {KEPT_REMEDY}"
+            return f"{rows} rows of task {task!r} are set aside: {known.reason(task)}; {known.kept(task)}"
         return None
 
     def not_ready(self) -> str | None:

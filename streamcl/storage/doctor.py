@@ -25,7 +25,7 @@ from streamcl.storage.disk import Disk
 from streamcl.storage.factors import Factors
 from streamcl.storage.frozen import Frozen, references
 from streamcl.storage.history import open_to_read
-from streamcl.storage.log import SEGMENT_BYTES, LogWriter, Ranges, holds, unfinished_repair
+from streamcl.storage.log import SEGMENT_BYTES, LogWriter, Ranges, holds, only_kept, unfinished_repair
 from streamcl.storage.records import Lost, Record
 from streamcl.storage.segments import (
     Head,
@@ -273,13 +273,15 @@ class Found:
 class Plan:
     """What a repair of the log would do.
 
-    aside: segments of records that could not be learned and are kept, as they are. kept: the records that go into the new
-    log, by number. replaced: records of the open task that are unreadable; their places are kept.
-    lost: what is given up after the first gap that no checkpoint bridges, as far as it can be read.
+    aside: segments of records that could not be learned and are kept, as they are. spoilt: one of these whose damage keeps
+    the daemon from starting. kept: the records that go into the new log, by number. replaced: records of the open task
+    that are unreadable; their places are kept. lost: what is given up after the first gap that no checkpoint bridges, as
+    far as it can be read.
     """
 
     first: int
     aside: list[Path] = field(default_factory=list)
+    spoilt: list[Path] = field(default_factory=list)
     kept: dict[int, Found] = field(default_factory=dict)
     replaced: list[int] = field(default_factory=list)
     lost: list[Record] = field(default_factory=list)
@@ -290,13 +292,16 @@ class Plan:
     @property
     def needed(self) -> bool:
         """Whether there is anything to repair."""
-        return bool(self.replaced or self.lost or self.unreadable_from is not None)
+        return bool(self.replaced or self.lost or self.spoilt or self.unreadable_from is not None)
 
     def lines(self) -> list[str]:
         """In words."""
         text = [f"kept: {len(self.kept)} records"]
         if self.aside:
             text.append(f"kept as they are, since they could not be learned: {', '.join(path.name for path in self.aside)}")
+        if self.spoilt:
+            names = ", ".join(path.name for path in self.spoilt)
+            text.append(f"given up: the rows of {names}, which could not be learned and are damaged where it ends")
         if self.replaced:
             text.append(
                 f"lost of the open task {self.task!r}: records {_ranges(self.replaced)}; the model has taken steps on "
@@ -321,8 +326,14 @@ def plan_repair(state: StateDirectory) -> Plan:
     opened = None if saved is None else saved.meta.open_task
     entries = ledger.read(state.path, saved.meta.ledger) if saved else []
     kept = standing(entries).kept()
-    aside = [path for path in list_segments(state.log) if holds(path, needed, kept)]
-    plan = Plan(needed, aside, task="" if opened is None else opened.name, tag=None if opened is None else opened.tag)
+    paths = list_segments(state.log)
+    held = [path for path in paths if holds(path, needed, kept)]
+    doubtful = held[-1:] if held[-1:] == paths[-1:] else []  # another segment says where the one before it ends
+    spoilt = [path for path in doubtful if scan_segment(path, last=True).damage and not only_kept(path, needed, kept)]
+    aside = [path for path in held if path not in spoilt]
+    plan = Plan(
+        needed, aside, spoilt, task="" if opened is None else opened.name, tag=None if opened is None else opened.tag
+    )
     lsn = needed
     while lsn < next_lsn or lsn in found:
         if lsn in found:

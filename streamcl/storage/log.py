@@ -41,6 +41,7 @@ from streamcl.storage.segments import (
     record_at,
     scan_segment,
     sealed,
+    sound_records,
 )
 
 SEGMENT_BYTES = 256 << 20  # a new one costs three syncs
@@ -110,6 +111,15 @@ def holds(path: Path, end: int, kept: Ranges) -> bool:
     return any(first_lsn_of(path) < behind and first < end for first, behind in kept)
 
 
+def only_kept(path: Path, needed: int, kept: Ranges) -> bool:
+    """Whether a damaged segment has kept records and certainly none from `needed` on: its last bytes are a sound record's,
+    of which the number is below."""
+    end, last = 0, needed
+    for offset, head, _ in sound_records(path):
+        end, last = offset + head.size, head.lsn
+    return holds(path, needed, kept) and last < needed and end == path.stat().st_size
+
+
 def _unlink(doomed: Sequence[Path], directory: Path, disk: Disk) -> None:
     for path in doomed:
         disk.unlink(path)
@@ -131,7 +141,7 @@ def _without_absorbed(directory: Path, needed: int, disk: Disk, kept: Ranges) ->
     below = _below(paths, needed, ())
     if paths and first_lsn_of(paths[-1]) < needed:
         scan = scan_segment(paths[-1], last=True)
-        if scan.damage is None and scan.next_lsn < needed:
+        if scan.next_lsn < needed if scan.damage is None else only_kept(paths[-1], needed, kept):
             below = paths
     ends = [*map(first_lsn_of, paths[1:]), needed]
     _unlink([path for path, end in zip(below, ends, strict=False) if not holds(path, end, kept)], directory, disk)
@@ -367,6 +377,15 @@ class LogReader:
         """
         for lsn in range(first, end):
             yield self._read(lsn, verify)
+
+    def problem(self, first: int, end: int) -> str | None:
+        """Why not all of the records first..end-1 can be read, or None."""
+        try:
+            for _ in self.read(first, end):
+                pass
+        except (Damaged, OSError) as error:
+            return str(error)
+        return None
 
     def forget(self, lsn: int) -> None:
         """Let go of segments that begin before `lsn`, once they were dropped; those kept are mapped again if needed."""
