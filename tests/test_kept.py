@@ -380,6 +380,18 @@ def test_what_is_kept_is_dropped_only_by_command(start: Callable[..., LocalDaemo
         assert producer.boundary("a")["samples"] == 30
 
 
+def test_a_file_of_a_held_task_that_is_sent_again_is_not_said_to_be_learned(
+    start: Callable[..., LocalDaemon], mood: Callable[[str], None], tmp_path: Path
+) -> None:
+    daemon, file = start(tree()), tmp_path / "a.csv"
+    rows = np.column_stack(data(0, 60))
+    np.savetxt(file, rows, delimiter=",", header="p,q,r,y", comments="")
+    mood("boundary")
+    first, again = (command(daemon, "send", str(file), "--boundary") for _ in range(2))
+    assert (first.returncode, again.returncode) == (1, 1)
+    assert "is held: its rows could not be learned" in again.stderr
+
+
 @pytest.mark.parametrize("deleted", [False, True])
 @pytest.mark.parametrize("followed", [False, True])
 def test_kept_rows_that_cannot_be_read_any_more_are_told_of_at_the_start(

@@ -13,6 +13,7 @@ from streamcl.cli.files import Agreement, add_columns, opened, read_as, say, str
 from streamcl.cli.progress import Silent, connector, display, interruptible, waited_for
 from streamcl.cli.upload import Upload, send_blocks, starting
 from streamcl.errors import DataError, NoRows, Refused, StreamclError
+from streamcl.protocol.session import CLOSED_ALREADY
 
 if TYPE_CHECKING:
     from streamcl.cli.bars import Bars
@@ -184,7 +185,7 @@ def _closed(options: argparse.Namespace, stream: Producer, show: Bars | Silent, 
         with show.waiting(options.task, connector(options)):
             done = stream.boundary(options.task, weight=options.weight)
     except Refused as refused:
-        if refused.code != "task_closed" or not already or "withdrawn" in refused.message:
+        if not already or not refused.message.endswith(CLOSED_ALREADY):  # but held, or withdrawn
             raise
         return {"closed_before": True}
     names = ("samples", "loss", "seconds", "set_aside", "warning")

@@ -80,6 +80,7 @@ TASK_STAGES: Mapping[TaskStage, Mapping[type[Record], TaskStage]] = {  # what is
 REVISITING = frozenset({"factors", "online"})  # modes in which a task may be fed again
 TASK_CHARACTERS = 128
 KEPT_REMEDY = "`streamcl retry TASK` tries again to learn them, `streamcl drop TASK` gives them up"
+CLOSED_ALREADY = "is closed already"  # and neither held nor withdrawn
 SPOOL_FACTOR = 2  # closed tasks awaiting consolidation may hold as much disk again as the open one
 
 
@@ -565,7 +566,7 @@ class StreamSession:
             raise Refused("task_closed", f"task {task!r} is held: its rows could not be learned; {KEPT_REMEDY}")
         self._check_not_withdrawn(task)
         if task in self.closed:
-            raise Refused("task_closed", f"task {task!r} is closed already")
+            raise Refused("task_closed", f"task {task!r} {CLOSED_ALREADY}")
         if self.open_tag is None:
             raise Refused("unknown_task", f"no task is open; the first batch of {task!r} would open it")
         raise Refused("unknown_task", f"task {task!r} has no data; the open task is {self.open_tag!r}")
