@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from streamcl.core import likelihood as likelihoods
 from streamcl.core.basis import Basis, Matrix, Side, matrices_in
-from streamcl.core.linearised import Linearised, drawn, root
+from streamcl.core.linearised import Linearised, drawn, is_linear, root
 from streamcl.core.parameters import FlatParameters
 from streamcl.core.precision import Block, Diagonal, Full, Layered, Precision
 from streamcl.core.tempering import TAUS, Tempering, tempering
@@ -256,18 +256,34 @@ def test_rows_left_out_are_where_they_would_be_without_them() -> None:
         losses.append([float(gaussian.spread_nll(row @ without, tau * variance, y[n : n + 1])) for tau in TAUS])
     expected = np.array(losses)
     np.testing.assert_allclose(found.sums[1].numpy(), (expected - expected[:, :1]).sum(0), rtol=1e-8, atol=1e-10)
-    assert found.chosen(exact=True)[0] == 1.0
+    assert found.chosen(exact=True, linear=True)[0] == 1.0
 
 
 def test_a_width_that_the_rows_speak_against_is_not_taken() -> None:
     rows, usual = torch.full((8,), 100.0, dtype=torch.float64), torch.ones(8, dtype=torch.float64)
-    more = torch.tensor([0.0, -1, -2, -3, 50, 90, 99, 100], dtype=torch.float64)
+    more = torch.tensor([0.0, -1, -2, -3, 10, 90, 99, 100], dtype=torch.float64)
     sums = Tempering(torch.stack([rows, more, more.square() / 100 + 100, usual * 100]))
     assert sums.chosen(exact=False)[0] == 0.0
     assert sums.chosen(exact=True)[0] == 0.01
+    assert sums.chosen(exact=True, linear=True)[0] == 0.03
     better = Tempering(torch.stack([rows, 10 * more, (10 * more).square() / 100 + 100, usual * 100]))
     assert better.chosen(exact=False)[0] == 0.01
+    assert Tempering(better.sums / 2).chosen(exact=False)[0] == 0.0  # fifty rows cannot speak for any width
     assert torch.equal(sums.plus(sums).sums, 2 * sums.sums)
+
+
+def test_a_model_is_linear_where_its_outputs_double_with_its_parameters() -> None:
+    x = torch.randn(5, 3)
+    shared = nn.Linear(3, 3)
+    linear = [
+        nn.Linear(3, 2),
+        nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False)),
+        nn.ModuleList([nn.Linear(3, 1)])[0],
+    ]
+    bent = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), nn.Sequential(shared, shared)]
+    frozen = nn.Sequential(nn.Linear(3, 4).requires_grad_(False), nn.Tanh(), nn.Linear(4, 1))
+    found = [is_linear(module, FlatParameters(module), x) for module in [*linear, frozen, *bent]]
+    assert found == [True, True, True, True, False, False]
 
 
 @pytest.mark.parametrize("likelihood", [likelihoods.Categorical(3), likelihoods.Bernoulli()])

@@ -17,7 +17,7 @@ from streamcl import Learner, Producer, Reader, Refused
 from streamcl.bench.calibration import calibration_error
 from streamcl.bench.local import LocalDaemon
 from streamcl.cli import main
-from streamcl.core.tempering import TAUS
+from streamcl.core.tempering import FEWEST, TAUS
 
 TREE: dict[str, Any] = {"model": {"args": {"hidden": [8]}, "classes": 3}, "train": {"epochs": 3, "device": "cpu"}}
 WAYS: list[dict[str, Any]] = [{"samples": 20}, {"uncertainty": True}]
@@ -37,6 +37,7 @@ def with_tau(learner: Learner, tau: float) -> None:
     sums = posterior.total.tempering.clone()
     sums[1:3] = torch.where(torch.tensor(TAUS) == tau, -1.0, 1e6 * sums[0])
     sums[2] = sums[1].square() / sums[0]
+    sums *= FEWEST
     posterior.total = dataclasses.replace(posterior.total, tempering=sums)
 
 

@@ -3,11 +3,11 @@
 A penalty on tens of thousands of parameters is wider than what a network is unsure of: its prior allows directions that no
 row ever speaks of. So the outputs are ``N(f, e(x) tau J Sigma J^T)``:
 
-* tau, one of a few, is that under which the rows predict best when each is left out, by more than
-  the standard error. Without row n the parameters would
-  be ``theta* + Sigma J_n^T g_n`` (the infinitesimal jackknife; g: the gradient of its NLL with respect to its outputs),
-  and its outputs ``f_n + J_n Sigma J_n^T g_n``: no row is learned again. tau = 0, the plain prediction, is among them.
-  Gaussian targets, for which tau = 1 is exact in a linear model, keep the largest one that is not measurably worse.
+* tau, one of a few, is that under which the rows predict best when each is left out, by more than the standard error.
+  Without row n the parameters would be ``theta* + Sigma J_n^T g_n`` (the infinitesimal jackknife; g: the gradient of its
+  NLL with respect to its outputs), and its outputs ``f_n + J_n Sigma J_n^T g_n``: no row is learned again. tau = 0, the
+  plain prediction, is among them, and is all that few rows can speak for. Gaussian targets keep the largest one that is
+  no worse; of a linear model, in which tau = 1 is exact, that is not measurably worse.
 * e(x) keeps what goes beyond the width that is usual among these rows (`Likelihood.beyond`): training at a point has
   fitted their probabilities without any correction, so what they would get too is in the logits already.
 
@@ -26,8 +26,9 @@ from streamcl.core.likelihood import Likelihood
 from streamcl.core.linearised import Outputs, root
 
 TAUS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-WORSE = 2.0  # standard errors by which tau must lose to be worse than the plain prediction,
-BETTER = 1.0  # or gain to be better
+WORSE = 2.0  # standard errors by which tau must lose to be measurably worse than the plain prediction,
+BETTER = 1.0  # or gain to be better,
+FEWEST = 100  # of so many rows: of fewer, a row's own part is too large for the jackknife
 ROWS = 2048  # of a task, at most,
 NUMBERS = 1 << 22  # and of their covariances
 
@@ -43,16 +44,19 @@ class Tempering:
         """With the rows of another task."""
         return self if other is None else Tempering(self.sums + other.sums)
 
-    def chosen(self, exact: bool) -> tuple[float, float]:
-        """tau, and the usual width under it; exact: of a likelihood whose closed form is.
+    def chosen(self, exact: bool, linear: bool = False) -> tuple[float, float]:
+        """tau, and the usual width under it.
 
-        Then the largest tau that is not measurably worse than 0; else the best of those that are measurably better.
+        The best of those that are measurably better than 0. exact: of a likelihood whose closed form is: the largest that
+        is no worse than 0; linear: of such a model too, so that 1 is right: the largest that is not measurably worse.
         """
         rows, more, squares, usual = self.sums
         mean = more / rows
         error = ((squares / rows - mean.square()).clamp(min=0) / rows).sqrt()
         if exact:
-            place = int((mean <= WORSE * error).nonzero().max())
+            place = int((mean <= (WORSE * error if linear else 0.0)).nonzero().max())
+        elif rows[0] < FEWEST:
+            place = 0
         else:
             place = int(torch.where(mean < -BETTER * error, mean, 0.0).argmin())
         return TAUS[place], float(usual[place] / rows[place])

@@ -77,7 +77,7 @@ class Watched:
         self.by_loop = by_loop
         self.slowness = Slowness()
         self.by_name = dict(zip(parameters.names, parameters.parameters, strict=True))
-        self.places = _places(module, parameters)
+        self.places = places_of(module, parameters)
         self._constants = [*module.parameters(), *module.buffers()]
 
     @contextmanager
@@ -114,7 +114,7 @@ class Watched:
         return {name: torch.zeros_like(self.by_name[name]) for name in names}
 
 
-def _places(module: nn.Module, parameters: FlatParameters) -> dict[str, str]:
+def places_of(module: nn.Module, parameters: FlatParameters) -> dict[str, str]:
     """Every place of a module that holds a trainable parameter, with that one's name; a module that has several names once.
 
     Left to find them by itself, `functional_call` puts a layer that is used under two names back with the wrong tensors.

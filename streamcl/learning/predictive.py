@@ -7,7 +7,7 @@ in closed form or by draws of the outputs. Weights are never drawn for a predict
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from streamcl.core.gaussian import Gaussian
-from streamcl.core.linearised import Gram, Linearised, drawn, root
+from streamcl.core.linearised import Gram, Linearised, drawn, is_linear, root
 from streamcl.core.tempering import ROWS, Tempering, rows_looked_at, tempering
 from streamcl.errors import Refused, in_words
 from streamcl.learning.data import Array, TaskData
@@ -24,6 +24,7 @@ from streamcl.learning.network import Network
 MOST_DRAWN = 256 << 20  # bytes of draws of one output, over all rows of a question
 PREDICT_ROWS = 4096  # rows at a time, so that a large request needs little memory
 SPREAD_BYTES = 1 << 30  # that one row's covariance, or Jacobian, may take
+LOOKED_AT = 8  # rows, of which it is asked whether the model is linear
 DRAW_BYTES = 64 << 20  # of draws at a time
 
 Named = Mapping[str, Tensor]
@@ -80,26 +81,29 @@ def predict(network: Network, x: Array, most_bytes: int | None = None) -> dict[s
 
 def uncertain(network: Network, x: Array, posterior: Gaussian, most_bytes: int | None = None) -> Predicted:
     """As `predict`, with the outputs' uncertainty in it, in closed form (`Likelihood.spread`)."""
-    tau, usual = width(network, posterior)
+    every = chunks(network, x)
+    tau, usual = width(network, posterior, every[0])
 
     def closed(output: Tensor, variances: Tensor) -> Named:
         return network.of_known(network.likelihood.spread(output, network.likelihood.beyond(tau * variances, usual)))
 
-    return _linearised(network, x, posterior, most_bytes, network.likelihood.variances, closed)
+    return _linearised(network, every, posterior, _told(posterior, tau), most_bytes, network.likelihood.variances, closed)
 
 
-def width(network: Network, posterior: Gaussian) -> tuple[float, float]:
-    """tau, and what is usual among rows that were learned; 1, 1 where no task's rows have been asked."""
+def width(network: Network, posterior: Gaussian, x: Tensor) -> tuple[float, float]:
+    """tau, and what is usual among rows that were learned; 1, 1 where no task's rows have been asked. x: some rows."""
     if posterior.tempering is None:
         return 1.0, 1.0
-    return Tempering(posterior.tempering).chosen(network.likelihood.exact)
+    exact = network.likelihood.exact
+    with network.evaluating():
+        linear = exact and is_linear(network.module, network.parameters, x[:LOOKED_AT])
+    return Tempering(posterior.tempering).chosen(exact, linear)
 
 
-def _told(network: Network, posterior: Gaussian) -> str:
+def _told(posterior: Gaussian, tau: float) -> str:
     """What a reader should know of the width."""
     if posterior.tempering is None:
         return "no task's rows have said yet how wide the posterior should be: it is taken as it is, which may be too wide"
-    tau = width(network, posterior)[0]
     if not tau:
         return (
             "tau = 0: left out in turn, the rows learned so far are predicted best without the posterior's width, so "
@@ -146,7 +150,8 @@ def averaged(
     and rows, the same answer.
     """
     generator = torch.Generator().manual_seed(seed)
-    tau, usual = width(network, posterior)
+    every = chunks(network, x)
+    tau, usual = width(network, posterior, every[0])
     if 8 * samples * len(x) > MOST_DRAWN:
         raise Refused(
             "too_large",
@@ -166,7 +171,7 @@ def averaged(
             parts.append(_moments(network, draws))
         return {name: torch.cat([each[name] for each in parts]).to(output.dtype) for name in parts[0]}
 
-    return _linearised(network, x, posterior, most_bytes, None, mean)
+    return _linearised(network, every, posterior, _told(posterior, tau), most_bytes, None, mean)
 
 
 def _beyond(network: Network, covariance: Tensor, usual: float) -> Tensor:
@@ -190,14 +195,17 @@ def _moments(network: Network, draws: Tensor) -> dict[str, Tensor]:
 
 def _linearised(
     network: Network,
-    x: Array,
+    every: Sequence[Tensor],
     posterior: Gaussian,
+    told: str,
     most_bytes: int | None,
     gram: Gram | None,
     finished: Callable[[Tensor, Tensor], Named],
 ) -> Predicted:
-    """finished: makes a prediction of outputs and their what `gram` gives, or their covariance [n, K, K]."""
-    every = chunks(network, x)
+    """Of the rows' chunks. told: of the width.
+
+    finished: makes a prediction of outputs and their what `gram` gives, or their covariance [n, K, K].
+    """
     _check_size(network, every[0], gram)
     linearised = Linearised(network.module, network.parameters, posterior.precision)
 
@@ -212,8 +220,7 @@ def _linearised(
                 yield finished(output, found.spread)
 
     arrays = gathered(parts(), most_bytes)
-    notes = [linearised.note, _told(network, posterior)]
-    return Predicted(arrays, "; ".join(filter(None, notes)) or None)
+    return Predicted(arrays, "; ".join(filter(None, (linearised.note, told))))
 
 
 def _check_size(network: Network, x: Tensor, gram: Gram | None) -> None:
