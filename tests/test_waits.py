@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -143,6 +144,8 @@ def test_a_barrier_that_nobody_meets_ends_with_its_name(start: Callable[..., Loc
             admin.boundary("a", barrier={"other": 5})
         with pytest.raises(Unreachable, match=words):
             producer.boundary("a", barrier={"other": 5})
+        with daemon.admin() as another:  # who did not ask for it sees what is waited for
+            assert re.search(words, another.status()["waiting"])
 
 
 @pytest.mark.campaign

@@ -153,6 +153,11 @@ class Admin:
                     return {"working": False, "waiting": text}
         return {}
 
+    def unmet(self) -> str | None:
+        """What the barrier of a boundary that an operator asked for waits for; None where none waits."""
+        boundaries = [message for _, message in self.later.waiting if isinstance(message, messages.AdminBoundary)]
+        return self.session.producers.unmet(boundaries[0].task, boundaries[0].barrier) if boundaries else None
+
     def _take_up(self, request: Request | None, message: Deferrable) -> None:
         match message:
             case messages.AdminBoundary():

@@ -136,6 +136,7 @@ class Ingest:
         reads = (config, found.state, found.disk, session)
         answers = Answers(*reads, self.view, self.metrics, chronicle, history)
         self.admin = Admin(admin, *judges, answers, self.view, self.observers)
+        self.view.unmet = lambda: self.stream.unmet() or self.admin.unmet()
         self.http: HttpServer | None = None
         self.finished = False
 

@@ -133,11 +133,14 @@ class Stream:
         if pending is None or self.view.problem() is not None:
             return {"working": self.view.working(), "waiting": self.view.waiting()}
         if isinstance(pending.message, messages.Boundary):
-            return {
-                "working": False,
-                "waiting": self.session.producers.unmet(pending.message.task, pending.message.barrier),
-            }
+            return {"working": False, "waiting": self.unmet(pending)}
         return {"working": True, "waiting": "the first batch waits until the trainer has tried the model on it"}
+
+    def unmet(self, pending: Pending | None = None) -> str | None:
+        """What a boundary's barrier waits for, by default the first one's that does; None where none waits."""
+        firsts = map(self.waiting.first, self.waiting.producers()) if pending is None else [pending]
+        boundaries = [first.message for first in firsts if first and isinstance(first.message, messages.Boundary)]
+        return self.session.producers.unmet(boundaries[0].task, boundaries[0].barrier) if boundaries else None
 
     def _judge(self, producer: str, pending: Pending) -> None:
         """Duplicate, next, held back, or refused."""

@@ -7,7 +7,7 @@ answer may be of different moments. Every answer is built afresh; nothing here d
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from streamcl import columns as tables
@@ -47,6 +47,7 @@ class View:
         self._moved: tuple[str, float] | None = None  # by the open task, in nats
         self._past: Past | None = None  # found anew once something has changed
         self.troubles: dict[str, str] = {}  # of processes that die again and again, by role
+        self.unmet: Callable[[], str | None] = lambda: None  # what a boundary's barrier waits for
         self.torn_bytes = 0
         self.progress = Progress(device=config.train.device)
         self._warning: str | None = None
@@ -130,6 +131,9 @@ class View:
             return self.trouble()
         if self.link.paused and self._behind():
             return PAUSED
+        unmet = None if self._behind() else self.unmet()
+        if unmet is not None:
+            return unmet
         budget = self.session.terms.task_bytes
         if self.session.room.credit()["messages"] == 0 and not self._behind():
             task = self.session.open_task
