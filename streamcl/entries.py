@@ -62,11 +62,14 @@ class Consolidated(_Entry, frozen=True, tag="boundary"):
     could not be learned and are kept. warning: for the operator. origin: what closed it where the daemon did (`BY_ITSELF`),
     reason: in words; lsn is then the batch that showed it, or the record by which the clock did. added: rows were added to
     a task that had been consolidated.
-    cost: what this boundary cost the tasks before it, by their quadratic, in nats. chance: what the task's rows would cost
-    without a look at them, in nats a sample (`core.chance`). None where an older version wrote it. recurs: the earlier task
-    whose rows its own look like, which is its own name where it was learned as a revisit; likeness: how much, in words.
-    scores: of an exact learner of classes, or of zeros and ones, whose rises are of this: half the squared error of its
-    scores, a row, at the optimum, and what it is for guessing.
+    cost: what this boundary cost the tasks before it, in nats: by their quadratic, or as their outputs show. chance: what
+    the task's rows would cost without a look at them, in nats a sample (`core.chance`). None where an older version wrote
+    it. recurs: the earlier task whose rows its own look like, which is its own name where it was learned as a revisit;
+    likeness: how much, in words.
+    inputs: whether the mean and covariance of its inputs are kept, so that its rises are seen in outputs, which are real.
+    scores: what rises are of, where that is not the loss, a row: at the optimum, and for guessing. Of an exact learner of
+    classes, or of zeros and ones, half the squared error of its scores; of real targets whose noise is learned, the loss
+    with that noise, also for guessing.
     """
 
     samples: int = 0
@@ -85,6 +88,7 @@ class Consolidated(_Entry, frozen=True, tag="boundary"):
     recurs: str | None = None
     likeness: str | None = None
     scores: tuple[float, float] | None = None
+    inputs: bool = False
 
     @property
     def rows_aside(self) -> int:

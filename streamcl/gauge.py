@@ -59,8 +59,8 @@ def understates(config: Config) -> bool:
     """Whether the curvature says less than there is.
 
     At an optimum that fits its data it all but vanishes; in mode online that of old tasks is let go; and where a network's
-    real outputs have moved far, what they have moved beyond the linear is not in it (of a linear model, nothing is). An
-    exact learner's sums know all of it.
+    real outputs have moved far, what they have moved beyond the linear is not in it (of a linear model, nothing is): that
+    is seen in the outputs where their inputs' mean and covariance are kept. An exact learner's sums know all of it.
     """
     if config.model.learner == "exact":
         return False
@@ -88,7 +88,7 @@ def at_chance(
         return None
     if known[0] + max(rise or 0.0, 0.0) >= known[1]:
         return True
-    return None if rise is None or lower else False
+    return None if rise is None or (lower and not entry.inputs) else False
 
 
 def bound(entry: Consolidated, rise: float | None, lower: bool) -> Bound | None:
@@ -97,7 +97,7 @@ def bound(entry: Consolidated, rise: float | None, lower: bool) -> Bound | None:
         return None
     if (known := over_guessing(entry)) is not None and known[0] + rise >= known[1]:
         return "chance"
-    return "lower" if lower else None
+    return "lower" if lower and not entry.inputs else None
 
 
 def past(standing: Standing, rises: Mapping[str, float] | None, moved: float | None, lower: bool) -> Past:
@@ -110,7 +110,8 @@ def past(standing: Standing, rises: Mapping[str, float] | None, moved: float | N
     lost, weight = (standing.risen, standing.weight) if rises is None else _followed(tasks, rises)
     lost += moved or 0.0
     chance = _at_chance(_before_newest(tasks) if moved is None else tasks, lost)
-    least: Bound | None = "lower" if lower or (rises is None and standing.uncounted) else None
+    unseen = lower and not all(entry.inputs for entry in tasks)
+    least: Bound | None = "lower" if unseen or (rises is None and standing.uncounted) else None
     return Past(
         tasks=len(tasks),
         samples=sum(entry.samples for entry in tasks),
@@ -165,11 +166,16 @@ def task_warning(
         return f"task {name!r} was {told}"
     else:
         why = (
-            f"its loss of {entry.loss:.3g} is estimated to have risen past the {entry.chance:.3g} nats a sample that "
+            f"its loss of {entry.loss:.3g} is estimated to have risen past the {_guessing(entry):.3g} nats a sample that "
             "guessing costs"
         )
     again = EXACT if exact else f"feed it again: `streamcl revisit {name}`, or `streamcl sweep`" if factors else NO_FACTORS
     return f"task {name!r} is at chance: {why}; {again}"
+
+
+def _guessing(entry: Consolidated) -> float:
+    known = over_guessing(entry)
+    return float("nan") if known is None else known[1]
 
 
 def past_warning(found: Past, factors: bool, exact: bool = False) -> str:

@@ -21,6 +21,7 @@ from streamcl.bench import gauge as bench
 from streamcl.bench.local import LocalDaemon
 from streamcl.cli import main
 from streamcl.config import from_tree
+from streamcl.core import surrogates
 from streamcl.core.chance import Chance
 from streamcl.core.likelihood import Bernoulli, Categorical, Gaussian
 from streamcl.core.reduce import ALONE
@@ -159,6 +160,10 @@ def test_entries_of_an_older_version_are_read_and_what_they_cost_is_not_known() 
         None,
         True,
     ]
+    seen = msgspec.structs.replace(new, inputs=True)
+    assert (gauge.at_chance(seen, 0.1, lower=True), gauge.bound(seen, 0.1, lower=True)) == (False, None)
+    assert gauge.past(standing([seen]), None, None, lower=True).rise_bound is None
+    assert gauge.past(standing([seen, new]), None, None, lower=True).rise_bound == "lower"
     assert gauge.at_chance(new, 3.0, gauge.Measured(0.9, 0.3)) is False
     assert gauge.at_chance(new, 0.0, gauge.Measured(0.3, 0.3)) is True
     assert "cost" not in msgspec.msgpack.decode(entries.encode(old))
@@ -268,6 +273,84 @@ def test_a_stream_that_is_hardly_held_sets_the_alarm(mode: str) -> None:
     assert lost
     assert all(point.alarm for point in lost)
     assert {point.bound for point in lost} == {"chance"}
+
+
+# -- real outputs --------------------------------------------------------------------------------------------------------
+
+
+def at_odds(number: int, n: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """The second task contradicts the first, on rows from the same place."""
+    rng = np.random.default_rng(number)
+    x = 3 + rng.normal(size=(n, 2)).astype("<f4") * np.array([2, 0.5], "<f4")
+    signal = 5 * (x[:, 0] - 3) + x[:, 1]
+    return x, ((signal if number == 0 else -signal) + rng.normal(size=n)).astype("<f4")
+
+
+def network(**posterior: Any) -> Learner:
+    return Learner({"model": {"likelihood": "gaussian", "args": {"hidden": [32]}}, "posterior": posterior})
+
+
+def taught(learner: Learner) -> float:
+    """How much a row of the first task was missed by more, once the second was learned, with the noise of the first."""
+    squares, noise = [], []
+    for number in (0, 1):
+        learner.observe(*at_odds(number), task=f"t{number}")
+        learner.boundary(f"t{number}")
+        answer, y = learner.predict(at_odds(0)[0]), at_odds(0)[1]
+        noise.append(float(answer.variance.reshape(-1)[0]))
+        squares.append(float(((answer.mean.reshape(-1) - y) ** 2).mean()))
+    return (squares[1] - squares[0]) / (2 * noise[0])
+
+
+@pytest.mark.parametrize("mode", ["single", "factors"])
+def test_a_network_that_unlearned_real_targets_says_by_how_much_and_sets_the_alarm(mode: str) -> None:
+    """No quadratic sees it: `test_without_its_inputs_a_network_says_too_little`."""
+    learner = network(mode=mode)
+    true, past = taught(learner), learner.past()
+    assert true > 10
+    assert 0.5 < 2 * past["rise"] / true < 2  # of two tasks, one of which has lost
+    assert (past["at_chance"], past["rise_bound"]) == (True, "chance")
+    assert copy.deepcopy(learner).past() == past
+    if mode == "factors":
+        first, newest = learner.tasks()
+        assert 0.5 < first["penalty_rise"] / true < 2
+        assert (first["at_chance"], newest["at_chance"], newest["rise_bound"]) == (True, False, None)
+
+
+def test_without_its_inputs_a_network_says_too_little_and_that_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surrogates, "WIDEST", 1)  # as of a row of too many numbers
+    learner = network()
+    true, past = taught(learner), learner.past()
+    assert 2 * past["rise"] < true / 4
+    assert (past["at_chance"], past["rise_bound"]) == (None, "lower")
+
+
+def test_a_model_that_fails_on_rows_that_stand_for_a_tasks_own_is_followed_by_its_quadratic() -> None:
+    class Odd(torch.nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) == surrogates.ROWS:
+                raise ValueError("too much at once")
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    module = Odd(torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))
+    learner = Learner({"model": {"likelihood": "gaussian"}}, module)
+    taught(learner)
+    assert learner.past()["rise"] > 0
+
+
+def test_inputs_are_stood_for_by_rows_of_their_mean_and_covariance() -> None:
+    torch.manual_seed(0)
+    x = 5 + torch.randn(4000, 2, 3) @ torch.randn(3, 3)
+    held = surrogates.moments(x)
+    drawn = surrogates.drawn(1000 * held, (2, 3))
+    assert drawn.shape == (surrogates.ROWS, 2, 3)
+    rows, own = drawn.reshape(-1, 6), x.reshape(-1, 6).double()
+    torch.testing.assert_close(rows.mean(0), own.mean(0))
+    torch.testing.assert_close(rows.T.cov(correction=0), own.T.cov(correction=0))
+    assert torch.equal(drawn, surrogates.drawn(1000 * held, (2, 3)))
+    same = surrogates.drawn(surrogates.moments(torch.ones(5, 2)), (2,))  # no variance at all
+    torch.testing.assert_close(same, torch.ones_like(same))
 
 
 # -- through the daemon ------------------------------------------------------------------------------------------------

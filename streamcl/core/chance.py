@@ -75,6 +75,13 @@ class Chance:
         variance = square - mean.square()
         return mean, torch.where(variance > SAME * square, variance, 0.0)
 
+    def beside(self, likelihood: Likelihood) -> float | None:
+        """As `loss`, but of real targets with the model's own noise, which its loss's rises are measured by."""
+        if not isinstance(likelihood, Gaussian):
+            return self.loss(likelihood)
+        _, variance = self._moments()
+        return likelihood.around(variance) if float(variance.sum()) > 0 else None
+
     def _of_reals(self, likelihood: Gaussian) -> float | None:
         _, variance = self._moments()
         if not float(variance.sum()) > 0:

@@ -19,14 +19,16 @@ from torch import Tensor
 
 from streamcl.core.basis import Basis
 from streamcl.core.precision import Curvature, Layered, Penalty, Precision, is_finite, of_kind
-from streamcl.core.stored import KIND, OPTIMUM, SHIFT, TEMPERING, kind_of, named
+from streamcl.core.stored import INPUTS, KIND, OPTIMUM, SHIFT, TEMPERING, kind_of, named
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Gaussian:
     """precision: Lambda over R^P, in nats per squared parameter, summed over samples. shift: eta [P] = Lambda * mean.
     tempering: how wide predictions are, the sums of `core.tempering`, where they are known. optimum: of a factor, the
-    parameters [P] at which its curvature was taken; of a total, the mean of its tasks'. Any operation loses both.
+    parameters [P] at which its curvature was taken; of a total, the mean of its tasks'. inputs: of real targets, the second
+    moments of the rows behind it, summed with their weights over the noise's variance (`core.surrogates`). Any operation
+    loses all three.
 
     Raises ValueError unless both are finite and of one size.
     """
@@ -35,6 +37,7 @@ class Gaussian:
     shift: Tensor
     tempering: Tensor | None = None
     optimum: Tensor | None = None
+    inputs: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.shift.shape != (self.precision.size,):
@@ -68,17 +71,14 @@ class Gaussian:
         A state without a kind is a diagonal: so were all before there were kinds.
         """
         tensors = {name: torch.tensor(a) for name, a in state.items()}
-        return cls(
-            of_kind(kind_of(state)).from_state(tensors), tensors[SHIFT], tensors.get(TEMPERING), tensors.get(OPTIMUM)
-        )
+        beside = (tensors.get(name) for name in (TEMPERING, OPTIMUM, INPUTS))
+        return cls(of_kind(kind_of(state)).from_state(tensors), tensors[SHIFT], *beside)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """All of it as host arrays by name, its kind among them."""
         tensors = {**self.precision.state(), SHIFT: self.shift}
-        if self.tempering is not None:
-            tensors[TEMPERING] = self.tempering
-        if self.optimum is not None:
-            tensors[OPTIMUM] = self.optimum
+        beside = {TEMPERING: self.tempering, OPTIMUM: self.optimum, INPUTS: self.inputs}
+        tensors |= {name: tensor for name, tensor in beside.items() if tensor is not None}
         return {KIND: named(self.precision.kind), **{name: tensor.cpu().numpy() for name, tensor in tensors.items()}}
 
     @property

@@ -178,7 +178,7 @@ class Growth:
         if optimum is not None:
             optimum = self.vector(optimum, new if prior is None else prior.mean)
         grown = Gaussian(self.precision(old.precision, fill), shift)
-        return replace(grown, tempering=old.tempering, optimum=optimum)
+        return replace(grown, tempering=old.tempering, optimum=optimum, inputs=old.inputs)
 
     def fixed(
         self, old: Mapping[str, npt.NDArray[np.generic]], new: Mapping[str, npt.NDArray[np.generic]]

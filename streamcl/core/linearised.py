@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from streamcl.core import likelihood as likelihoods
 from streamcl.core.basis import Basis, Matrix, Side, matrices_in, turned_into
@@ -34,7 +33,7 @@ from streamcl.core.layout import Layout
 from streamcl.core.measures import SquaresIn, columns_of
 from streamcl.core.parameters import FlatParameters
 from streamcl.core.precision import Full, Layered, Precision
-from streamcl.core.watched import places_of
+from streamcl.core.watched import called_at
 
 Gram = Callable[[Tensor], Tensor]
 
@@ -52,9 +51,8 @@ class Outputs:
 def is_linear(module: nn.Module, parameters: FlatParameters, x: Tensor) -> bool:
     """Whether the outputs for rows x [n, ...] are linear in the parameters: doubled with them."""
     twice = {name: 2 * p.detach() for name, p in zip(parameters.names, parameters.parameters, strict=True)}
-    tensors = {place: twice[name] for place, name in places_of(module, parameters).items()}
     with torch.no_grad():
-        output, doubled = module(x), functional_call(module, tensors, (x,), tie_weights=False)
+        output, doubled = module(x), called_at(module, parameters, twice, x)
     return bool(torch.allclose(doubled, 2 * output, rtol=1e-4, atol=1e-4 * float(output.abs().max())))
 
 

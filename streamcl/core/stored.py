@@ -25,7 +25,8 @@ import numpy.typing as npt
 from streamcl.errors import UnknownFormat
 
 EXACT = "exact"  # the kind of an exact learner's
-KIND, PRECISION, SHIFT, TEMPERING, OPTIMUM = "kind", "precision", "shift", "tempering", "optimum"
+KIND, PRECISION, SHIFT = "kind", "precision", "shift"
+TEMPERING, OPTIMUM, INPUTS = "tempering", "optimum", "inputs"
 
 Array = npt.NDArray[Any]
 State = Mapping[str, Array]

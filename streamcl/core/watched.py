@@ -6,12 +6,13 @@ itself raises is raised.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from streamcl.core.closed_forms import Site
 from streamcl.core.measures import Sums
@@ -112,6 +113,13 @@ class Watched:
     def zeros(self, names: Iterable[str]) -> Sums:
         """A zero for each of these parameters."""
         return {name: torch.zeros_like(self.by_name[name]) for name in names}
+
+
+def called_at(module: nn.Module, parameters: FlatParameters, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Outputs for rows x with other values, by name, in the place of the trainable parameters, which stay as they are."""
+    given = {place: tensors[name] for place, name in places_of(module, parameters).items()}
+    output: Tensor = functional_call(module, given, (x,), tie_weights=False)
+    return output
 
 
 def places_of(module: nn.Module, parameters: FlatParameters) -> dict[str, str]:

@@ -21,7 +21,7 @@ from streamcl.learning.learner import Learner
 from streamcl.schema import Signature
 
 FOLLOWED_AT_ONCE = 16  # tasks, at a boundary; more of them for
-FOLLOW_SHARE = 0.02  # this share of the time that it took; the rest when there is nothing to learn
+FOLLOW_SHARE = 0.02  # this share of the time that it took; the rest when there is nothing to learn, as of an open task
 TOGETHER = 500  # tasks in one word to ingest
 NOTHING_LEARNED = 0  # where the record would be behind which figures of a network with nothing learned stand
 EVALUATE_SHARE = 0.05  # at most this share of the time goes into evaluation sets while there is something to learn
@@ -41,7 +41,7 @@ class Following:
         self._rest: Iterator[tuple[str, float, float]] = iter(())
         self._followed: dict[str, int] = {}  # when each task was last looked at
         self._lsn, self._time = 0, 0.0
-        self._looked = -1
+        self._looked, self._look_again = -1, 0.0
         self._found: list[tuple[str, float, float]] = []
 
     @property
@@ -70,13 +70,17 @@ class Following:
         self._tell(learner)
 
     def look(self, learner: Learner) -> None:
-        """What the open task has cost the others so far, once behind each record; a revisit is not served yet."""
-        model, task = learner.model, learner.open_task
+        """What the open task has cost the others so far, once behind a record; a revisit is not served yet."""
+        model, task, began = learner.model, learner.open_task, time.monotonic()
         if model is None or task is None or task.revisited is not None or learner.next_lsn == self._looked:
+            return
+        if began < self._look_again:
             return
         self._looked = learner.next_lsn
         if learner.standing.tasks:
             self._say(words.Moved(lsn=learner.next_lsn, task=task.name, nats=model.moved(task)))
+            ended = time.monotonic()
+            self._look_again = ended + (ended - began) / FOLLOW_SHARE
 
     def _tell(self, learner: Learner) -> None:
         """Say what has been found; some tasks may be withdrawn by now."""

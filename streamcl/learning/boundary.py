@@ -96,15 +96,32 @@ class Boundary:
             taken = fitting.units.noted(taken, data)
         fitting.check_finite(taken.loss)
         fitting.check_gained(taken.loss, data, lambda: self.model.anchor(self.task.before))
-        width, cost = self.model.posterior.total.tempering, self.model.moved(self.task)
+        before, cost = self.model.posterior.total, self.model.moved(self.task)
         factor = self._absorb(taken.cavity, taken.curvature, added)
-        yield from self._choose_width(data, width)
+        factor, known = self._with_inputs(factor, before, data, weight)
+        yield from self._choose_width(data, before.tempering)
         if factor is not None and not self.model.recipe.config.posterior.as_in_the_note:
             factor = replace(factor, optimum=self.model.network.master())
         potential = None if factor is None else factor.potential(self.model.network.master())
-        chance = taken.chance.loss(self.model.network.likelihood)
+        chance, beside = (found(self.model.network.likelihood) for found in (taken.chance.loss, taken.chance.beside))
+        scores = None if beside is None or beside == chance else (taken.loss, beside)
         told = "; ".join(filter(None, (fitting.warning, squashed(self.model.network, data)))) or None
-        return Learned(data.samples, weight, taken.loss, factor, potential, told, cost, chance)
+        return Learned(data.samples, weight, taken.loss, factor, potential, told, cost, chance, scores, known)
+
+    def _with_inputs(
+        self, factor: Gaussian | None, before: Gaussian, data: TaskData, weight: float
+    ) -> tuple[Gaussian | None, bool]:
+        """What tells later what the outputs have moved on rows like these goes with the factor, else with the total; and
+        whether it does. before: the total from before this task; one that does not know all of its rows' stays so."""
+        posterior, own = self.model.posterior, self.model.inputs_of(data, weight, self.model.fitting.seed(self.lsn))
+        if own is None:
+            return factor, False
+        if factor is not None:
+            return replace(factor, inputs=own if factor.inputs is None else factor.inputs + own), True
+        if posterior.tasks and before.inputs is None:
+            return None, False
+        posterior.total = replace(posterior.total, inputs=own if before.inputs is None else before.inputs + own)
+        return None, True
 
     def _choose_width(self, data: TaskData, known: Tensor | None) -> Generator[Event, None, None]:
         """Of predictions; the task is learned whether it can be chosen or not. Until then, the one that was known."""

@@ -5,22 +5,25 @@ Guarantees: the three are of one signature, and begin and change together. Knows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
 from streamcl import models
 from streamcl.config import Config
+from streamcl.core import likelihood, surrogates
 from streamcl.core.gaussian import Gaussian
 from streamcl.core.precision import Layered
 from streamcl.core.reduce import ALONE, Reduction
 from streamcl.entries import Consolidated
 from streamcl.gauge import is_linear_gaussian
-from streamcl.learning.data import Array
+from streamcl.learning.data import Array, TaskData
 from streamcl.learning.fitting import Fitting, seed_at
 from streamcl.learning.growing import Widths, due
 from streamcl.learning.network import Network
@@ -29,6 +32,8 @@ from streamcl.learning.posterior import FactorSource, Posterior, from_arrays
 from streamcl.learning.trial import Trial, first_width
 from streamcl.schema import LabelMap, Signature
 from streamcl.snapshot import NEWEST, POSTERIOR, Vintage, under
+
+INPUT_ROWS = 2048  # of a task, from which the mean and covariance of its inputs are taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +165,8 @@ class Model:
 
     def follow(self, followed: Mapping[str, int]) -> Iterator[tuple[str, float, float]]:
         """What each task's penalty comes to at the parameters as they are, as `Posterior.follow`."""
-        return self.posterior.follow(self.network.master(), followed)
+        theta = self.network.master()
+        return self.posterior.follow(theta, followed, lambda factor: self._risen(factor, factor.optimum, theta))
 
     def served(self, before: Mapping[str, npt.NDArray[Any]]) -> Mapping[str, npt.NDArray[Any]]:
         """What predictions are made with: during a revisit, the parameters from before it."""
@@ -171,10 +177,38 @@ class Model:
         return self.posterior.total.state()
 
     def moved(self, task: OpenTask | None) -> float:
-        """What an open task's steps have cost the tasks before it so far, by their quadratic, in nats."""
+        """What an open task's steps have cost the tasks before it so far, in nats: as real outputs show it on inputs like
+        theirs, where these are kept; else by their quadratic."""
         if task is None or task.start is None:
             return 0.0
-        return self.past() - task.start
+        total = self.posterior.total
+        risen = None if total.inputs is None else self._risen(total, total.mean, self.network.master())
+        return self.past() - task.start if risen is None else risen
+
+    def _risen(self, learned: Gaussian, start: torch.Tensor | None, theta: torch.Tensor) -> float | None:
+        """How much more rows like those behind a Gaussian are missed by at theta [P] than at the start, in nats; None
+        where nothing of them is kept, or the network cannot take what stands for them."""
+        network = self.network
+        if learned.inputs is None or start is None:
+            return None
+        x = surrogates.drawn(learned.inputs, self.signature.x_shape).to(network.device, network.dtype)
+        try:
+            moved = network.outputs_at(theta, x).double() - network.outputs_at(start, x).double()
+        except Exception:  # whatever a model may raise of rows that are not a task's own
+            return None
+        risen = 0.5 * float(learned.inputs[-1, -1]) * float(moved.square().sum()) / len(moved)
+        return risen if math.isfinite(risen) else None
+
+    def inputs_of(self, data: TaskData, weight: float, seed: int) -> torch.Tensor | None:
+        """The second moments [d + 1, d + 1] of a task's rows, times what they count for: their weight over the noise's
+        variance. From as many rows as there need be; None where its rises are known well without, or cannot be seen so."""
+        kind, settings = self.network.likelihood, self.posterior.settings
+        x, _ = next(iter(data.minibatches(min(INPUT_ROWS, data.samples), np.random.default_rng([seed, 3]))))
+        if not isinstance(kind, likelihood.Gaussian) or self.posterior.linear or settings.as_in_the_note:
+            return None
+        if not x.is_floating_point() or x[0].numel() > surrogates.WIDEST or not weight > 0:
+            return None
+        return surrogates.moments(x).cpu() * (weight / kind.noise_variance)
 
     def past(self, before: Mapping[str, npt.NDArray[Any]] | None = None) -> float:
         """What the tasks so far come to (`Posterior.past`), in nats; before: where they were at the anchor instead."""

@@ -28,6 +28,7 @@ from streamcl.core.likelihood import Categorical, Gaussian, Likelihood, likeliho
 from streamcl.core.modes import TrainingFlags
 from streamcl.core.parameters import FlatParameters
 from streamcl.core.reduce import ALONE, Reduction
+from streamcl.core.watched import called_at
 from streamcl.errors import ConfigError
 from streamcl.learning import growing, tensors
 from streamcl.learning.coordinates import linear_layers
@@ -378,6 +379,12 @@ class Network:
     def theta(self) -> npt.NDArray[Any]:
         """The flat trainable parameters on the host."""
         return tensors.host(self.parameters.theta)
+
+    def outputs_at(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Outputs for rows x as the module takes them at other parameters theta [P], which the network does not take on."""
+        tensors = self.parameters.split(theta.to(self.device, self.dtype))
+        with self.evaluating():
+            return called_at(self.module, self.parameters, tensors, x)
 
     def master(self) -> Tensor:
         """The flat trainable parameters as float64 on the host, [P]: what the posterior is made of."""

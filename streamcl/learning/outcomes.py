@@ -40,7 +40,7 @@ class Learned:
     """A task whose optimum has entered the posterior.
 
     samples: rows. weight: lambda_t. loss: mean NLL there, in nats a sample. factor: in factor mode, potential: of it there.
-    warning: for the operator. cost, chance, scores: as of `entries.Consolidated`.
+    warning: for the operator. cost, chance, scores, inputs: as of `entries.Consolidated`.
     """
 
     samples: int
@@ -52,6 +52,7 @@ class Learned:
     cost: float | None = None
     chance: float | None = None
     scores: tuple[float, float] | None = None
+    inputs: bool = False
 
 
 def about(mark: Mark, task: str, started: float) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def consolidated(
     """
     figures: dict[str, Any] = {"samples": learned.samples, "weight": learned.weight, "loss": learned.loss}
     about["warning"] = learned.warning and learned.warning[:MOST_WARNING]
-    about |= {"cost": learned.cost, "chance": learned.chance, "scores": learned.scores}
+    about |= {"cost": learned.cost, "chance": learned.chance, "scores": learned.scores, "inputs": learned.inputs}
     if learned.factor is not None:
         about |= {"factor": about["lsn"], "potential": learned.potential}
     left = tuple(task.suspects)

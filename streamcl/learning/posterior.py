@@ -123,17 +123,20 @@ class Posterior:
         """
         more = self.absorb(cavity, curvature, theta, None, 1.0)
         old = None if more is None else self._factor(task)
-        return more if more is None or old is None else old.beside(more).times(more)
+        return more if more is None or old is None else replace(old.beside(more).times(more), inputs=old.inputs)
 
     def forget(self, task: str) -> None:
         """The totals without a task's factor, recomputed from the others."""
         self.total = self._prior_here.product(self._factors(without=task))
 
-    def follow(self, theta: Tensor, followed: Mapping[str, int]) -> Iterator[tuple[str, float, float]]:
-        """Each task's name, its penalty at theta in nats, and the penalty's rise in nats a sample since it was learned.
+    def follow(
+        self, theta: Tensor, followed: Mapping[str, int], risen: Callable[[Gaussian], float | None]
+    ) -> Iterator[tuple[str, float, float]]:
+        """Each task's name, its penalty at theta in nats, and its loss's rise in nats a sample since it was learned.
 
         Both from the parameters at which its curvature was taken; in the note's way (a factor without these) from the
-        factor's centre, which what training left unfinished and revisits with a share put anywhere.
+        factor's centre, which what training left unfinished and revisits with a share put anywhere. The rise is the
+        penalty's where it is not seen in outputs (`risen`, of a factor, in nats).
         followed: when each was last looked at; those longest ago come first. What was withdrawn meanwhile is passed over.
         Raises Damaged if a factor is missing or, when first looked at, unsound.
         """
@@ -144,12 +147,13 @@ class Posterior:
             factor = None if entry is None else self._factor(task, verify=task not in followed)
             if entry is None or factor is None:
                 continue
+            seen = risen(factor)
             if factor.optimum is not None:
                 penalty = rise = factor.away(theta)
             else:
                 penalty = factor.penalty(theta, LEAST_SHARE * self.settings.effective_prior_precision)
                 rise = factor.potential(theta) - (entry.potential or 0.0)
-            yield task, penalty, rise / (entry.weight or entry.samples)
+            yield task, penalty, (rise if seen is None else seen) / (entry.weight or entry.samples)
 
     def past(self, theta: Tensor) -> float:
         """The loss of all tasks so far at theta [P], by the total without the prior, in nats up to a constant.
