@@ -19,7 +19,7 @@ from streamcl.daemon.channel import Channel
 from streamcl.daemon.orders import Orders
 from streamcl.daemon.trainer import Trainer
 from streamcl.errors import StreamclError
-from streamcl.storage import beside, checkpoint
+from streamcl.storage import beside, checkpoint, container, published
 from streamcl.storage.beside import Beside
 from streamcl.storage.disk import Disk, SyncFailed
 from streamcl.storage.log import LogWriter
@@ -352,3 +352,32 @@ def test_a_commit_yields_what_it_waits_for(tmp_path: Path) -> None:
     disk.full_at = "take checkpoint"
     events = list(trainer.commit.checkpoint(trainer.replay))
     assert [type(event) for event in events] == [commit.Full, commit.Written]
+
+
+def test_parameters_that_a_full_disk_has_no_room_for_are_published_once_there_is_room_and_nothing_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(tmp_path / "state")
+    trainer, written = training.trainer, container.pack
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    training.batch()
+    trainer._publish(force=True)
+    shown = published.read(trainer.state.parameters)
+    monkeypatch.setattr(container, "pack", full)
+    training.batch()
+    trainer._publish(force=True)
+    assert "readers get older parameters" in str(trainer.publisher.full)
+    assert len(list(trainer.state.parameters.parent.glob("parameters.*"))) == 1
+    still = published.read(trainer.state.parameters)
+    assert shown is not None
+    assert still is not None
+    assert still[0] == shown[0]
+    monkeypatch.setattr(container, "pack", written)
+    trainer._publish(force=True)
+    assert trainer.publisher.full is None
+    after = published.read(trainer.state.parameters)
+    assert after is not None
+    assert after[0]["position"] == 2

@@ -226,7 +226,7 @@ class Observers:
         self.view.progressed(progress)
         self.metrics.trained(progress)
         if progress.full is not None:
-            self.chronicle.note("disk_full", "the disk is full; training waits for room")
+            self.chronicle.note("disk_full", f"the disk is full: {progress.full}")
 
     def _done(self, entry: Entry, warning: str | None) -> None:
         """A task was consolidated, for the first time or again, withdrawn, or its revisit abandoned."""

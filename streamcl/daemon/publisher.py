@@ -28,7 +28,8 @@ PUBLISH_SHARE = 0.01  # at most this share of the time goes into it
 
 
 class Publisher:
-    """Publishes one learner's parameters at a time. frozen: where what never changes is stored once.
+    """Publishes one learner's parameters at a time. frozen: where what never changes is stored once. full: why the newest
+    parameters are not shown yet.
 
     What it writes is all that predictions take, beside the posterior and the factory's code: also on another machine.
     """
@@ -37,11 +38,13 @@ class Publisher:
         self.state, self.frozen = state, frozen
         self._told = {"configuration": of_model(config), "arithmetic": arithmetic()}
         self._last = self._cost = 0.0
+        self.full: str | None = None
         self._laid_out: tuple[FlatParameters, dict[str, Any]] | None = None
         self._rested: tuple[int, ...] | None = None  # what was published between two records
 
     def publish(self, learner: Learner, *, force: bool = False, before_any: bool = False, at_rest: bool = False) -> None:
-        """Where it is time, or `force`.
+        """Where it is time, or `force`; on a full disk what was published stays, `full` says so, and the next one is due
+        soon.
 
         before_any: no checkpoint has a posterior yet, so the prior is published too.
         at_rest: between two records, where nothing more comes for now; what was published so already is not again.
@@ -52,6 +55,19 @@ class Publisher:
             return
         if not force and learner.open_task is not None and learner.open_task.revisited is not None:
             return
+        try:
+            self._publish(learner, model, before_any, at_rest)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self.full = f"{error.strerror}; readers get older parameters until there is room, training goes on"
+        else:
+            self.full = None
+        if not at_rest or self.full is not None:  # what comes next is published as soon as it would have been
+            self._last = time.monotonic()
+            self._cost = self._last - started
+
+    def _publish(self, learner: Learner, model: AnyModel, before_any: bool, at_rest: bool) -> None:
         state = learner.steps, learner.next_lsn, learner.samples, learner.consolidations
         if at_rest and state == self._rested:
             return
@@ -82,9 +98,6 @@ class Publisher:
         }
         published.publish(self.state.parameters, meta, self._referred(served))
         self._rested = state if at_rest else None
-        if not at_rest:  # what comes next is published as soon as it would have been
-            self._last = time.monotonic()
-            self._cost = self._last - started
 
     def _referred(self, served: Mapping[str, npt.NDArray[Any]]) -> Mapping[str, npt.NDArray[Any]]:
         """With references in the place of what is stored by digest; on a full disk, the arrays themselves."""

@@ -341,7 +341,7 @@ class Trainer:
         self.full = None
 
     def _wait_for_room(self, reason: str) -> None:
-        self.full = reason
+        self.full = f"{reason}; training waits for room"
         self.log.error("the disk is full; waiting for room", reason=reason)
         self._report(force=True)
         self._wait(FULL_SECONDS)
@@ -392,8 +392,10 @@ class Trainer:
     # -- what others see -----------------------------------------------------------------------------------------
 
     def _publish(self, force: bool = False, at_rest: bool = False) -> None:
-        before_any = self.commit.checkpointed_lsn == 0
+        before_any, before = self.commit.checkpointed_lsn == 0, self.publisher.full
         self.publisher.publish(self.learner, force=force, before_any=before_any, at_rest=at_rest)
+        if self.publisher.full not in (None, before):
+            self.log.error("the disk is full; parameters are not published", reason=self.publisher.full)
 
     def _report(self, force: bool = False) -> None:
         if not force and not self.reports.due:
@@ -401,7 +403,9 @@ class Trainer:
         orders = self.orders
         at_work = not orders.paused and self.learner.next_lsn < orders.durable  # what one that dies might have died of
         alive = words.Alive(checkpointed=self.commit.checkpointed_lsn, at_work=at_work)
-        self.reports.say(self.learner, self.activity, paused=orders.paused, full=self.full, alive=alive)
+        self.reports.say(
+            self.learner, self.activity, paused=orders.paused, full=self.full or self.publisher.full, alive=alive
+        )
 
     # -- being told ----------------------------------------------------------------------------------------------
 

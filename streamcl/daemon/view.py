@@ -168,7 +168,7 @@ class View:
             return f"the disk of {self.config.state_dir} is full; nothing more is taken in until there is room"
         full = self.progress.full
         if full is not None:
-            return f"the disk of {self.config.state_dir} is full: {full}; training waits for room"
+            return f"the disk of {self.config.state_dir} is full: {full}"
         if self.link.paused and self.session.room.credit()["messages"] == 0:
             return f"{PAUSED}; the disk budget (stream.task_bytes) is used up, so producers wait"
         return None

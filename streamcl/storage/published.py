@@ -25,14 +25,18 @@ Stamp = tuple[int, int, int]
 
 
 def publish(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Put a new version in place of the previous one.
+    """Put a new version in place of the previous one; raises OSError, which leaves that one.
 
     `path` is a link to the newest version's file. Renaming the link costs nothing; renaming a file over another makes
     ext4 write it to the disk at once, where these need never be.
     """
     version = _named(path)
-    with open(os.open(version, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.writelines(container.pack(meta, arrays, digests=False))
+    try:
+        with open(os.open(version, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.writelines(container.pack(meta, arrays, digests=False))
+    except OSError:  # a full disk: the newest whole version stays, and what there is of this one takes no room
+        version.unlink(missing_ok=True)
+        raise
     _show(path, version)
 
 
