@@ -346,11 +346,14 @@ def test_inputs_are_stood_for_by_rows_of_their_mean_and_covariance() -> None:
     drawn = surrogates.drawn(1000 * held, (2, 3))
     assert drawn.shape == (surrogates.ROWS, 2, 3)
     rows, own = drawn.reshape(-1, 6), x.reshape(-1, 6).double()
-    torch.testing.assert_close(rows.mean(0), own.mean(0))
-    torch.testing.assert_close(rows.T.cov(correction=0), own.T.cov(correction=0))
+    torch.testing.assert_close(rows.mean(0), own.mean(0), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(rows.T.cov(correction=0), own.T.cov(correction=0), rtol=1e-6, atol=1e-6)
     assert torch.equal(drawn, surrogates.drawn(1000 * held, (2, 3)))
-    same = surrogates.drawn(surrogates.moments(torch.ones(5, 2)), (2,))  # no variance at all
-    torch.testing.assert_close(same, torch.ones_like(same))
+    odd = torch.tensor([[1e6, 0.001, 0.0, 7.0], [1e6, 0.003, 0.0, 9.0]])  # never changes, tiny, dead, moves with another
+    same = surrogates.drawn(surrogates.moments(odd), (4,))
+    assert same[:, 0].std() < 20
+    torch.testing.assert_close(same[:, 1:].std(0), torch.tensor([0.001, 0, 1], dtype=torch.float64), rtol=0.01, atol=1e-9)
+    torch.testing.assert_close(same[:, 3], 6 + 1000 * same[:, 1], rtol=0, atol=0.01)
 
 
 # -- through the daemon ------------------------------------------------------------------------------------------------

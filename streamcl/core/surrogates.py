@@ -14,6 +14,7 @@ Guarantees: the same draws every time; memory that does not depend on the number
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 WIDEST = 512  # numbers a row; of more, their covariance would take as much memory as many a network
 ROWS = 1024  # drawn
 SEED = 0
+ROUNDING = 1e-10  # of an input's mean square, that rounding leaves of its variance
 
 
 def moments(x: Tensor) -> Tensor:
@@ -31,12 +33,24 @@ def moments(x: Tensor) -> Tensor:
 
 
 def drawn(moments: Tensor, shape: Sequence[int]) -> Tensor:
-    """Rows [ROWS, *shape], float64, of which `moments`, or a multiple, are the moments."""
+    """Rows [ROWS, *shape], float64, of which `moments`, or a multiple, are the moments, up to rounding."""
     held = moments / moments[-1, -1]
     mean = held[-1, :-1]
-    values, vectors = torch.linalg.eigh(held[:-1, :-1] - torch.outer(mean, mean))
-    noise = torch.randn(ROWS, len(mean), dtype=torch.float64, generator=torch.Generator().manual_seed(SEED))
-    noise -= noise.mean(0)
-    noise = torch.linalg.solve_triangular(torch.linalg.cholesky(noise.T @ noise / ROWS), noise.T, upper=False).T
-    rows: Tensor = mean + (noise * values.clamp(min=0).sqrt()) @ vectors.T
+    covariance = held[:-1, :-1] - torch.outer(mean, mean)
+    own = held.diagonal()[:-1].clamp(min=torch.finfo(held.dtype).tiny)
+    covariance.diagonal().add_(ROUNDING * own)  # inputs that never change, or are sums of others, have no variance
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    if int(failed):
+        values, vectors = torch.linalg.eigh(covariance)
+        root = vectors * values.clamp(min=0).sqrt()
+    rows: Tensor = mean + _white(len(mean)) @ root.T
     return rows.reshape(ROWS, *shape)
+
+
+@lru_cache(maxsize=2)
+def _white(width: int) -> Tensor:
+    """Noise [ROWS, width] of mean 0 and covariance 1, exactly."""
+    noise = torch.randn(ROWS, width, dtype=torch.float64, generator=torch.Generator().manual_seed(SEED))
+    noise -= noise.mean(0)
+    white: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(noise.T @ noise / ROWS), noise.T, upper=False)
+    return white.T
