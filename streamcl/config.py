@@ -150,10 +150,10 @@ class Posterior(_Section, frozen=True):
     """
 
     mode: Literal["single", "factors", "multi-anchor", "online"] = "single"
-    prior_precision: PositiveFloat | Auto = "auto"
+    prior_precision: Annotated[float, msgspec.Meta(gt=0.0, le=1e30)] | Auto = "auto"
     half_life: NonNegative = 0.0
     prior_mean: Literal["zero", "init"] = "zero"
-    scale: NonNegative = 1.0
+    scale: Annotated[float, msgspec.Meta(ge=0.0, le=1e20)] = 1.0
     convention: Convention = "streamcl"
     gamma: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.95
     curvature: Literal["auto", "diagonal", "kronecker", "full"] = "auto"

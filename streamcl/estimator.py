@@ -45,7 +45,7 @@ from streamcl.inputs import encoded
 from streamcl.learning import kinds, scenario
 from streamcl.learning import learner as learning
 from streamcl.learning.data import Array, Block, Rows
-from streamcl.learning.failing import Unlearnable
+from streamcl.learning.failing import MOST_FAILURES, Unlearnable
 from streamcl.learning.kinds import AnyModel
 from streamcl.learning.network import Network
 from streamcl.learning.open_task import OpenTask
@@ -523,6 +523,9 @@ class Learner:
                     raise interrupt from None
                 self._note(stored, error)
                 self._go_back()
+                if sum(self._failures[stored.lsn].values()) > MOST_FAILURES:
+                    told = f"{error}; it cannot be passed over either: mend the model or its configuration"
+                    raise Refused("unlearnable", told) from error
 
     def _note(self, stored: Stored, error: Unlearnable) -> None:
         stages = self._failures.setdefault(stored.lsn, {})
@@ -583,6 +586,8 @@ class Learner:
                 run_through(self._replay.apply(stored))
             except Unlearnable as error:
                 self._note(stored, error)
+                if sum(self._failures[stored.lsn].values()) > MOST_FAILURES:
+                    raise
                 return False
         return True
 

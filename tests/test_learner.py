@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from streamcl import snapshot
+from streamcl import estimator, snapshot
 from streamcl.config import from_tree
 from streamcl.conventions import to_scale
 from streamcl.core.gaussian import Gaussian
 from streamcl.core.products import fast_products, products_for
-from streamcl.errors import ConfigError
+from streamcl.errors import ConfigError, Refused
 from streamcl.learning.data import TaskData
 from streamcl.learning.learner import Learner
 from streamcl.learning.network import Network
@@ -334,3 +334,23 @@ def test_parameters_that_changed_places_since_are_refused_not_loaded(
     else:
         with pytest.raises(ConfigError, match=r"a\.weight .* where the other has b\.weight"):
             again.restore(meta, tensors, first.learner.standing)
+
+
+def test_a_weight_that_the_penalty_has_no_numbers_for_holds_its_task_and_the_next_is_learned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And one that they have no room for at all is refused before."""
+    monkeypatch.setattr("streamcl.learning.boundary.ROOM", 1e30)
+    model = estimator.Learner({"model": {"classes": 3}})
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 4)).astype("<f4"), rng.integers(0, 3, 60)
+    model.observe(x, y, task="a")
+    with pytest.raises(Refused, match=r"expected at most 1e\+30") as refused:
+        model.boundary("a", weight=1e31)
+    assert refused.value.code == "bad_header"
+    with pytest.raises(Refused, match="beyond what numbers of float32 hold"):
+        model.boundary("a", weight=1e15)
+    model.drop("a")
+    model.observe(x, y, task="b")
+    assert model.boundary("b", weight=60)["samples"] == 60
+    assert np.isfinite(model.predict(x).probs).all()

@@ -18,7 +18,9 @@ from streamcl.daemon import commit, memory, words
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.orders import Orders
 from streamcl.daemon.trainer import Trainer
-from streamcl.errors import StreamclError
+from streamcl.errors import Refused, StreamclError
+from streamcl.learning.failing import MOST_FAILURES
+from streamcl.learning.fitting import Fitting
 from streamcl.storage import beside, checkpoint, container, published
 from streamcl.storage.beside import Beside
 from streamcl.storage.disk import Disk, SyncFailed
@@ -381,3 +383,44 @@ def test_parameters_that_a_full_disk_has_no_room_for_are_published_once_there_is
     after = published.read(trainer.state.parameters)
     assert after is not None
     assert after[0]["position"] == 2
+
+
+def test_a_record_that_cannot_even_be_passed_over_is_said_to_be_in_the_way_and_tried_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamcl.daemon.trainer.HELP_SECONDS", 0.0)
+    begun = Fitting.begin
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no memory on this device")
+
+    monkeypatch.setattr(Fitting, "begin", fails)
+    training = Training(tmp_path / "state")
+    training.batch()
+    for _ in range(MOST_FAILURES + 3):
+        training.trainer.turn()
+    assert len(training.trainer.commit.failures) == MOST_FAILURES  # and no more, however often it is tried
+    said = training.said(words.Trouble)
+    assert {each.role for each in said} == {"learning"}
+    assert "no memory on this device" in said[-1].reason
+    assert training.trainer.learner.next_lsn == 0
+    monkeypatch.setattr(Fitting, "begin", begun)
+    training.trainer.turn()
+    assert training.trainer.learner.next_lsn == 1
+    assert [each.reason for each in training.said(words.Trouble)] == [None]
+
+
+def test_a_learner_in_process_does_not_try_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Learner({"model": {"factory": "streamcl.models:linear", "classes": 3}})
+    begun = Fitting.begin
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no memory on this device")
+
+    monkeypatch.setattr(Fitting, "begin", fails)
+    with pytest.warns(RuntimeWarning), pytest.raises(Refused, match=r"no memory .* cannot be passed over") as refused:
+        learner.observe(X, Y, task="t")
+    assert refused.value.code == "unlearnable"
+    monkeypatch.setattr(Fitting, "begin", begun)
+    learner.observe(X, Y, task="t")
+    assert learner.boundary("t")["samples"] == len(X)

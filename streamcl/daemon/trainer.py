@@ -33,7 +33,7 @@ from streamcl.daemon.quiet import FOLLOW_SHARE, Evaluating, Following
 from streamcl.daemon.reports import Reports
 from streamcl.entries import Abandoned, Confirmed, Held, Standing
 from streamcl.learning.data import Store
-from streamcl.learning.failing import Unlearnable
+from streamcl.learning.failing import MOST_FAILURES, Unlearnable
 from streamcl.learning.fitting import Event
 from streamcl.learning.learner import Learner
 from streamcl.learning.network import choose_device
@@ -48,6 +48,8 @@ from streamcl.storage.records import Batch
 from streamcl.storage.state import StateDirectory
 
 LOOK_SECONDS = 0.005  # between two looks at the channels during a record
+LEARNING = "learning"  # what is in trouble where the trainer lives and cannot go on
+HELP_SECONDS = 30.0  # between two attempts at a record that can neither be learned nor passed over
 FULL_SECONDS = 1.0  # between two attempts to write to a full disk
 CHECKPOINT_SECONDS = 30.0
 WRITING_SHARE = 0.1  # half of which a thread that computes on the same processor loses
@@ -138,6 +140,7 @@ class Trainer:
         self.orders = Orders(up, side)
         self.judge = Judge(self.state.trial)
         self.full: str | None = None
+        self._stuck: int | None = None  # at which record
         self._said_cramped = False
         self._last_step = self._last_look = 0.0
         self._last_checkpoint = time.monotonic()
@@ -177,6 +180,8 @@ class Trainer:
         saved, standing = self.commit.recover()
         self.team.tell(words.Restore(saved=saved is not None))
         self.learner.wary = quarantine.failures(self.commit.failures)
+        stuck = [lsn for lsn, stages in self.learner.wary.items() if sum(stages.values()) >= MOST_FAILURES]
+        self._stuck = min(stuck, default=None)
         if saved is not None:
             self.replay.restore(saved.meta, saved.tensors, standing)
             self.orders.durable = self.learner.next_lsn
@@ -237,6 +242,7 @@ class Trainer:
         except Lost as error:
             self._set_aside(entry, self.team.blamed(error))
             return True
+        self._help_has_come(lsn)
         self._report()
         self._publish()
         self.following.go_on(self.learner, 0.0)
@@ -281,6 +287,12 @@ class Trainer:
 
     def _set_aside(self, entry: log.Entry, error: Unlearnable) -> None:
         """Note that a record cannot be learned, return to the last good state, and go over the log again, wary of it."""
+        failed = sum(self.learner.wary.get(entry.lsn, {}).values())
+        if failed >= MOST_FAILURES:
+            self.log.error("a record cannot even be passed over", lsn=entry.lsn, reason=loggable(error))
+            self._begin_anew()
+            self._wait_for_help(entry, error)
+            return
         record = entry.record
         failure = Failure(
             lsn=entry.lsn,
@@ -294,12 +306,36 @@ class Trainer:
         )
         self.log.error("rolled back: a record cannot be learned", **{**failure.plain(), "reason": loggable(error)})
         self._go_through(self.commit.set_aside(failure))
+        self._begin_anew()
+        self.side.send(words.SetAside(failure=failure))
+
+    def _begin_anew(self) -> None:
+        """From the last good state."""
         self.team.form()
         self.replay = self._fresh_replay()
         durable = self.orders.durable
         self.recover()
         self.orders.durable = durable
-        self.side.send(words.SetAside(failure=failure))
+
+    def _wait_for_help(self, entry: log.Entry, error: Unlearnable) -> None:
+        """Passing a record over fails as well, so nothing behind it is learned: that is said, and tried now and then."""
+        task = entry.record.task
+        reason = (
+            f"task {task!r}: a record can neither be learned nor passed over, so nothing behind it is learned: {error}; "
+            f"everything sent is stored: mend the model or its configuration, and restart"
+        )
+        self.side.send(words.Trouble(role=LEARNING, reason=reason))
+        until = time.monotonic() + HELP_SECONDS
+        while (left := until - time.monotonic()) > 0 and self.orders.stopping is None:
+            self._report(force=True)
+            self._checkpoint_if_due()
+            self._wait(left)
+            self._look_up()
+
+    def _help_has_come(self, lsn: int) -> None:
+        if self._stuck is not None and lsn >= self._stuck:
+            self._stuck = None
+            self.side.send(words.Trouble(role=LEARNING, reason=None))
 
     # -- durability ----------------------------------------------------------------------------------------------
 

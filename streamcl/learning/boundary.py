@@ -30,6 +30,7 @@ from streamcl.learning.predictive import tempered
 
 CALMER = 0.1  # the learning rate's factor at each new attempt at a boundary that diverged
 LOOKED_AT = 64  # rows, to see whether outputs are logits
+ROOM = 1e4  # that must be left between the penalty and the largest number there is, for its products
 ATTEMPTS = 4  # at a boundary that diverges; then the task is held
 
 
@@ -98,6 +99,7 @@ class Boundary:
         fitting.check_gained(taken.loss, data, lambda: self.model.anchor(self.task.before))
         before, cost = self.model.posterior.total, self.model.moved(self.task)
         factor = self._absorb(taken.cavity, taken.curvature, added)
+        self._check_fits(weight)
         factor, known = self._with_inputs(factor, before, data, weight)
         yield from self._choose_width(data, before.tempering)
         if factor is not None and not self.model.recipe.config.posterior.as_in_the_note:
@@ -157,6 +159,16 @@ class Boundary:
         if added:
             return model.posterior.extend(task.name, cavity, curvature, theta)
         return model.posterior.absorb(cavity, curvature, theta, task.revisited, task.damping or 1.0)
+
+    def _check_fits(self, weight: float) -> None:
+        """Raise ValueError where the next task's steps would have no numbers for the penalty."""
+        total, kind = self.model.posterior.total, self.model.network.dtype
+        largest = max(total.curvature().largest, float(total.shift.abs().max()))
+        if not largest < torch.finfo(kind).max / ROOM:
+            raise ValueError(
+                f"the penalty comes to {largest:.2g} with this task, which weighs {weight:.3g}: beyond what numbers of "
+                f"{str(kind).removeprefix('torch.')} hold; a smaller weight or posterior.scale, or train.dtype = 'float64'"
+            )
 
     def _data(self) -> TaskData:
         def blocks(window: Any) -> Iterator[Block]:

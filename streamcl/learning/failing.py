@@ -14,6 +14,7 @@ from streamcl.errors import Damaged, StreamclError, WrongOutput, in_words
 
 DIVERGED = {"batch": "batch-diverged", "boundary": "boundary-diverged"}  # the stage of a failure that the steps caused
 MOST_CHARACTERS = 2000  # of a reason
+MOST_FAILURES = 8  # of a record; behind these it is not the record that is at fault, and passing it over does not help
 
 
 class Unlearnable(StreamclError):

@@ -81,6 +81,7 @@ REVISITING = frozenset({"factors", "online"})  # modes in which a task may be fe
 TASK_CHARACTERS = 128
 KEPT_REMEDY = "`streamcl retry TASK` tries again to learn them, `streamcl drop TASK` gives them up"
 CLOSED_ALREADY = "is closed already"  # and neither held nor withdrawn
+HEAVIEST = {"float32": 1e30, "float64": 1e290}  # lambda_t that a penalty in these numbers has room for
 SPOOL_FACTOR = 2  # closed tasks awaiting consolidation may hold as much disk again as the open one
 
 
@@ -91,7 +92,7 @@ class Terms:
     task_bytes: disk budget of the open task. credit: messages a producer may hold unacknowledged. tasks, producers: how
     many names are kept at most. drift: the daemon closes tasks: when their stream changes, at a number of rows, or by the
     clock, which schedule then makes. hold: no new task is opened while one is held. missing, words: whether a table's
-    numbers may be missing, and whether it may have columns of words.
+    numbers may be missing, and whether it may have columns of words. heaviest: weight of a boundary.
     """
 
     likelihood: str = "categorical"
@@ -104,6 +105,7 @@ class Terms:
     words: bool = True
     task_bytes: int = 8 << 30
     credit: int = 16
+    heaviest: float = HEAVIEST["float32"]
     message_bytes: int = MESSAGE_BYTES
     tasks: int = 100_000
     producers: int = 100_000
@@ -124,6 +126,7 @@ class Terms:
             words=config.input.categories != "refuse",
             task_bytes=stream.task_bytes,
             credit=stream.credit,
+            heaviest=HEAVIEST[config.train.dtype],
             tasks=stream.tasks,
             producers=stream.producers,
             schedule=Schedule.of(stream),
@@ -272,7 +275,8 @@ class StreamSession:
         return (Boundary(producer=None, epoch=0, seq=0, task=self.open_tag, origin=origin, reason=why),)
 
     def admit_boundary(self, producer: str, message: messages.Boundary) -> tuple[Record, ...]:
-        """The record of a boundary; raises Refused ``task_mismatch task_closed unknown_task``."""
+        """The record of a boundary; raises Refused ``bad_header task_mismatch task_closed unknown_task``."""
+        self._check_weight(message.weight)
         task = self._opened_as(message.task)
         epoch = self.producers[producer].epoch
         return (
@@ -288,8 +292,17 @@ class StreamSession:
 
     def admit_admin_boundary(self, task: str, weight: float | None) -> tuple[Record, ...]:
         """The record of an operator's boundary; raises Refused as `admit_boundary`."""
+        self._check_weight(weight)
         own = self._opened_as(task)
         return (Boundary(producer=None, epoch=0, seq=0, task=own, weight=weight, origin="admin"),)
+
+    def _check_weight(self, weight: float | None) -> None:
+        if weight is not None and weight > self.terms.heaviest:
+            raise Refused(
+                "bad_header",
+                f"boundary.weight: expected at most {self.terms.heaviest:g}, for which the penalty's numbers (train.dtype) "
+                f"have room, got {weight:g}",
+            )
 
     def admit_revisit(self, producer: str | None, seq: int, task: str, damping: float | None) -> tuple[Record, ...]:
         """The record that reopens a task, on the stream or (without a producer) for an operator.
