@@ -518,6 +518,13 @@ def test_what_never_changes_is_fetched_once_and_half_a_transfer_is_never_served(
     until(lambda: caught_up(daemon, follower))
     assert 0 < fetched(follower) - already < 200_000
     assert alike(answers(daemon, uncertainty=True), answers(follower, uncertainty=True))
+    whole = max((follower.state_dir / "frozen").glob("*"), key=lambda path: path.stat().st_size)
+    for damage in (lambda: whole.unlink(), lambda: whole.write_bytes(whole.read_bytes()[:-1] + b"?")):
+        follower.stop()
+        damage()
+        follower.start()  # the daemon publishes nothing new meanwhile
+        until(lambda: caught_up(daemon, follower))
+        assert alike(answers(daemon, uncertainty=True), answers(follower, uncertainty=True))
 
 
 def test_a_factory_that_is_not_named_here_is_not_run_and_one_that_is_not_here_is_said_at_the_start(

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from streamcl.errors import ConfigError, Damaged
+from streamcl.errors import ConfigError, Damaged, UnknownFormat
 from streamcl.storage import checkpoint, container, frozen, published, verified
 from streamcl.storage.state import StateDirectory
 
@@ -112,7 +112,21 @@ class Mirror:
 
     def _is_whole(self, found: Publication) -> bool:
         files = [(self.state.parameters, found.parameters), (self.state.posterior, found.posterior)]
-        return all(file is None or _digest(path) == file.digest for path, file in files)
+        if any(file is not None and _digest(path) != file.digest for path, file in files):
+            return False
+        sound = [self._is_sound(digest) for digest in self._references(self.state.parameters)]
+        return all(sound)
+
+    def _is_sound(self, digest: str) -> bool:
+        """Whether an array that the parameters refer to is here; what is here in its place and is not it is removed."""
+        try:
+            _verify_frozen(self._frozen(digest), digest)
+        except FileNotFoundError:
+            return False
+        except (Damaged, OSError, UnknownFormat):
+            self._frozen(digest).unlink(missing_ok=True)
+            return False
+        return True
 
     # -- fetching ------------------------------------------------------------------------------------------------
 
