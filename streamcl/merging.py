@@ -67,7 +67,7 @@ class Part:
         try:
             with safe_open(path, "np") as file:
                 told = json.loads(file.metadata()["description"])
-                arrays = {name: np.array(file.get_tensor(name)) for name in ("counts", "means", "rows", "scatter")}
+                arrays = {name: np.array(file.get_tensor(name)) for name in exported.SUMMED}
             with safe_open(directory / exported.STATE, "pt") as file:
                 names = [name for name in file.keys() if not name.startswith(HEAD)]  # noqa: SIM118
                 features = {name: file.get_tensor(name) for name in names}
@@ -77,6 +77,8 @@ class Part:
             raise DataError(
                 f"{path}: format {told.get('format')}; this streamcl reads format {exported.FORMAT}: upgrade it"
             )
+        if told.get("sha256") not in (None, exported.sums_digest(arrays)):  # None: of an earlier version
+            raise DataError(f"{path}: its numbers are not those that were exported (SHA-256); export it again")
         moments = Moments.from_state({**arrays, "scatter": _whole(arrays["scatter"])})
         return cls(directory, told, moments, features, _stage(directory, told))
 

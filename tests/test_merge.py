@@ -155,6 +155,12 @@ def test_what_cannot_be_added_is_refused_in_words(start: Start, tmp_path: Path, 
         assert not (tmp_path / "out").exists(), name
     found = merging.merge([one, one], tmp_path / "out", same_tasks=True)
     assert found["tasks"] == 1
+    sums = one / "sums.safetensors"
+    whole = sums.read_bytes()
+    sums.write_bytes(whole[:-1] + bytes([whole[-1] ^ 0x80]))  # the sign of a number
+    with pytest.raises(DataError, match="not those that were exported"):
+        merging.merge([one, one], tmp_path / "flipped", same_tasks=True)
+    sums.write_bytes(whole)
     with pytest.raises(DataError, match="not there yet"):
         merging.merge([one, one], tmp_path / "out", same_tasks=True)
 

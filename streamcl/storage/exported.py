@@ -6,6 +6,7 @@ without torch: the trainer has published where each entry is kept (`Network.layo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 FORMAT = 1
 SUMS = "sums.safetensors"  # in an export's directory, with MODEL and STATE
 MODEL, STATE, PARAMETERS, DESCRIPTION = "model.json", "model.safetensors", "parameters.safetensors", "export.json"
+SUMMED = ("counts", "means", "rows", "scatter")  # of SUMS
 DTYPES = {  # as torch and as safetensors call them
     "float64": "F64",
     "float32": "F32",
@@ -88,9 +90,9 @@ def sums_file(
         "targets": int(posterior["targets"][0]),
         "tasks": tasks,
     }
-    sums = {name: posterior[name] for name in ("counts", "means", "rows")}
+    sums = {name: posterior[name] for name in SUMMED if name != "scatter"}
     sums["scatter"] = np.concatenate([row[place:] for place, row in enumerate(posterior["scatter"])])
-    header: dict[str, Any] = {"__metadata__": {"description": json.dumps(told)}}
+    header: dict[str, Any] = {"__metadata__": {"description": json.dumps({**told, "sha256": sums_digest(sums)})}}
     parts, end = [], 0
     for name, array in sums.items():
         parts.append(np.ascontiguousarray(array).tobytes())
@@ -99,6 +101,14 @@ def sums_file(
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     return b"".join([struct.pack("<Q", len(text)), text, *parts])
+
+
+def sums_digest(sums: Arrays) -> str:
+    """The SHA-256 of an export's sums, in the order of `SUMMED`."""
+    found = hashlib.sha256()
+    for name in SUMMED:
+        found.update(np.ascontiguousarray(sums[name]).tobytes())
+    return found.hexdigest()
 
 
 def description(meta: Mapping[str, Any], arrays: Arrays, config: Config) -> dict[str, Any]:
