@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -77,20 +78,23 @@ def doctor(options: argparse.Namespace) -> int:
 
 def repair(options: argparse.Namespace) -> int:
     """Show what would be lost, and repair if told to."""
-    from streamcl.storage.doctor import plan_repair
+    from streamcl.storage.doctor import examine, plan_repair
     from streamcl.storage.doctor import repair as repair_log
 
     with _locked(options.state_dir) as state:
         plan = plan_repair(state)
+        beyond = [] if plan.needed else [finding for finding in examine(state) if finding.state == "damaged"]
         aside = repair_log(state, plan, Disk()) if plan.needed and options.yes else None
     if options.json:
         done = {"needed": plan.needed, "repaired": aside is not None, "set_aside": None if aside is None else str(aside)}
-        print_json({**done, "plan": plan.lines() if plan.needed else []})
+        print_json({**done, "plan": plan.lines() if plan.needed else [], "beyond": [each.file for each in beyond]})
     elif not plan.needed:
         print("the log needs no repair")
+        for finding in beyond:
+            print(f"streamcl: beyond repair: {finding.file}: {finding.what}", file=sys.stderr)
     else:
         print("\n".join(plan.lines()))
         print(
             "nothing has been changed; add --yes to repair it" if aside is None else f"repaired; the old log is in {aside}"
         )
-    return 1 if plan.needed and aside is None else 0
+    return 1 if beyond or (plan.needed and aside is None) else 0
