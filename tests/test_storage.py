@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from streamcl import entries, snapshot
 from streamcl.entries import Consolidated, Forgotten
 from streamcl.errors import Damaged, StateInUse, UnknownFormat
 from streamcl.storage import checkpoint, container, ledger, log, published, quarantine, segments, verified
+from streamcl.storage.checksum import crc32
 from streamcl.storage.disk import Buffer, Disk, SyncFailed
 from streamcl.storage.lock import StateLock
 from streamcl.storage.records import ArraySpec, Batch, Boundary, Record, decode, encode
@@ -710,3 +712,12 @@ def test_a_failure_that_is_none_is_damage(tmp_path: Path, wrong: dict[str, Any])
     verified.save(tmp_path / quarantine.NAME, {"failures": [wrong]}, {}, DISK)
     with pytest.raises(Damaged, match="expected a list of failures"):
         quarantine.load(tmp_path)
+
+
+def test_checksums_are_those_of_zlib() -> None:
+    """Whatever computes them: a log must be read where another did."""
+    data = np.random.default_rng(0).integers(0, 256, 100_003, dtype=np.uint8)
+    for part in (data[:0], data[:1], data[3:4096], data):
+        for buffer in (part.tobytes(), memoryview(part)):
+            assert crc32(buffer) == zlib.crc32(buffer)
+            assert crc32(buffer, 0xFFFFFFFF) == zlib.crc32(buffer, 0xFFFFFFFF)

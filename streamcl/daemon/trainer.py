@@ -100,8 +100,8 @@ class Trainer:
     it goes on, and when what a record changed is durable and published. team: those that share the work. beside: what
     writes checkpoints while training goes on. checkpoint_seconds: between one and the next.
 
-    What holds it together: one thread does everything, so between any two steps it may have to report, publish, listen or wait, and
-    what may happen when is decided here alone.
+    What holds it together: one thread does everything, so between any two steps it may have to report, publish, listen or
+    wait, and what may happen when is decided here alone.
     """
 
     def __init__(

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamcl.errors import Damaged, UnknownFormat
+from streamcl.storage.checksum import crc32
 from streamcl.storage.disk import Buffer
 
 VERSION = 2  # 1: every array is in the file itself; still written where that is so
@@ -74,7 +74,7 @@ class Contents:
         """The header with these digests, of the metadata and of the arrays."""
         length = sum(len(buffer) for buffer in self.body)
         head = _HEAD.pack(_MAGIC, self.version, self.meta_length, length, 0 if digests is None else _DIGESTS, 0)[:-4]
-        head += struct.pack("<I", zlib.crc32(head))
+        head += struct.pack("<I", crc32(head))
         head += bytes(2 * _DIGEST_BYTES) if digests is None else b"".join(digests)
         return head + bytes(PAGE - len(head))
 
@@ -127,7 +127,7 @@ def _read_head(data: memoryview, path: Path) -> tuple[int, int, tuple[bytes, byt
     if len(data) < PAGE:
         raise _damaged(path, f"expected at least {PAGE} bytes, it has {len(data)}")
     magic, version, length, body_length, flags, checksum = _HEAD.unpack_from(data)
-    if magic != _MAGIC or checksum != zlib.crc32(data[: _HEAD.size - 4]) or any(data[_ZEROS:PAGE]):
+    if magic != _MAGIC or checksum != crc32(data[: _HEAD.size - 4]) or any(data[_ZEROS:PAGE]):
         raise _damaged(path, "its header is not one that streamcl wrote")
     if version > VERSION:
         raise UnknownFormat(f"{path}: format {version}; this streamcl reads up to {VERSION}: upgrade it")

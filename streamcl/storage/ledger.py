@@ -10,13 +10,13 @@ size must not grow with the number of tasks.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from streamcl import entries
 from streamcl.entries import Entry
 from streamcl.errors import Damaged
+from streamcl.storage.checksum import crc32
 from streamcl.storage.disk import Disk
 
 NAME = "ledger"
@@ -48,7 +48,7 @@ class Ledger:
     def append(self, entry: Entry) -> None:
         """Add one entry, durable on return; raises OSError, SyncFailed."""
         packed = entries.encode(entry)
-        self._end = self._disk.write(self._fd, [_HEAD.pack(len(packed), zlib.crc32(packed)), packed], self._end)
+        self._end = self._disk.write(self._fd, [_HEAD.pack(len(packed), crc32(packed)), packed], self._end)
         self._disk.sync_data(self._fd)
         self._count += 1
 
@@ -74,7 +74,7 @@ def _entries(path: Path, count: int) -> Iterator[tuple[Entry, int]]:
         if offset + _HEAD.size <= len(data):
             length, checksum = _HEAD.unpack_from(data, offset)
             packed = data[offset + _HEAD.size : offset + _HEAD.size + length]
-        if not packed or len(packed) != length or zlib.crc32(packed) != checksum:
+        if not packed or len(packed) != length or crc32(packed) != checksum:
             raise Damaged(
                 f"{path}: offset {offset}: expected {count} entries, entry {number} is missing or damaged; restore the "
                 f"state directory from a backup"

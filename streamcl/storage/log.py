@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamcl.errors import Damaged
+from streamcl.storage.checksum import crc32
 from streamcl.storage.disk import Buffer, Disk
 from streamcl.storage.records import Batch, Record, closes_task, encode
 from streamcl.storage.segments import (
@@ -265,7 +265,7 @@ class LogWriter:
         behind = [body, padding(len(body)), *payloads, padding(length)]
         checksum = 0
         for buffer in behind:
-            checksum = zlib.crc32(buffer, checksum)
+            checksum = crc32(buffer, checksum)
         head = RECORD_HEADER.pack(RECORD_MAGIC, len(body), length, self.next_lsn, self.durable, checksum, 0)
         self._write([sealed(head), *behind])
         self.next_lsn += 1

@@ -20,12 +20,12 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from streamcl.errors import Damaged, UnknownFormat
+from streamcl.storage.checksum import crc32
 from streamcl.storage.records import Record, decode
 
 VERSION = 1
@@ -39,12 +39,12 @@ _ALIGNMENT = 8
 
 def sealed(head: bytes) -> bytes:
     """A fixed header with its own checksum in the last four bytes."""
-    return head[: -_CHECKSUM.size] + _CHECKSUM.pack(zlib.crc32(head[: -_CHECKSUM.size]))
+    return head[: -_CHECKSUM.size] + _CHECKSUM.pack(crc32(head[: -_CHECKSUM.size]))
 
 
 def _is_sealed(head: memoryview) -> bool:
     (own,) = _CHECKSUM.unpack(head[-_CHECKSUM.size :])
-    return bool(own == zlib.crc32(head[: -_CHECKSUM.size]))
+    return bool(own == crc32(head[: -_CHECKSUM.size]))
 
 
 def padding(length: int) -> bytes:
@@ -158,7 +158,7 @@ def _sound_record(data: memoryview, offset: int, lsn: int) -> Head | None:
 
 def checksum_at(data: memoryview, offset: int, head: Head) -> int:
     """The checksum of a record's bytes, to be compared with the one in its header."""
-    return zlib.crc32(data[offset + RECORD_HEADER.size : offset + head.size])
+    return crc32(data[offset + RECORD_HEADER.size : offset + head.size])
 
 
 def record_at(path: Path, data: memoryview, offset: int, head: Head) -> Record:
