@@ -424,3 +424,15 @@ def test_a_learner_in_process_does_not_try_for_ever(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Fitting, "begin", begun)
     learner.observe(X, Y, task="t")
     assert learner.boundary("t")["samples"] == len(X)
+
+
+def test_a_boundary_is_not_over_before_its_task_can_be_told(tmp_path: Path) -> None:
+    training = Training(tmp_path / "state")
+    training.batch()
+    threading.Timer(0.1, training.beside.may.set).start()
+    training.boundary()
+    said = [word for word in training.ingest.receive() if isinstance(word, words.Progress | words.Done)]
+    places = [place for place, word in enumerate(said) if isinstance(word, words.Done)]
+    states = [word.state for word in said[: places[0]] if isinstance(word, words.Progress)]
+    assert "consolidating" in states
+    assert states.index("idle", states.index("consolidating")) == len(states) - 1  # directly before it

@@ -352,6 +352,9 @@ class Trainer:
         self.following.begin(self.learner, FOLLOW_SHARE * entry.seconds)
         if not isinstance(entry, Abandoned | Confirmed):
             self.evaluating.soon(self.learner)
+        if self.activity.consolidating:
+            self.activity.name = "idle"  # not before: who sees that finds the task
+            self._report(force=True)
         self.side.send(words.Done(entry=entry, warning=warning))
         say = self.log.error if isinstance(entry, Held) else self.log.info
         say(entry.kind, **{name: getattr(entry, name, None) for name in ("task", "samples", "loss", "seconds")})
@@ -406,8 +409,6 @@ class Trainer:
 
     def _checkpointed(self, written: commit.Written) -> None:
         self.memory.give_back()
-        if self.activity.consolidating and not written.beside:  # and this was the last of it
-            self.activity.name = "idle"
         self._last_checkpoint = time.monotonic()
         self._report(force=True)  # whoever waits for the checkpoint or the boundary then reads a status that has it,
         if self.orders.checkpoints and not written.beside:

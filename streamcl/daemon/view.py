@@ -275,7 +275,9 @@ class View:
     def _state(self) -> str:
         if not self.trainer_up():
             return "recovering"
-        return "paused" if self.link.paused else self.progress.state
+        if self.link.paused:
+            return "paused"
+        return "training" if self.progress.state == "idle" and self._behind() else self.progress.state
 
     def _consolidation(self) -> Consolidating | None:
         now = self.progress.consolidation
