@@ -204,7 +204,10 @@ class Model:
         variance. From as many rows as there need be; None where its rises are known well without, or cannot be seen so."""
         kind, settings = self.network.likelihood, self.posterior.settings
         x, _ = next(iter(data.minibatches(min(INPUT_ROWS, data.samples), np.random.default_rng([seed, 3]))))
-        if not isinstance(kind, likelihood.Gaussian) or self.posterior.linear or settings.as_in_the_note:
+        kept = (
+            self.posterior.keeps_factors or settings.keeps_middle
+        )  # else the penalty's centre is not where the task began
+        if not isinstance(kind, likelihood.Gaussian) or self.posterior.linear or settings.as_in_the_note or not kept:
             return None
         if not x.is_floating_point() or x[0].numel() > surrogates.WIDEST or not weight > 0:
             return None
