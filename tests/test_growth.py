@@ -534,3 +534,39 @@ def test_spare_outputs_are_at_hand_for_what_comes(monkeypatch: pytest.MonkeyPatc
     assert growing.due(widths, 7) == 15  # others may follow, of which the rows of today should have spoken
     assert growing.width(800) == 900
     assert growing.due((), 7) is None
+
+
+class _Limited(nn.Module):
+    """Of as many outputs as there is memory for."""
+
+    most = 100
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        if outputs > self.most:
+            raise MemoryError(f"no memory for {outputs} outputs")
+        self.last = nn.Linear(4, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(x)
+
+
+def limited(input_shape: Any, outputs: int) -> nn.Module:
+    return _Limited(outputs)
+
+
+def test_labels_that_the_model_cannot_grow_for_are_learned_once_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Learner({"model": {"factory": "test_growth:limited"}})
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 4)).astype("<f4")
+    learner.observe(x, np.arange(40) % 3, task="a")
+    learner.boundary("a")
+    monkeypatch.setattr(_Limited, "most", len(learner.module.last.weight))
+    with pytest.warns(RuntimeWarning), pytest.raises(Refused, match=r"no memory for .* cannot be passed over") as refused:
+        learner.observe(x, np.arange(40), task="b")
+    assert refused.value.code == "unlearnable"
+    assert learner.predict(x).labels.max() == 2
+    monkeypatch.setattr(_Limited, "most", 100)
+    learner.observe(x, np.arange(40), task="b")
+    assert learner.boundary("b")["samples"] == 40
+    assert learner.predict(x).labels.max() == 39

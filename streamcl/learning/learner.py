@@ -45,7 +45,7 @@ from streamcl.entries import (
     Standing,
     no_better,
 )
-from streamcl.errors import Damaged
+from streamcl.errors import Damaged, ModelRefused
 from streamcl.inputs import Inputs
 from streamcl.learning import kinds, outcomes, restoring, scenario
 from streamcl.learning.data import Array, Encoded, Rows, Store
@@ -232,7 +232,11 @@ class Learner:
 
     def _grow(self, lsn: int) -> None:
         """More outputs, where the labels so far ask for them; what is open goes on with them."""
-        found, task = kinds.grown(self._model, lsn, self.labels.known), self.open_task
+        task = self.open_task
+        try:
+            found = kinds.grown(self._model, lsn, self.labels.known)
+        except ModelRefused as error:  # it was accepted when the labels came: of this record, not of the model
+            raise RuntimeError(str(error)) from error
         if found is None:
             return
         before, grown = found
