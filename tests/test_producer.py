@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from waiting import until
 
 from streamcl.bench.local import LocalDaemon
-from streamcl.client import GATHER_BYTES, Admin
+from streamcl.client import GATHER_BYTES, Admin, Producer
 from streamcl.errors import Refused
 
 TREE: dict[str, Any] = {"model": {"args": {"hidden": [8]}, "classes": 3}, "train": {"epochs": 1, "batch_size": 8}}
@@ -97,3 +99,42 @@ def test_a_dtype_that_does_not_travel_is_refused_at_once(start: Callable[..., Lo
         pytest.raises(Refused, match=r"x: expected a dtype of .*, got <c8"),
     ):
         producer.send(X[:4].astype("<c8"), Y[:4], "a")
+
+
+def test_closed_without_more_ado_it_has_stored_everything_or_says_what_not(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start(TREE)
+    producer = Producer(daemon.endpoints["stream"], "closed", linger=60.0)
+    for _ in range(7):
+        producer.send(X, Y, "a")
+    producer.close()
+    producer.close()  # nothing more to do
+    with daemon.admin() as admin:
+        until(lambda: admin.status()["samples_seen"] == 7 * len(X))
+        stored = durable(admin)
+        refused = Producer(daemon.endpoints["stream"], "refused", linger=60.0)
+        refused.send(X[:, :1], Y, "a")
+        with pytest.raises(Refused, match="bad_shape"):
+            refused.close()
+        left = Producer(daemon.endpoints["stream"], "left", linger=60.0)
+        left.send(X, Y, "a")
+        left.close(flush=False)
+        assert durable(admin) == stored
+
+
+def test_a_program_that_ends_without_closing_loses_nothing_or_is_told(start: Callable[..., LocalDaemon]) -> None:
+    daemon = start(TREE)
+    program = (
+        "import sys, numpy as np; from streamcl.client import Producer\n"
+        "rows = int(sys.argv[2])\n"
+        "producer = Producer(sys.argv[1], 'ends', linger=60.0)\n"
+        "producer.send(np.ones((4, rows)), np.arange(4) % 3, 'a')\n"
+    )
+
+    def ends(columns: int) -> str:
+        words = [sys.executable, "-c", program, daemon.endpoints["stream"], str(columns)]
+        return subprocess.run(words, text=True, capture_output=True, timeout=60, check=True).stderr
+
+    with daemon.admin() as admin:
+        assert ends(X.shape[1]) == ""
+        assert durable(admin) == 1
+        assert "producer 'ends' was not closed, and not all was stored: bad_shape" in ends(X.shape[1] + 1)

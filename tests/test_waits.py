@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import unhurried
 from waiting import PATIENCE, until
 
 from streamcl.bench.local import LocalDaemon
-from streamcl.client import Admin, Reader
+from streamcl.client import Admin, Producer, Reader
 from streamcl.errors import Refused, Unreachable
 
 TIMEOUT = 4.0  # of the clients whose wait is to end; whatever else they ask for has longer
@@ -129,12 +129,21 @@ def test_what_was_taken_is_kept_until_there_is_room(start: Callable[..., LocalDa
         assert producer.boundary("a")["samples"] == taken
 
 
+@contextlib.contextmanager
+def left(producer: Producer) -> Iterator[Producer]:
+    """Closed in the end without waiting for what it has under way."""
+    try:
+        yield producer
+    finally:
+        producer.close(flush=False)
+
+
 @pytest.mark.campaign
 def test_a_barrier_that_nobody_meets_ends_with_its_name(start: Callable[..., LocalDaemon]) -> None:
     daemon = start(TREE)
     words = "the boundary of 'a' waits for producer 'other' to reach 5 .now 0."
     with (
-        contextlib.closing(daemon.producer()) as producer,
+        left(daemon.producer()) as producer,
         Admin(daemon.endpoints["admin"], timeout=TIMEOUT) as admin,
     ):
         producer.send(X, Y, "a")
@@ -172,7 +181,7 @@ def test_a_daemon_that_stands_still_ends_every_wait(start: Callable[..., LocalDa
     daemon = start(TREE)
     learn(daemon, "a")
     with (
-        contextlib.closing(daemon.producer()) as producer,
+        left(daemon.producer()) as producer,
         Admin(daemon.endpoints["admin"], timeout=TIMEOUT) as admin,
         Reader(daemon.endpoints["predict"], timeout=TIMEOUT) as reader,
     ):

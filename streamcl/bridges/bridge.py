@@ -183,7 +183,7 @@ class Bridge:
         for partition, lane in lanes.items():
             self.counts.durable[partition] = lane.producer.durable
             lane.tally.heard(lane.producer.durable)
-            lane.producer.close()
+            lane.producer.close(flush=False)  # the broker has what is not durable
         self.counts.lost = self.source.lost()
 
     def _wait(self, error: Unreachable) -> None:

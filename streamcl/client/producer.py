@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -39,6 +42,7 @@ from streamcl.protocol.outbox import (
 STREAM = "tcp://127.0.0.1:5757"
 GATHER_BYTES = 128 * 1024  # small blocks are joined into messages of this size: larger ones gain little
 LINGER_SECONDS = 0.05
+EXIT_SECONDS = 5.0  # that the end of a program waits, while nothing moves, for a producer that was not closed
 
 T = TypeVar("T")
 
@@ -99,6 +103,7 @@ class Producer:
         except BaseException:
             self._connection.close()
             raise
+        _OPEN.add(self)
 
     @property
     def durable(self) -> int:
@@ -206,24 +211,29 @@ class Producer:
             self._flush()
         return self.durable
 
-    def close(self) -> None:
-        """Close the connection; what is not durable yet is left to the next process of this name."""
-        if not self._connection.ours:
+    def close(self, flush: bool = True) -> None:
+        """Send what has been gathered, wait until everything sent is durable, and close the connection.
+
+        flush: without, what is not durable yet is left to the next process of this name, which must send it again, and rows
+        that were still being gathered are gone. Raises as `flush` does; the connection is closed all the same.
+        """
+        if not self._connection.ours or self._closed.is_set():
             return  # sockets and thread belong to the process that made them
-        self._closed.set()
-        if self._lingering is not None:
-            self._lingering.join()
-        self._connection.close()
+        try:
+            if flush and (self._gathered is not None or self._outbox.unsafe):
+                self.flush()
+        finally:
+            self._closed.set()
+            if self._lingering is not None:
+                self._lingering.join()
+            self._connection.close()
+            _OPEN.discard(self)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self.flush()
-        finally:
-            self.close()
+        self.close(flush=kind is None)
 
     @contextmanager
     def _call(self) -> Iterator[None]:
@@ -392,3 +402,19 @@ def _unlearnable(verdict: Verdict) -> Refused:
     failed = verdict.said
     rows = f"task {failed['task']!r}: {failed['samples']} rows could not be learned"
     return Refused("unlearnable", f"{rows}: {failed['message']}", seq=verdict.seq)
+
+
+_OPEN: weakref.WeakSet[Producer] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """A program that ends without having closed its producers loses no rows, or is told of it."""
+    for producer in list(_OPEN):
+        producer.timeout = min(producer.timeout, EXIT_SECONDS)
+        try:
+            producer.close()
+        except StreamclError as error:
+            print(
+                f"streamcl: producer {producer.producer!r} was not closed, and not all was stored: {error}", file=sys.stderr
+            )

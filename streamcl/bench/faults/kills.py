@@ -89,7 +89,7 @@ def random_kills(kills: int, seed: int = 0, say: Callable[[str], None] = lambda 
             say(f"{result.total} kills, {result.rounds} rounds, {len(result.violations)} violations")
         with victim.admin() as admin:
             result.batches = admin.status()["batches_applied"]
-        producer.close()
+        producer.close(flush=False)
     return result
 
 
