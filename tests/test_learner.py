@@ -354,3 +354,20 @@ def test_a_weight_that_the_penalty_has_no_numbers_for_holds_its_task_and_the_nex
     model.observe(x, y, task="b")
     assert model.boundary("b", weight=60)["samples"] == 60
     assert np.isfinite(model.predict(x).probs).all()
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(1e8, 1.0), (1.7e9, 30.0), (0.0, 1e30), (0.0, 1e-30)])
+def test_real_targets_far_from_zero_or_of_any_size_are_learned_as_others_are(offset: float, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 3)).astype("<f4")
+    y = x[:, 0].astype(float) + 0.5 * x[:, 1] + 0.1 * rng.normal(size=600)
+    answers = []
+    for targets in (y, offset + scale * y):
+        model = estimator.Learner({"model": {"likelihood": "gaussian", "args": {"hidden": [16]}}, "train": {"epochs": 10}})
+        model.observe(x[:500], targets[:500], task="a")
+        model.boundary("a")
+        answers.append([model.predict(x[500:], **how) for how in ({}, {"uncertainty": True}, {"samples": 20})])
+    for plain, far in zip(*answers, strict=True):
+        assert float(((plain.mean - y[500:]) ** 2).mean()) < 0.1
+        np.testing.assert_allclose((far.mean - offset) / scale, plain.mean, atol=0.01)
+        np.testing.assert_allclose(far.variance / scale / scale, plain.variance, rtol=0.01)

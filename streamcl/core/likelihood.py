@@ -247,14 +247,16 @@ class Bernoulli:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What outputs stand for: targets are ``offset + scale * output``. Both [k], of a row's k targets."""
+    """What outputs stand for: targets are ``offset + scale * output``. Both [k], of a row's k targets, in the precision
+    that this takes, which is more than the outputs' for targets far from zero."""
 
     offset: Tensor
     scale: Tensor
 
-    def into(self, target: Tensor) -> Tensor:
+    def into(self, target: Tensor, dtype: torch.dtype) -> Tensor:
         """Targets [n, ...] as outputs would be."""
-        return ((target.reshape(len(target), -1) - self.offset) / self.scale).reshape(target.shape)
+        flat = target.reshape(len(target), -1).to(self.offset.dtype)
+        return ((flat - self.offset) / self.scale).to(dtype).reshape(target.shape)
 
     def back(self, output: Tensor) -> Tensor:
         """Outputs [n, ...] as the targets they stand for."""
@@ -288,9 +290,13 @@ class Gaussian:
 
     def nll(self, output: Tensor, target: Tensor) -> Tensor:
         """(y - f)^2 / (2 s2) + log(2 pi s2) / 2, summed over a sample's targets."""
-        wanted = target if self.units is None else self.units.into(target)
+        wanted = self._wanted(target, output)
         error = (_like(output, wanted) - wanted).square().reshape(len(target), -1)
         return error.sum(1) / (2 * self.noise_variance) + self.least(error.shape[1])
+
+    def _wanted(self, target: Tensor, output: Tensor) -> Tensor:
+        """What outputs should be."""
+        return target.to(output.dtype) if self.units is None else self.units.into(target, output.dtype)
 
     def least(self, k: int) -> float:
         """The NLL of a sample with k targets, each as predicted."""
@@ -320,7 +326,7 @@ class Gaussian:
 
     def spread_nll(self, output: Tensor, variances: Tensor, target: Tensor) -> Tensor:
         """As `nll`, with the outputs' variances added to the noise's."""
-        wanted = target if self.units is None else self.units.into(target)
+        wanted = self._wanted(target, output)
         error = (_like(output, wanted) - wanted).square().reshape(len(target), -1)
         variance = self.noise_variance + variances.reshape(error.shape)
         return 0.5 * ((2 * math.pi * variance).log() + error / variance).sum(1)
@@ -340,7 +346,7 @@ class Gaussian:
         if kind == "exact":
             return one_at_a_time(torch.full_like(output, self.noise_variance**-0.5))
         if kind == "empirical":
-            wanted = _required(target) if self.units is None else self.units.into(_required(target))
+            wanted = self._wanted(_required(target), output)
             return ((output - _like(wanted, output)) / self.noise_variance).unsqueeze(0)
         noise = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
         return noise.mul(self.noise_variance**-0.5).unsqueeze(0)

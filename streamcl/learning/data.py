@@ -95,12 +95,13 @@ NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.i
 class Conversion:
     """How the log's arrays are converted to what the model takes: real inputs in `dtype`, integers as int64, on `device`.
 
-    to_outputs: labels to output indices (categorical); None keeps targets as real numbers.
+    to_outputs: labels to output indices (categorical); None keeps targets as real numbers, of the dtype `targets`.
     """
 
     dtype: torch.dtype
     device: torch.device
     to_outputs: Callable[[Array], npt.NDArray[np.int64]] | None = None
+    targets: torch.dtype = torch.float64
 
     def x(self, *arrays: Array) -> Tensor:
         """Inputs [n, ...] as the model takes them; several arrays are concatenated."""
@@ -110,7 +111,7 @@ class Conversion:
         """Targets: output indices [n] int64, or real numbers [n, ...]."""
         if self.to_outputs is not None:
             return self._place([self.to_outputs(y) for y in arrays], torch.int64)
-        return self._place(arrays, self.dtype)
+        return self._place(arrays, self.targets)
 
     def _place(self, arrays: Sequence[Array], dtype: torch.dtype) -> Tensor:
         """Every row copied and converted once; on its way to a GPU through pinned memory, asynchronously."""

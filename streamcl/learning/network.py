@@ -131,7 +131,11 @@ class Network:
         self.widening = Widening((self.parameters.layout,))
         self.blocks: growing.Blocks = {}
         self._blocks: list[tuple[nn.Linear, Sequence[int]]] = []
-        self.conversion = Conversion(self.dtype, device, labels.to_outputs if self._labelled(config) else None)
+        labelled, real = self._labelled(config), config.model.family == "gaussian"
+        kind = (
+            torch.float64 if real else self.dtype
+        )  # as precise as they are sent, until it is known what is lost otherwise
+        self.conversion = Conversion(self.dtype, device, labels.to_outputs if labelled else None, kind)
         self.steady = False
         self._trained = trained
         self._loaded: Mapping[str, npt.NDArray[Any]] = {}  # for predictions alone: what `load` was given last

@@ -169,7 +169,8 @@ def averaged(
             beyond = _beyond(network, tau * covariance[part].double(), usual)
             draws = drawn(output[part].double(), beyond, noise.to(output.device))  # the likelihood is on that device too
             parts.append(_moments(network, draws))
-        return {name: torch.cat([each[name] for each in parts]).to(output.dtype) for name in parts[0]}
+        plain = network.of_known(network.likelihood.predict(output[:1]))
+        return {name: torch.cat([each[name] for each in parts]).to(plain[name].dtype) for name in parts[0]}
 
     return _linearised(network, every, posterior, _told(posterior, tau), most_bytes, None, mean)
 

@@ -25,6 +25,8 @@ from streamcl.core.likelihood import Gaussian, Units
 
 OFFSET, SCALE, NOISE, SUMS = (f"targets.{name}" for name in ("offset", "scale", "noise", "sums"))  # in a checkpoint
 KEPT = 0.996  # of what is known of the residuals, a row later, until the first boundary
+FAR = 1e4  # standard deviations from zero: beyond, 32 bits round targets by more than a thousandth of one
+LARGE = 1e15  # a scale whose square 32 bits have room for, as for that of its inverse
 MOST_FITTED = 0.5  # of the targets, that effective parameters may account for
 
 Array = npt.NDArray[Any]
@@ -52,9 +54,16 @@ class Targets:
         least = 1e-9 * np.abs(self._mean)  # no more than rounding
         return np.where(spread > least, spread, 1.0)
 
+    @property
+    def _is_far(self) -> bool:
+        """Whether 32 bits would lose what targets differ by, or their variances' size."""
+        scale = self.scale
+        return bool((np.abs(self.offset) > FAR * scale).any() or (scale > LARGE).any() or (scale < 1 / LARGE).any())
+
     def likelihood(self, device: torch.device, dtype: torch.dtype) -> Gaussian:
         """As they are now."""
-        offset, scale = (torch.tensor(each).to(device, dtype) for each in (self.offset, self.scale))
+        kind = torch.float64 if self._is_far else dtype
+        offset, scale = (torch.tensor(each).to(device, kind) for each in (self.offset, self.scale))
         return Gaussian(self.noise, Units(offset, scale))
 
     def before(self, y: Tensor) -> Tensor:
