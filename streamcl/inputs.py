@@ -45,6 +45,7 @@ SAMPLE_ROWS, WARM_ROWS = 1024, 256
 MOST_TOLD = 40  # columns in a status, and in a warning
 LARGE, HUGE, UNLIKE = 30.0, 300.0, 30.0  # of a column's root mean square; and of its spread beside the others'
 FAR, WILD = 4.0, 6.0
+ELSEWHERE = 0.5  # of a task's rows, beyond which a column that is far there is told of
 AGAIN, LEAST = 1.1, 1e-9  # rows more, until numbers are found again; a spread that is no more than rounding
 LEAST_PLACES, MOST_PLACES = 8, 256
 DIRECTION = 16  # numbers of an embedded word
@@ -128,6 +129,10 @@ class Numbers:
         self.centre = centre
         self.scale = np.where(scale > LEAST * np.abs(centre), scale, 1.0)
 
+    def far(self, x: Array) -> npt.NDArray[np.bool_]:
+        """Which of the numbers [n, k] are drawn in."""
+        return np.abs((x - self.centre) / self.scale) > FAR
+
     def encode(self, x: Array) -> Array:
         """[n, k] float64; 0 where missing."""
         z = (x - self.centre) / self.scale
@@ -167,6 +172,7 @@ class Inputs:
         self._places: dict[str, Places] = {}
         self.unscaled: str | None = None  # of plain arrays: why their scale is in the model's way
         self._gaps: dict[str, int] = {}  # missing numbers of columns that have no input to say so
+        self._far: list[int] = []  # rows since the last boundary, and of each number those that are drawn in; once frozen
 
     @classmethod
     def of(cls, config: Config) -> Inputs:
@@ -251,6 +257,9 @@ class Inputs:
             for name, more in zip(self._kinds("number"), gaps, strict=True):
                 if name in self._gaps:
                     self._gaps[name] += int(more)
+        if self._numbers is not None and self.frozen and self.scaled and not self.exact:
+            far = self._numbers.far(self._numbered(x, columns)).sum(0)
+            self._far = [len(x), *far.tolist()] if not self._far else (np.array([len(x), *far]) + self._far).tolist()
         if self._numbers is not None and not self.frozen:
             rows = self._numbered(x, columns)
             if self.exact:  # the first rows alone, however they are cut
@@ -340,8 +349,13 @@ class Inputs:
 
     # -- said and kept ---------------------------------------------------------------------------------------------
 
+    def counted(self) -> None:
+        """At a boundary, once `told`: the next task's rows are counted by themselves."""
+        self._far = []
+
     def told(self) -> list[str]:
-        """What its user should know: words and missing numbers that have no input of their own."""
+        """What its user should know: words and missing numbers that have no input of their own, and columns that lie
+        elsewhere in the newest task."""
         gaps = [
             f"column {name!r}: {count} numbers are missing, but none was in the first batch, so no input says so: they "
             "count as the column's mean. Say missing = true in the first batch's schema, on a new state directory"
@@ -355,7 +369,20 @@ class Inputs:
             for name, places in self._places.items()
             if places.beyond
         ]
-        return [*gaps, *words][:MOST_TOLD]
+        return [*gaps, *words, *self._elsewhere()][:MOST_TOLD]
+
+    def _elsewhere(self) -> list[str]:
+        if not self._far:
+            return []
+        rows, *drawn = self._far
+        names = [repr(name) for name in self._kinds("number")] if self.pinned else [f"{n} of x" for n in range(len(drawn))]
+        return [
+            f"column {name}: {count} of this task's {rows} rows lie more than {FAR:g} standard deviations from where it "
+            "was at the first boundary, which fixed its scale, and are squeezed together: what differs among them is "
+            "learned badly. Let the first task have rows of all kinds, on a new state directory, or send a common scale"
+            for name, count in zip(names, drawn, strict=True)
+            if count > ELSEWHERE * rows
+        ]
 
     def summary(self) -> dict[str, Any]:
         """For a status: of the columns of words, those with the most rows beyond their places."""
@@ -373,7 +400,13 @@ class Inputs:
             return None if self.unscaled is None else {"unscaled": self.unscaled}
         places = {name: [p.most, p.beyond, list(p.taken)] for name, p in self._places.items()}
         rows = None if self._numbers is None else [self._numbers.rows, self._numbers.at]
-        return {"shape": list(self.shape or ()), "frozen": self.frozen, "places": places, "rows": rows, "gaps": self._gaps}
+        return {
+            "shape": list(self.shape or ()),
+            "frozen": self.frozen,
+            "places": places,
+            "rows": rows,
+            "gaps": self._gaps,
+        } | ({"far": self._far} if self._far else {})
 
     def state(self) -> dict[str, Array]:
         """Its arrays: the sample, until it is frozen, and centre and scale [2, k]."""
@@ -402,7 +435,7 @@ class Inputs:
             name: Places(most, {word: place for place, word in enumerate(taken)}, beyond)
             for name, (most, beyond, taken) in plain["places"].items()
         }
-        self._gaps = dict(plain["gaps"])
+        self._gaps, self._far = dict(plain["gaps"]), list(plain.get("far", ()))
         if FOUND in arrays:
             found = np.array(arrays[FOUND], np.float64)
             self._numbers = Numbers(found.shape[1], WARM_ROWS if self.exact else SAMPLE_ROWS)

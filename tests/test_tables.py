@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable
@@ -851,3 +852,34 @@ def test_a_name_that_happens_to_end_in_id_makes_no_identifier(tmp_path: Path, en
     data = open_data(path, Columns(), named=True)
     data.check()
     assert (set(data.choice.left_out), set(data.choice.features)) == ({"customer_id", "rowId"}, set(features))
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_a_column_that_lies_elsewhere_in_a_later_task_is_told_of(table: bool) -> None:
+    def rows(seed: int, away: float) -> tuple[Any, Any]:
+        rng = np.random.default_rng(seed)
+        x = np.column_stack([away + 20 * rng.normal(size=300), rng.normal(size=300)])
+        y = (x[:, 0] - away + 10 * x[:, 1] > 0).astype("<i4")
+        return (pa.table({"far": x[:, 0], "near": x[:, 1], "y": y}), "y") if table else (x, y)
+
+    learner = Learner({"input": {"scale": "tables" if table else "auto"}, "train": {"epochs": 1}})
+    said = []
+    for number, away in enumerate((2.0, 200.0, 2.0)):
+        learner.observe(*rows(number, away), task=f"t{number}")
+        if number == 1:  # what was counted outlives a save
+            learner = copy.deepcopy(learner)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            learner.boundary(f"t{number}")
+        said.append(" ".join(str(warning.message) for warning in told))
+    name = "column 'far'" if table else "column 0 of x"
+    assert [f"{name}: 300 of this task's 300 rows lie more than 4" in text for text in said] == [False, True, False]
+    assert "near" not in said[1]
+
+
+def test_real_targets_that_are_learned_no_better_than_their_mean_are_told_of() -> None:
+    rng = np.random.default_rng(0)
+    learner = Learner({"model": {"likelihood": "gaussian", "args": {"hidden": [8]}}, "train": {"epochs": 1}})
+    learner.observe(rng.normal(size=(20, 3)).astype("<f4"), rng.normal(size=20), task="noise")
+    with pytest.warns(RuntimeWarning, match="learned no better than chance"):
+        learner.boundary("noise")

@@ -427,8 +427,10 @@ class Learner:
         boundary.begin()
         self.warning = fitting.warning
         learned = yield from boundary.learn(weight, more_of is not None)
-        missed = no_better(learned.loss, learned.chance) if learned.scores is None else None
+        exact = self.config.model.learner == "exact"
+        missed = None if exact and learned.scores is not None else no_better(learned.loss, learned.chance)
         told = (learned.warning, *self.inputs.told(), missed)
+        self.inputs.counted()
         learned = replace(learned, warning="; ".join(filter(None, told)) or None)
         self.train_loss, self.warning = learned.loss, learned.warning
         known = more_of if task.revisited is None else self.standing.tasks[task.name]
