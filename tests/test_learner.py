@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import subprocess
 import sys
@@ -371,3 +372,20 @@ def test_real_targets_far_from_zero_or_of_any_size_are_learned_as_others_are(off
         assert float(((plain.mean - y[500:]) ** 2).mean()) < 0.1
         np.testing.assert_allclose((far.mean - offset) / scale, plain.mean, atol=0.01)
         np.testing.assert_allclose(far.variance / scale / scale, plain.variance, rtol=0.01)
+
+
+@pytest.mark.parametrize("first", [np.zeros(100), np.full(50, 4e5), np.array([5.5e5])])
+def test_a_first_task_of_one_value_leaves_the_scale_of_targets_to_the_next(first: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(700, 3)).astype("<f4")
+    y = 5e5 + 1e5 * (x[:, 0] + 0.5 * x[:, 1]) + 2e4 * rng.normal(size=700)
+    model = estimator.Learner({"model": {"likelihood": "gaussian", "args": {"hidden": [32]}}})
+    model.observe(x[: len(first)], first, task="nothing yet")
+    model.boundary("nothing yet")
+    np.testing.assert_allclose(model.predict(x[:9]).mean, first[0], atol=1)
+    model = copy.deepcopy(model)
+    for number, start in enumerate((100, 350)):
+        model.observe(x[start : start + 250], y[start : start + 250], task=f"t{number}")
+        model.boundary(f"t{number}")
+    error = ((model.predict(x[600:]).mean - y[600:]) ** 2).mean() / y[600:].var()
+    assert error < (0.4 if len(first) == 100 else 0.15)

@@ -2,8 +2,9 @@
 
 The network's outputs stand for ``(y - offset) / scale``, so that targets far from zero, or large, are as easily learned as
 any; offset and scale are the rows' mean and standard deviation, found while the first task is open and fixed at its
-boundary: every penalty is about outputs that mean the same. The noise variance, in squared scales, follows the residuals
-that rows have before they are learned, until the first boundary; from there on it is
+boundary: every penalty is about outputs that mean the same. Where all its targets are alike, that boundary fixes the
+offset alone, for which its outputs stand, and the next task that varies the scale, about it. The noise variance, in
+squared scales, follows the residuals that rows have before they are learned, until the first boundary; from there on it is
 
     (1 + sum of squared residuals) / (1 + targets - effective parameters)
 
@@ -25,6 +26,7 @@ from streamcl.core.likelihood import Gaussian, Units
 
 OFFSET, SCALE, NOISE, SUMS = (f"targets.{name}" for name in ("offset", "scale", "noise", "sums"))  # in a checkpoint
 KEPT = 0.996  # of what is known of the residuals, a row later, until the first boundary
+ANCHORED = 0.5  # in a checkpoint, between not fixed and fixed
 FAR = 1e4  # standard deviations from zero: beyond, 32 bits round targets by more than a thousandth of one
 LARGE = 1e15  # a scale whose square 32 bits have room for, as for that of its inverse
 MOST_FITTED = 0.5  # of the targets, that effective parameters may account for
@@ -33,11 +35,12 @@ Array = npt.NDArray[Any]
 
 
 class Targets:
-    """Of rows with k targets each. rows: that offset and scale were found on. fixed: by a boundary. noise: variance."""
+    """Of rows with k targets each. rows: that offset and scale were found on. fixed: by a boundary; anchored: the offset
+    alone. noise: variance."""
 
     def __init__(self, k: int) -> None:
         self.rows = 0
-        self.fixed = False
+        self.fixed = self.anchored = False
         self.noise = 1.0
         self._mean, self._squares = np.zeros(k), np.zeros(k)  # of deviations from the mean, summed (Welford)
         self._counted = self._residuals = 0.0  # targets less effective parameters, and their squared residuals
@@ -80,6 +83,9 @@ class Targets:
         flat = y.detach().reshape(len(y), -1).double().cpu().numpy()
         rows, mean = len(flat), flat.mean(0)
         total = self.rows + rows
+        if self.anchored:
+            self._squares, self.rows = self._squares + ((flat - self._mean) ** 2).sum(0), total
+            return
         apart = mean - self._mean
         self._squares = self._squares + ((flat - mean) ** 2).sum(0) + apart**2 * (self.rows * rows / total)
         self._mean = self._mean + apart * (rows / total)
@@ -87,8 +93,9 @@ class Targets:
 
     def begin_anew(self) -> None:
         """Offset and scale are to be found on the rows that follow."""
-        self.rows = 0
-        self._mean, self._squares = np.zeros_like(self._mean), np.zeros_like(self._squares)
+        self.rows, self._squares = 0, np.zeros_like(self._squares)
+        if not self.anchored:
+            self._mean = np.zeros_like(self._mean)
 
     def follow(self, squares: float, rows: int) -> None:
         """The mean squared residual of so many rows, in squared scales, as they were predicted before they were learned."""
@@ -101,16 +108,27 @@ class Targets:
         """A task as it was fitted: its mean squared residual, and the effective parameters that came of its targets."""
         if not self.fixed:
             self._counted = self._residuals = 0.0
+        if not self.fixed and not self._vary:
+            self.noise = 1.0
+            return
         self._counted += targets - min(fitted, MOST_FITTED * targets)
         self._residuals += targets * squares
         self._settle()
 
     def fix(self) -> None:
-        """Offset and scale stay as they are from here on."""
-        self.fixed = True
+        """Offset and scale stay as they are from here on; the offset alone, where no target has been seen to vary."""
+        self.fixed, self.anchored = self._vary, not self._vary
+
+    @property
+    def _vary(self) -> bool:
+        """Whether targets have been seen to; else no residual tells how large their noise is."""
+        return bool((self._squares > 0).any())
 
     def preview(self, squares: float, targets: int) -> None:
         """The noise alone, as if no parameter had been fitted: while a task's curvature is taken."""
+        if not self.fixed and not self._vary:
+            self.noise = 1.0
+            return
         counted, residuals = (self._counted, self._residuals) if self.fixed else (0.0, 0.0)
         self.noise = (1 + residuals + targets * squares) / (1 + counted + targets)
 
@@ -121,7 +139,8 @@ class Targets:
 
     def state(self) -> dict[str, Array]:
         """What predictions are made with, and the sums that go on, as float64."""
-        sums = [float(self.rows), float(self.fixed), self._counted, self._residuals, *self._squares]
+        how = ANCHORED if self.anchored else float(self.fixed)
+        sums = [float(self.rows), how, self._counted, self._residuals, *self._squares]
         plain = {OFFSET: self.offset.copy(), SCALE: self.scale, NOISE: np.array([self.noise]), SUMS: np.array(sums)}
         return {name: np.asarray(array, np.float64) for name, array in plain.items()}
 
@@ -135,5 +154,5 @@ class Targets:
 
     def _take(self, sums: Array, mean: Array, squares: Array, noise: float) -> None:
         rows, fixed, self._counted, self._residuals = sums.tolist()
-        self.rows, self.fixed, self.noise = int(rows), bool(fixed), noise
+        self.rows, self.fixed, self.anchored, self.noise = int(rows), fixed == 1.0, fixed == ANCHORED, noise
         self._mean, self._squares = mean, squares
