@@ -66,7 +66,7 @@ class Consolidated(_Entry, frozen=True, tag="boundary"):
     the task's rows would cost without a look at them, in nats a sample (`core.chance`). None where an older version wrote
     it. recurs: the earlier task whose rows its own look like, which is its own name where it was learned as a revisit;
     likeness: how much, in words.
-    inputs: whether the mean and covariance of its inputs are kept, so that its rises are seen in outputs, which are real.
+    inputs: whether the mean and covariance of its inputs are kept, so that its rises are seen in outputs.
     scores: what rises are of, where that is not the loss, a row: at the optimum, and for guessing. Of an exact learner of
     classes, or of zeros and ones, half the squared error of its scores; of real targets whose noise is learned, the loss
     with that noise, also for guessing.

@@ -59,8 +59,8 @@ def understates(config: Config) -> bool:
     """Whether the curvature says less than there is.
 
     At an optimum that fits its data it all but vanishes; in mode online that of old tasks is let go; and where a network's
-    real outputs have moved far, what they have moved beyond the linear is not in it (of a linear model, nothing is): that
-    is seen in the outputs where their inputs' mean and covariance are kept. An exact learner's sums know all of it.
+    real outputs have moved far, what they have moved beyond the linear is not in it (of a linear model, nothing is). It is
+    seen in the outputs where a task's inputs have left their mean and covariance. An exact learner's sums know all of it.
     """
     if config.model.learner == "exact":
         return False

@@ -275,7 +275,7 @@ def test_a_stream_that_is_hardly_held_sets_the_alarm(mode: str) -> None:
     assert {point.bound for point in lost} == {"chance"}
 
 
-# -- real outputs --------------------------------------------------------------------------------------------------------
+# -- seen in outputs -----------------------------------------------------------------------------------------------------
 
 
 def at_odds(number: int, n: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -315,6 +315,29 @@ def test_a_network_that_unlearned_real_targets_says_by_how_much_and_sets_the_ala
         first, newest = learner.tasks()
         assert 0.5 < first["penalty_rise"] / true < 2
         assert (first["at_chance"], newest["at_chance"], newest["rise_bound"]) == (True, False, None)
+
+
+@pytest.mark.parametrize("mode", ["single", "factors"])
+@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
+def test_what_a_class_has_lost_to_the_next_is_seen_where_no_line_parts_them(mode: str, likelihood: str) -> None:
+    """Each task knows one class: its own rows have next to no curvature that would hold it."""
+    rng = np.random.default_rng(0)
+    near, far = rng.normal(size=(300, 4)), rng.normal(size=(300, 4))
+    rows = [(near / 2).astype("<f4"), (far / np.linalg.norm(far, axis=1, keepdims=True)).astype("<f4")]
+    model = {"likelihood": likelihood, "args": {"hidden": [32]}} | ({"classes": 2} if likelihood == "categorical" else {})
+    learner = Learner({"model": model, "posterior": {"mode": mode}})
+    losses = []
+    for number, x in enumerate(rows):
+        learner.observe(x, np.full(300, number), task=f"t{number}")
+        learner.boundary(f"t{number}")
+        probs = learner.predict(rows[0]).probs.astype(float)
+        losses.append(
+            -np.log(np.maximum(probs[:, 0] if likelihood == "categorical" else 1 - probs.reshape(-1), 1e-12)).mean()
+        )
+    past = learner.past()
+    assert losses[1] - losses[0] > 0.3
+    assert 0.25 < 2 * past["rise"] / (losses[1] - losses[0]) < 4
+    assert past["rise_bound"] in (None, "chance")
 
 
 def test_without_its_inputs_a_network_says_too_little_and_that_it_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,8 +26,8 @@ from streamcl.core.stored import INPUTS, KIND, OPTIMUM, SHIFT, TEMPERING, kind_o
 class Gaussian:
     """precision: Lambda over R^P, in nats per squared parameter, summed over samples. shift: eta [P] = Lambda * mean.
     tempering: how wide predictions are, the sums of `core.tempering`, where they are known. optimum: of a factor, the
-    parameters [P] at which its curvature was taken; of a total, the mean of its tasks'. inputs: of real targets, the second
-    moments of the rows behind it, summed with their weights over the noise's variance (`core.surrogates`). Any operation
+    parameters [P] at which its curvature was taken; of a total, the mean of its tasks'. inputs: the second moments of the
+    rows behind it, summed with their weights, of real targets over the noise's variance (`core.surrogates`). Any operation
     loses all three.
 
     Raises ValueError unless both are finite and of one size.

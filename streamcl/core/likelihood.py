@@ -49,6 +49,9 @@ class Likelihood(Cotangents, Protocol):
     def predict(self, output: Tensor) -> dict[str, Tensor]:
         """The predictive distribution: ``probs``, or ``mean`` and ``variance``."""
 
+    def divergence(self, before: Tensor, after: Tensor) -> Tensor:
+        """Kullback-Leibler, [n] in nats: how much the NLL of targets drawn by some outputs is more under others."""
+
     def variances(self, roots: Tensor) -> Tensor:
         """Of what the closed form needs of Gaussian outputs with covariance ``R R^T``, roots R [n, K, j]: [n, K] or [n, 1].
 
@@ -99,6 +102,11 @@ class Categorical:
     def predict(self, output: Tensor) -> dict[str, Tensor]:
         """Probabilities [n, classes]."""
         return {"probs": self._checked(output).softmax(1)}
+
+    def divergence(self, before: Tensor, after: Tensor) -> Tensor:
+        """Of the classes' probabilities."""
+        old, new = self._checked(before).log_softmax(1), self._checked(after).log_softmax(1)
+        return (old.exp() * (old - new)).sum(1)
 
     def variances(self, roots: Tensor) -> Tensor:
         """Of a logit against the mean of the others, averaged over the classes, [n, 1].
@@ -213,6 +221,12 @@ class Bernoulli:
         """Probabilities of one."""
         return {"probs": output.sigmoid()}
 
+    def divergence(self, before: Tensor, after: Tensor) -> Tensor:
+        """Summed over a row's targets."""
+        p, q = before.sigmoid(), (-before).sigmoid()
+        each = p * (F.logsigmoid(before) - F.logsigmoid(after)) + q * (F.logsigmoid(-before) - F.logsigmoid(-after))
+        return each.reshape(len(before), -1).sum(1)
+
     def variances(self, roots: Tensor) -> Tensor:
         """Of every logit, [n, K]."""
         return roots.square().sum(2)
@@ -312,6 +326,10 @@ class Gaussian:
         if self.units is not None:
             return {"mean": self.units.back(output), "variance": self.units.variance(self.noise_variance, output)}
         return {"mean": output, "variance": torch.full_like(output, self.noise_variance)}
+
+    def divergence(self, before: Tensor, after: Tensor) -> Tensor:
+        """Of their means, the noise being the same."""
+        return (after - before).square().reshape(len(before), -1).sum(1) / (2 * self.noise_variance)
 
     def variances(self, roots: Tensor) -> Tensor:
         """Of every output, [n, K]."""

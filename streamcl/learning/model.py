@@ -33,7 +33,7 @@ from streamcl.learning.trial import Trial, first_width
 from streamcl.schema import LabelMap, Signature
 from streamcl.snapshot import NEWEST, POSTERIOR, Vintage, under
 
-INPUT_ROWS = 2048  # of a task, from which the mean and covariance of its inputs are taken
+INPUT_ROWS = 1024  # of a task, from which the mean and covariance of its inputs are taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,25 +193,32 @@ class Model:
             return None
         x = surrogates.drawn(learned.inputs, self.signature.x_shape).to(network.device, network.dtype)
         try:
-            moved = network.outputs_at(theta, x).double() - network.outputs_at(start, x).double()
+            before, after = (network.outputs_at(at, x).double() for at in (start, theta))
+            apart = network.likelihood.divergence(before, after).mean()
         except Exception:  # whatever a model may raise of rows that are not a task's own
             return None
-        risen = 0.5 * float(learned.inputs[-1, -1]) * float(moved.square().sum()) / len(moved)
+        risen = float(learned.inputs[-1, -1] * apart.cpu()) * self._noise
         return risen if math.isfinite(risen) else None
 
+    @property
+    def _noise(self) -> float:
+        """The variance of real targets' noise, as it is now; 1 of others."""
+        kind = self.network.likelihood
+        return kind.noise_variance if isinstance(kind, likelihood.Gaussian) else 1.0
+
     def inputs_of(self, data: TaskData, weight: float, seed: int) -> torch.Tensor | None:
-        """The second moments [d + 1, d + 1] of a task's rows, times what they count for: their weight over the noise's
-        variance. From as many rows as there need be; None where its rises are known well without, or cannot be seen so."""
-        kind, settings = self.network.likelihood, self.posterior.settings
+        """The second moments [d + 1, d + 1] of a task's rows, times what they count for: their weight, of real targets
+        over the noise's variance. From as many rows as there need be; None where its rises are known well without, or
+        cannot be seen so."""
+        settings, config = self.posterior.settings, self.recipe.config
         x, _ = next(iter(data.minibatches(min(INPUT_ROWS, data.samples), np.random.default_rng([seed, 3]))))
         kept = (
             self.posterior.keeps_factors or settings.keeps_middle
         )  # else the penalty's centre is not where the task began
-        if not isinstance(kind, likelihood.Gaussian) or self.posterior.linear or settings.as_in_the_note or not kept:
+        known = self.posterior.linear or settings.as_in_the_note or config.model.scenario == "task"
+        if known or not kept or not x.is_floating_point() or x[0].numel() > surrogates.WIDEST or not weight > 0:
             return None
-        if not x.is_floating_point() or x[0].numel() > surrogates.WIDEST or not weight > 0:
-            return None
-        return surrogates.moments(x).cpu() * (weight / kind.noise_variance)
+        return surrogates.moments(x).cpu() * (weight / self._noise)
 
     def past(self, before: Mapping[str, npt.NDArray[Any]] | None = None) -> float:
         """What the tasks so far come to (`Posterior.past`), in nats; before: where they were at the anchor instead."""
