@@ -89,4 +89,9 @@ def in_words(error: BaseException) -> str:
         text = str(error)
     except Exception:
         text = "(it cannot say why)"
-    return f"{type(error).__name__}: {text}"
+    return encodable(f"{type(error).__name__}: {text}")
+
+
+def encodable(text: str) -> str:
+    """Without what UTF-8 has no bytes for, such as the halves of characters that names of files may hold."""
+    return text.encode(errors="replace").decode()

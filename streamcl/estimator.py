@@ -314,10 +314,10 @@ class Learner:
         with self._served() as network, network.seeing(*scenario.asked(self.config, network.told, task, sights)):
             columns = None if named is None else tables.from_plain(named)
             found = self._predicted(network, encoded(inputs, sent, rows, columns) if sent is not None else rows, asked)
-            labels = None
+            labels, unseen = None, network.unseen()
             if self._learner.config.model.family == "categorical":
                 labels = labels_named(network.columns().tolist(), inputs.words.known)
-        return Prediction(self._learner.steps, found.arrays, labels, found.note)
+        return Prediction(self._learner.steps, found.arrays, labels, found.note, unseen=unseen)
 
     def _predicted(self, network: Network, rows: Array, asked: messages.Predict) -> Predicted:
         seed = self.config.train.seed + self._learner.steps

@@ -167,7 +167,7 @@ def task_warning(
     else:
         why = (
             f"its loss of {entry.loss:.3g} is estimated to have risen past the {_guessing(entry):.3g} nats a sample that "
-            "guessing costs"
+            f"guessing costs{'' if entry.scores is None else ' with the noise that it was learned with'}"
         )
     again = EXACT if exact else f"feed it again: `streamcl revisit {name}`, or `streamcl sweep`" if factors else NO_FACTORS
     return f"task {name!r} is at chance: {why}; {again}"

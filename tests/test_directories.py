@@ -106,7 +106,9 @@ def test_odd_directories_are_refused(send: Callable[..., tuple[int, str, str]], 
 def made(capsys: pytest.CaptureFixture[str], path: Path, *more: Any) -> dict[str, Any]:
     out = path.with_suffix(".toml")
     assert main(["init", str(path), "--out", str(out), *map(str, more)]) == 0
-    assert "next:  streamcl serve --config" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "next:  streamcl serve --config" in said
+    assert f"--boundary --state-dir {tomllib.loads(out.read_text())['state_dir']}" in said
     load(out)
     return tomllib.loads(out.read_text())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,3 +87,35 @@ def test_whole_real_targets_are_told_of_both_ways(start: Callable[..., LocalDaem
         producer.send(np.ones((2, 2), "<f4"), np.array([0.0, 1.0]), "a")
         producer.flush()
     assert "set model.likelihood = 'gaussian'" in str(refused.value)
+
+
+@pytest.mark.parametrize(("labels", "classes"), [([0, 1, -1], "auto"), ([5, -1], 4), ([-7, -1], "auto"), ([1, 0], 3)])
+def test_a_label_of_minus_one_is_told_from_an_output_without_any(
+    start: Callable[..., LocalDaemon], tmp_path: Path, labels: list[int], classes: int | str
+) -> None:
+    daemon = start({"model": {"factory": "streamcl.models:linear", "classes": classes}, "train": {"epochs": 20}})
+    path, out = tmp_path / "mood.csv", tmp_path / "out.csv"
+    x, y = rows(np.array(labels))
+    lines = [",".join(map(str, [*row, label])) for row, label in zip(x, y, strict=True)]
+    path.write_text("\n".join([",".join([*"abc"[: x.shape[1]], "label"]), *lines]))
+    where = ["--state-dir", str(daemon.state_dir)]
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "streamcl", *words, *where], text=True, capture_output=True, timeout=120, check=True
+        )
+
+    run("send", str(path), "--task", "a", "--boundary")
+    said = run("predict", str(path), "--out", str(out))
+    assert "not come yet" not in said.stdout + said.stderr
+    header = out.read_text().splitlines()[0].replace('"', "").split(",")
+    assert header == ["predicted", *(f"probability.{label}" for label in sorted(labels))]
+    with daemon.reader() as reader:
+        found = reader.predict(x)
+        assert found.labels is not None
+        assert sorted(found.labels[found.seen].tolist()) == sorted(labels)
+    named = json.loads(run("predict", str(path), "--json").stdout)
+    assert named["labels"] == found.labels.tolist()
+    run("predict", str(path), "--out", str(tmp_path / "out.npz"))
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["labels"], found.labels)

@@ -12,16 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamcl import Learner
+from streamcl import Learner, entries
 from streamcl.config import from_tree
 from streamcl.daemon import commit, memory, words
 from streamcl.daemon.channel import Channel
 from streamcl.daemon.orders import Orders
+from streamcl.daemon.tasks import Tasks
 from streamcl.daemon.trainer import Trainer
-from streamcl.errors import Refused, StreamclError
+from streamcl.entries import Standing
+from streamcl.errors import ModelRefused, Refused, StreamclError
 from streamcl.learning.failing import MOST_FAILURES
 from streamcl.learning.fitting import Fitting
-from streamcl.storage import beside, checkpoint, container, published
+from streamcl.protocol.session import StreamSession, Terms
+from streamcl.storage import beside, checkpoint, container, published, quarantine
 from streamcl.storage.beside import Beside
 from streamcl.storage.disk import Disk, SyncFailed
 from streamcl.storage.log import LogWriter
@@ -436,3 +439,40 @@ def test_a_boundary_is_not_over_before_its_task_can_be_told(tmp_path: Path) -> N
     states = [word.state for word in said[: places[0]] if isinstance(word, words.Progress)]
     assert "consolidating" in states
     assert states.index("idle", states.index("consolidating")) == len(states) - 1  # directly before it
+
+
+def test_a_model_that_cannot_be_made_again_in_the_midst_of_a_failure_ends_this_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the daemon, as `ModelRefused` would: what ails it may pass, as with no memory on a device."""
+    training = Training(tmp_path / "state")
+    training.batch()
+
+    def refused(*_: Any) -> None:
+        raise ModelRefused("no memory")
+
+    monkeypatch.setattr(training.trainer, "recover", refused)
+    with pytest.raises(RuntimeError, match="cannot be made again: no memory"):
+        training.trainer._begin_anew()
+
+
+def test_words_that_cannot_be_written_do_not_keep_a_record_from_being_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise ValueError("bad \udcff text")
+
+    monkeypatch.setattr(Fitting, "take", fails)
+    training = Training(tmp_path / "state")
+    training.batch()
+    training.trainer.turn()
+    assert [failure.reason for failure in training.trainer.commit.failures] == ["task 't': ValueError: bad ? text"]
+    assert training.trainer.learner.next_lsn == 1
+
+
+def test_the_reason_of_a_streams_later_task_is_found_by_its_records(tmp_path: Path) -> None:
+    """Its failures are told under the name that its producer uses."""
+    failure = quarantine.Failure(lsn=7, stage="boundary", task="V", producer="p", seq=3, reason="why", time=0.0)
+    kept = Standing(held={"V.3": entries.Held(task="V.3", lsn=8, samples=50, first_lsn=6, end_lsn=9)})
+    tasks = Tasks(StreamSession(Terms()), tmp_path, kept, [failure])
+    assert tasks.reason("V.3") == "why"

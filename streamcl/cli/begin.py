@@ -67,7 +67,8 @@ def init(options: argparse.Namespace) -> None:
     from_tree(tomllib.loads(text))  # what is written can be read
     options.out.write_text(text)
     label = ["--label", options.label] if options.label is not None else []
-    send = shlex.join(["streamcl", "send", str(options.file), *label, "--boundary"])
+    place = ["--state-dir", str(tomllib.loads(text)["state_dir"])]
+    send = shlex.join(["streamcl", "send", str(options.file), *label, "--boundary", *place])
     if options.json:
         keys = {line.key: {"value": line.value, "why": line.why} for line in lines}
         print_json({"out": str(options.out), "keys": keys, "read": data.reading.plain(), "next": send})

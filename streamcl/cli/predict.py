@@ -7,7 +7,7 @@ that are not sent, such as identifiers) as they are written, and behind them
     probability.LABEL         of each label that was seen, or of each output
     variance                  of each mean
 
-An NPZ file has the arrays alone.
+An NPZ file has the arrays alone; beside `probs`, `labels` are its columns', as in JSON.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="write the predictions to this file: .csv or .parquet, a row each, with labels and probabilities; or .npz",
+        help="write the predictions to this file: .csv or .parquet, a row each, with labels and probabilities; or .npz, "
+        "its arrays (labels: of the columns of probs, -1 or empty where none has come)",
     )
     parser.add_argument(
         "--keep",
@@ -98,24 +99,23 @@ def predict(options: argparse.Namespace) -> None:
         print(answers[0].note, file=sys.stderr)
     say_behind(answers[-1].behind)
     if options.out is not None:
-        _write(options, file.data, arrays, answers[-1].labels)
+        _write(options, file.data, arrays, answers[-1])
     y = np.concatenate(targets) if targets else None
     if y is not None and "label" in arrays and answers[-1].labels is not None:
-        y = _among(file, y, answers[-1].labels)
-    _report(options, file, arrays, y, answers[-1].version)
+        y = _among(file, y, [answers[-1].labels.tolist()[place] for place in answers[-1].seen])
+    _report(options, file, arrays, y, answers[-1])
 
 
-def _among(file: Agreement, y: Array, labels: Array) -> Array | None:
+def _among(file: Agreement, y: Array, known: list[Any]) -> Array | None:
     """Targets, with a note where some are no labels of the stream; None where none is: then nothing could be right."""
     from streamcl.datafiles.choice import listed
 
-    known = {label for label in labels.tolist() if label is not None and label != -1}
     told = dict.fromkeys(y.ravel().tolist())
     other = [each for each in told if each not in known]
     if not other:
         return y
     said = (
-        f"{listed([repr(each) for each in other])}, where the stream's labels are {listed([repr(each) for each in known])}"
+        f"{listed([repr(each) for each in other])}, where the stream's labels are {listed(list(map(repr, sorted(known))))}"
     )
     if len(other) == len(told):
         file.notes.append(f"{file.data.path}: not scored: its targets are {said}")
@@ -187,14 +187,15 @@ def _answers(options: argparse.Namespace, daemon: Reader, agreement: Agreement) 
     return answers, [agreement.data.targets(y) for _, y in pairs if y is not None]
 
 
-def _report(options: argparse.Namespace, file: Agreement, arrays: dict[str, Any], y: Any, version: int) -> None:
+def _report(options: argparse.Namespace, file: Agreement, arrays: dict[str, Any], y: Any, answer: Prediction) -> None:
     import numpy as np
 
-    summary: dict[str, Any] = {"rows": len(next(iter(arrays.values()))), "version": version}
+    summary: dict[str, Any] = {"rows": len(next(iter(arrays.values()))), "version": answer.version}
     if y is not None:
         summary |= _scored(file, arrays, y)
     if options.json:
-        print_json(summary | {name: array.tolist() for name, array in arrays.items()} | {"read": read_as(file)})
+        named = {} if answer.labels is None else {"labels": answer.labels.tolist()}
+        print_json(summary | named | {name: array.tolist() for name, array in arrays.items()} | {"read": read_as(file)})
         return
     notes = sys.stdout if options.out is not None else sys.stderr
     print(*file.notes, sep="\n", end="\n" if file.notes else "", file=notes)
@@ -235,18 +236,19 @@ def scores(arrays: dict[str, Any], y: Any) -> dict[str, float]:
 # -- a file of predictions ---------------------------------------------------------------------------------------------
 
 
-def _write(options: argparse.Namespace, data: DataFile, arrays: dict[str, Array], labels: Array | None) -> None:
+def _write(options: argparse.Namespace, data: DataFile, arrays: dict[str, Array], answer: Prediction) -> None:
     if options.out.suffix.lower() == ".npz":
         import numpy as np
 
+        named = {} if answer.labels is None else {"labels": _without_objects(answer.labels)}
         with options.out.open("wb") as out:
-            np.savez(out, **arrays)  # type: ignore[arg-type]
+            np.savez(out, **arrays, **named)  # type: ignore[arg-type]
         return
     import pyarrow as pa
     from pyarrow import csv, parquet
 
     kept = data.cells(_kept(data, options.keep))
-    columns = dict(_columns(arrays, labels))
+    columns = dict(_columns(arrays, answer))
     both = sorted(columns.keys() & kept.keys())
     if both:
         raise DataError(f"{data.path}: column {both[0]!r} has the name of a column of predictions; name others with --keep")
@@ -266,16 +268,21 @@ def _kept(data: DataFile, asked: Sequence[str] | None) -> list[str]:
     return each_named(data.path, data.names, asked, "--keep")
 
 
-def _columns(arrays: dict[str, Array], labels: Array | None) -> Iterator[tuple[str, Array]]:
+def _without_objects(labels: Array) -> Array:
+    """Words as NumPy's own text, empty where no word has come; numbers as they are."""
+    return labels if labels.dtype.kind != "O" else labels.astype(object, copy=True).astype(str)
+
+
+def _columns(arrays: dict[str, Array], answer: Prediction) -> Iterator[tuple[str, Array]]:
     """Every column of predictions by its name, [n]."""
     if "mean" in arrays:
         yield from _numbered("predicted", arrays["mean"])
         yield from _numbered("variance", arrays["variance"])
     elif "label" in arrays:
         yield "predicted", arrays["label"]
+        labels = answer.labels
         assert labels is not None
-        seen = [place for place, label in enumerate(labels.tolist()) if label is not None and label != -1]
-        for place in sorted(seen, key=lambda place: labels[place]):  # all numbers, or all words
+        for place in sorted(answer.seen, key=lambda place: labels[place]):  # all numbers, or all words
             yield f"probability.{labels[place]}", arrays["probs"][:, place]
     else:
         yield from _numbered("predicted", (arrays["probs"] > 0.5).astype("<i8"))

@@ -28,7 +28,7 @@ class Prediction:
     mean and variance. note: what a reader should know of how they were computed (row by row, say); None where that is
     nothing. position: the log record that the parameters have come to. behind: of a follower's answer, how far that is
     behind what the daemon has published last, in steps, records and rows, and the seconds since the daemon was heard; None
-    of the daemon's own.
+    of the daemon's own. unseen: of a stream that has a label -1, the columns whose label has not come.
     """
 
     version: int
@@ -37,6 +37,16 @@ class Prediction:
     note: str | None = None
     position: int | None = None
     behind: Mapping[str, Any] | None = None
+    unseen: Sequence[int] | None = None
+
+    @property
+    def seen(self) -> list[int]:
+        """The columns of `probs` whose label has come."""
+        if self.labels is None:
+            return []
+        if self.unseen is not None:
+            return [place for place in range(len(self.labels)) if place not in self.unseen]
+        return [place for place, label in enumerate(self.labels.tolist()) if label is not None and label != -1]
 
     @property
     def probs(self) -> Array:
@@ -117,6 +127,7 @@ class Reader(Requester):
             reply.get("note"),
             reply.get("position"),
             reply.get("behind"),
+            reply.get("unseen"),
         )
 
     def _told(self) -> tuple[dict[str, columns.Kind], frozenset[str]]:

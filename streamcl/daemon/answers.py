@@ -126,7 +126,8 @@ class Answers:
             raise Refused(
                 "unknown_task",
                 f"task {task!r}: expected one whose boundary is among the last {keep} (posterior.keep), with no withdrawal "
-                "since; `streamcl versions` lists what can be undone",
+                "since, and no rows of an earlier task that `retry` learned since; `streamcl versions` lists what can be "
+                "undone",
             )
         problem = self.versions.problem(found.version)
         if problem is not None:

@@ -210,11 +210,14 @@ class Predictor:
         with network.seeing(*scenario.asked(made.config, network.told, request.task, made.sights)):
             found = self._outputs(made, x, request)
             columns = made.columns if request.task is None else network.columns().tolist()
+            unseen = network.unseen()
         header: dict[str, Any] = {"version": made.meta["version"], **self.standing.of(made.meta, time.monotonic())}
         if found.note is not None:
             header["note"] = found.note
         if made.config.model.family == "categorical":
             header["labels"] = columns
+            if unseen is not None:
+                header["unseen"] = unseen
             if inputs.words.known:
                 header["words"] = inputs.words.known
         return header, found.arrays

@@ -32,6 +32,7 @@ from streamcl.daemon.publisher import Publisher
 from streamcl.daemon.quiet import FOLLOW_SHARE, Evaluating, Following
 from streamcl.daemon.reports import Reports
 from streamcl.entries import Abandoned, Confirmed, Held, Standing
+from streamcl.errors import ModelRefused
 from streamcl.learning.data import Store
 from streamcl.learning.failing import MOST_FAILURES, Unlearnable
 from streamcl.learning.fitting import Event
@@ -314,7 +315,10 @@ class Trainer:
         self.team.form()
         self.replay = self._fresh_replay()
         durable = self.orders.durable
-        self.recover()
+        try:
+            self.recover()
+        except ModelRefused as error:  # it worked when this process began: what ails it now may pass, a restart tells
+            raise RuntimeError(f"the model cannot be made again: {error}") from error
         self.orders.durable = durable
 
     def _wait_for_help(self, entry: log.Entry, error: Unlearnable) -> None:

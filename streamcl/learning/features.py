@@ -117,7 +117,7 @@ class FeatureNetwork(Network):
             try:
                 with torch.no_grad():
                     return self.module.phi(row).shape[1]
-            except ModelRefused:
+            except (ModelRefused, MemoryError, torch.OutOfMemoryError):  # of which the latter say nothing of the map
                 raise
             except Exception as error:  # whatever a module may raise
                 failure = error

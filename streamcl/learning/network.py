@@ -312,6 +312,14 @@ class Network:
         all_alike = self._visible is None and self._config.model.scenario == "class"
         return self.labels.columns() if all_alike else self.labels.labels()[order]
 
+    def unseen(self) -> list[int] | None:
+        """Of `columns`, those whose label has not come, where they are not told by -1, which is a label; else None."""
+        own = self.labels.outputs.get(-1)
+        if own is None:
+            return None
+        columns, spare = self.columns().tolist(), self._order() is None
+        return [place for place, label in enumerate(columns) if spare and label == -1 and place != own]
+
     def _in_columns(self, probs: Tensor) -> dict[str, Tensor]:
         """Probabilities of the labels that have come, in their order, where `columns` has them; 0 for others."""
         columns = self.columns()
