@@ -163,7 +163,7 @@ class Boundary:
     def _check_fits(self, weight: float) -> None:
         """Raise ValueError where the next task's steps would have no numbers for the penalty."""
         total, kind = self.model.posterior.total, self.model.network.dtype
-        largest = max(total.curvature().largest, float(total.shift.abs().max()))
+        largest = max(total.precision.trace(), float(total.shift.abs().max()))
         if not largest < torch.finfo(kind).max / ROOM:
             raise ValueError(
                 f"the penalty comes to {largest:.2g} with this task, which weighs {weight:.3g}: beyond what numbers of "

@@ -177,8 +177,8 @@ class Model:
         return self.posterior.total.state()
 
     def moved(self, task: OpenTask | None) -> float:
-        """What an open task's steps have cost the tasks before it so far, in nats: as real outputs show it on inputs like
-        theirs, where these are kept; else by their quadratic."""
+        """What an open task's steps have cost the tasks before it so far, in nats: as outputs show it on inputs like theirs,
+        where something of these is kept; else by their quadratic."""
         if task is None or task.start is None:
             return 0.0
         total = self.posterior.total
@@ -212,11 +212,9 @@ class Model:
         cannot be seen so."""
         settings, config = self.posterior.settings, self.recipe.config
         x, _ = next(iter(data.minibatches(min(INPUT_ROWS, data.samples), np.random.default_rng([seed, 3]))))
-        kept = (
-            self.posterior.keeps_factors or settings.keeps_middle
-        )  # else the penalty's centre is not where the task began
+        begins = self.posterior.keeps_factors or settings.keeps_middle  # or a task does not begin at the penalty's centre
         known = self.posterior.linear or settings.as_in_the_note or config.model.scenario == "task"
-        if known or not kept or not x.is_floating_point() or x[0].numel() > surrogates.WIDEST or not weight > 0:
+        if known or not begins or not x.is_floating_point() or x[0].numel() > surrogates.WIDEST or not weight > 0:
             return None
         return surrogates.moments(x).cpu() * (weight / self._noise)
 
