@@ -177,8 +177,8 @@ class Model:
         return self.posterior.total.state()
 
     def moved(self, task: OpenTask | None) -> float:
-        """What an open task's steps have cost the tasks before it so far, in nats: as outputs show it on inputs like theirs,
-        where something of these is kept; else by their quadratic."""
+        """What an open task's steps have cost the tasks before it so far, in nats: as outputs show it on inputs like
+        theirs, where something of these is kept; else by their quadratic."""
         if task is None or task.start is None:
             return 0.0
         total = self.posterior.total
