@@ -80,11 +80,14 @@ class Tasks:
     def reason(self, task: str) -> str:
         """Why a task is held, or rows of it are set aside: the newest failure's words.
 
-        By its records, since a stream's tasks have other names than their producers use.
+        Of its records too, since a stream's tasks have other names than their producers use.
         """
         places = self.standing.kept_of().get(task, ())
-        own = [each for each in self.failures if any(first <= each.lsn < end for first, end in places)]
-        failures = [each.reason for each in own or self.failures if own or each.task == task]
+        failures = [
+            failure.reason
+            for failure in self.failures
+            if failure.task == task or any(first <= failure.lsn < end for first, end in places)
+        ]
         return failures[-1] if failures else "the reason was not kept"
 
     def kept(self, task: str) -> str:

@@ -195,7 +195,7 @@ class Model:
         try:
             before, after = (network.outputs_at(at, x).double() for at in (start, theta))
             apart = network.likelihood.divergence(before, after).mean()
-        except Exception:  # whatever a model may raise of rows that are not a task's own
+        except (Exception, SystemExit, KeyboardInterrupt):  # whatever a model may raise of rows that are no task's own
             return None
         risen = float(learned.inputs[-1, -1] * apart.cpu()) * self._noise
         return risen if math.isfinite(risen) else None
