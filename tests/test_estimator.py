@@ -443,3 +443,16 @@ def test_inputs_of_a_size_that_a_network_learns_badly_are_said() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             Learner(settings).observe(x, np.arange(20) % 2)
+
+
+def test_masked_numbers_are_missing_and_integers_that_would_wrap_are_refused() -> None:
+    x, y = np.ma.masked_less(np.array([[1.0, -9999.0], [2.0, 3.0]]), -100), np.array([0, 1])
+    with pytest.raises(Refused, match=r"nonfinite|NaN"):
+        Learner({}).observe(x, y)
+    with pytest.raises(Refused, match="no masked values in an array of int64"):
+        Learner({}).observe(x.filled(0), np.ma.masked_equal(y, 1))
+    with pytest.raises(Refused, match="at most 9223372036854775807"):
+        Learner({}).observe(x.filled(0), np.array([1, 2**63], np.uint64))
+    learner = Learner({})
+    learner.observe(np.ma.masked_less(x.filled(0), -100), y.astype(np.uint64))  # nothing is masked, or too large
+    assert learner.boundary()["samples"] == 2
