@@ -18,6 +18,7 @@ from waiting import until
 
 from streamcl import Learner, entries, gauge
 from streamcl.bench import gauge as bench
+from streamcl.bench.demo import digits
 from streamcl.bench.local import LocalDaemon
 from streamcl.cli import main
 from streamcl.config import from_tree
@@ -360,6 +361,24 @@ def test_a_model_that_fails_on_rows_that_stand_for_a_tasks_own_is_followed_by_it
     learner = Learner({"model": {"likelihood": "gaussian"}}, module)
     taught(learner)
     assert learner.past()["rise"] > 0
+
+
+@pytest.mark.parametrize("mode", ["single", "factors"])
+def test_outputs_that_came_after_a_task_are_nothing_that_it_has_lost(mode: str) -> None:
+    """Of these its factor says nothing: zeros in their place would win where all others are learned to be low."""
+    images = digits()
+    found = []
+    for classes in ("auto", 10):
+        learner = Learner({"model": {"classes": classes}, "posterior": {"mode": mode}})
+        for number in range(2):
+            order = np.random.default_rng(number).permutation(64)
+            learner.observe(images.train_x[:600][:, order], images.train_y[:600], task=f"t{number}")
+            learner.boundary(f"t{number}")
+        assert learner.past()["at_chance"] is False
+        found.append(learner.past()["rise"])
+        if classes == "auto":
+            assert learner._learner.model.network.outputs > 10
+    assert found[0] < 3 * found[1] + 0.05
 
 
 def test_inputs_are_stood_for_by_rows_of_their_mean_and_covariance() -> None:

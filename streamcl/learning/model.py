@@ -33,6 +33,7 @@ from streamcl.learning.trial import Trial, first_width
 from streamcl.schema import LabelMap, Signature
 from streamcl.snapshot import NEWEST, POSTERIOR, Vintage, under
 
+SAID = 1 + 1e-9  # times the prior's precision: what is more than rounding
 INPUT_ROWS = 1024  # of a task, from which the mean and covariance of its inputs are taken
 
 
@@ -182,15 +183,23 @@ class Model:
         if task is None or task.start is None:
             return 0.0
         total = self.posterior.total
-        risen = None if total.inputs is None else self._risen(total, total.mean, self.network.master())
+        least = self.posterior.settings.effective_prior_precision
+        risen = None if total.inputs is None else self._risen(total, total.mean, self.network.master(), least)
         return self.past() - task.start if risen is None else risen
 
-    def _risen(self, learned: Gaussian, start: torch.Tensor | None, theta: torch.Tensor) -> float | None:
+    def _risen(
+        self, learned: Gaussian, start: torch.Tensor | None, theta: torch.Tensor, least: float = 0.0
+    ) -> float | None:
         """How much more rows like those behind a Gaussian are missed by at theta [P] than at the start, in nats; None
-        where nothing of them is kept, or the network cannot take what stands for them."""
+        where nothing of them is kept, or the network cannot take what stands for them.
+
+        least: the precision of what these rows say nothing of, as of outputs that came later: it counts as it is by now.
+        """
         network = self.network
         if learned.inputs is None or start is None:
             return None
+        if network.grows:
+            start = torch.where(learned.precision.diagonal() > least * SAID, start, theta)
         x = surrogates.drawn(learned.inputs, self.signature.x_shape).to(network.device, network.dtype)
         try:
             before, after = (network.outputs_at(at, x).double() for at in (start, theta))
