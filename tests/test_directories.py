@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from streamcl.bench.local import LocalDaemon
-from streamcl.cli import main
+from streamcl.cli import build_parser, main
 from streamcl.config import load
 
 Start = Callable[..., LocalDaemon]
@@ -124,6 +125,18 @@ def test_init_writes_what_the_file_says(tmp_path: Path, capsys: pytest.CaptureFi
     for name, told in (("real", lambda k: k / 7), ("many", lambda k: 5 * k)):
         assert made(capsys, written(tmp_path / f"{name}.csv", told, n=200))["model"] == {"likelihood": "gaussian"}
     assert made(capsys, written(tmp_path / "few.csv", lambda k: k % 5))["model"] == {"likelihood": "categorical"}
+
+
+def test_what_was_said_of_the_file_is_in_the_command_that_init_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a file.csv").write_text("".join(f"{k},{k % 2},{k / 7},{k}\n" for k in range(60)))
+    told = ["--label", "1", "--drop=-1", "--header", "no"]
+    assert main(["init", "a file.csv", *told]) == 0
+    sent = capsys.readouterr().out.split("\n")[-2]
+    assert shlex.split(sent) == ["streamcl", "send", "a file.csv", *told, "--boundary", "--state-dir", "./a-file-state"]
+    build_parser().parse_args(shlex.split(sent)[1:])
 
 
 def test_init_of_plain_arrays_scales_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

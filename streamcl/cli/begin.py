@@ -66,9 +66,8 @@ def init(options: argparse.Namespace) -> None:
     text = written(data, lines)
     from_tree(tomllib.loads(text))  # what is written can be read
     options.out.write_text(text)
-    label = ["--label", options.label] if options.label is not None else []
     place = ["--state-dir", str(tomllib.loads(text)["state_dir"])]
-    send = shlex.join(["streamcl", "send", str(options.file), *label, "--boundary", *place])
+    send = shlex.join(["streamcl", "send", str(options.file), *_said(options), "--boundary", *place])
     if options.json:
         keys = {line.key: {"value": line.value, "why": line.why} for line in lines}
         print_json({"out": str(options.out), "keys": keys, "read": data.reading.plain(), "next": send})
@@ -76,6 +75,14 @@ def init(options: argparse.Namespace) -> None:
     print(*data.reading.lines(), sep="\n")
     print(f"\nwrote {options.out}: {', '.join(f'{line.key} = {json.dumps(line.value)}' for line in lines)}")
     print(f"\nnext:  streamcl serve --config {shlex.quote(str(options.out))}\n       {send}")
+
+
+def _said(options: argparse.Namespace) -> Iterator[str]:
+    """What was said of how to read the file, for another command."""
+    for name in ("label", "features", "drop", "header", "x", "numbers"):
+        given = getattr(options, name)
+        for value in given if isinstance(given, list) else [given] if given is not None else []:
+            yield from [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
 
 
 def found(data: DataFile) -> Iterator[Line]:
