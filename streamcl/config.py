@@ -632,6 +632,13 @@ def finds_likelihood(config: Config) -> bool:
     return config.model.likelihood == "auto" and not config.evaluation.directory and config.model.scenario == "class"
 
 
+def for_labels_only(config: Config) -> str:
+    """The setting beside the likelihood that real targets cannot be learned with; empty where there is none."""
+    if config.evaluation.directory:
+        return "evaluation.directory"
+    return "model.scenario = 'domain'" if config.model.scenario == "domain" else ""
+
+
 def _whole(config: Config) -> Iterator[Problem]:
     """What no single key's type can express."""
     train, posterior = config.train, config.posterior

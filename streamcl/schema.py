@@ -149,7 +149,7 @@ class LabelMap:
     def new_labels(self, y: Array) -> tuple[int, ...]:
         """The labels of y not yet in the map, in order of appearance; raises Refused ``bad_label``, changes nothing."""
         if y.dtype.kind not in "iu":
-            raise Refused("bad_label", _no_integers(y))
+            raise Refused("bad_label", no_integers(y))
         if y.ndim != 1:
             raise Refused("bad_shape", f"batch.y: expected one label a row, [n], got {list(y.shape)}")
         if self._knows_all(y):
@@ -257,9 +257,13 @@ class LabelMap:
         return labels
 
 
-def _no_integers(y: Array) -> str:
-    """What is wrong with targets that are not labels, and what they may have been meant as."""
+def no_integers(y: Array, against: str = "") -> str:
+    """What is wrong with targets that are not labels, and what they may have been meant as.
+
+    against: the setting that takes labels only, whatever the likelihood.
+    """
+    gaussian = f"{GAUSSIAN} without {against}, which is for labels only" if against else GAUSSIAN
     got = f"batch.y: expected integer labels (<i8, <i4 or |u1) for model.likelihood = 'categorical', got {y.dtype.str}"
     if y.size and bool((np.trunc(y) == y).all()):
-        return f"{got}; if these whole numbers are labels, send them as integers; if they are measurements, set " + GAUSSIAN
-    return f"{got} such as {float(y.flat[int((np.trunc(y) != y).argmax())]):g}; to learn real numbers, set {GAUSSIAN}"
+        return f"{got}; if these whole numbers are labels, send them as integers; if they are measurements, set " + gaussian
+    return f"{got} such as {float(y.flat[int((np.trunc(y) != y).argmax())]):g}; to learn real numbers, set {gaussian}"

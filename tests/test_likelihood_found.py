@@ -19,6 +19,10 @@ from streamcl.config import Config, finds_likelihood, from_tree
 from streamcl.datafiles import Columns, open_data
 from streamcl.errors import Refused
 from streamcl.estimator import Learner
+from streamcl.protocol import messages
+from streamcl.protocol.frames import NamedArrays
+from streamcl.protocol.session import StreamSession, Terms
+from streamcl.schema import LabelMap
 
 Start = Callable[..., LocalDaemon]
 SMALL: dict[str, Any] = {"model": {"args": {"hidden": [8]}}, "train": {"device": "cpu", "epochs": 2}}
@@ -90,13 +94,24 @@ def test_plain_arrays_are_refused_as_ever() -> None:
     assert learner.boundary()["samples"] == 60
 
 
-@pytest.mark.parametrize("tree", [{"evaluation": {"directory": "sets"}}, {"model": {"scenario": "domain"}}])
-def test_where_only_labels_make_sense_real_targets_are_refused(tree: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"evaluation": {"directory": "sets"}}, "without evaluation.directory, which is for labels only"),
+        ({"model": {"scenario": "domain"}}, "without model.scenario = 'domain', which is for labels only"),
+    ],
+)
+def test_where_only_labels_make_sense_real_targets_are_refused(tree: dict[str, Any], said: str) -> None:
     assert finds_likelihood(Config())
     assert not finds_likelihood(from_tree(tree))
-    if "model" in tree:
-        with pytest.raises(Refused, match="expected integer labels"):
-            Learner(tree).observe(*rows(), "a", schema=SCHEMA)
+    session = StreamSession(Terms.of(from_tree(tree)))
+    session.producers.hello(messages.Hello(producer="p"))
+    x, y = rows()
+    for targets in (y, np.round(y)):
+        with pytest.raises(Refused, match=f"expected integer labels .*{said}"):
+            session.admit_batch("p", messages.Batch(seq=1, task="a"), NamedArrays({"x": x, "y": targets}), 100)
+    with pytest.raises(Refused, match=r"\(in a new state directory\)$"):
+        LabelMap(None).new_labels(y)
 
 
 def test_an_exact_learner_finds_it_too() -> None:

@@ -30,7 +30,7 @@ from enum import Enum
 
 from streamcl import columns as tables
 from streamcl.columns import Columns, Pinned, Words
-from streamcl.config import Config, finds_likelihood
+from streamcl.config import Config, finds_likelihood, for_labels_only
 from streamcl.entries import Closing, Consolidated, Entry, Standing, by_drift
 from streamcl.errors import Refused
 from streamcl.naming import numbered, stream_name, stream_of
@@ -38,7 +38,7 @@ from streamcl.protocol import messages
 from streamcl.protocol.frames import MESSAGE_BYTES, NamedArrays
 from streamcl.protocol.producers import Producers
 from streamcl.protocol.schedule import Schedule
-from streamcl.schema import Array, LabelMap, Signature, check_rows
+from streamcl.schema import Array, LabelMap, Signature, check_rows, no_integers
 from streamcl.storage.log import RECORD_OVERHEAD
 from streamcl.storage.records import (
     Abandon,
@@ -92,7 +92,8 @@ class Terms:
     task_bytes: disk budget of the open task. credit: messages a producer may hold unacknowledged. tasks, producers: how
     many names are kept at most. drift: the daemon closes tasks: when their stream changes, at a number of rows, or by the
     clock, which schedule then makes. hold: no new task is opened while one is held. missing, words: whether a table's
-    numbers may be missing, and whether it may have columns of words. heaviest: weight of a boundary.
+    numbers may be missing, and whether it may have columns of words. heaviest: weight of a boundary. only_labels: the
+    setting that has no use for real targets.
     """
 
     likelihood: str = "categorical"
@@ -110,6 +111,7 @@ class Terms:
     tasks: int = 100_000
     producers: int = 100_000
     schedule: Callable[[], Schedule] | None = None
+    only_labels: str = ""
 
     @classmethod
     def of(cls, config: Config) -> Terms:
@@ -130,6 +132,7 @@ class Terms:
             tasks=stream.tasks,
             producers=stream.producers,
             schedule=Schedule.of(stream),
+            only_labels=for_labels_only(config),
         )
 
 
@@ -563,6 +566,8 @@ class StreamSession:
         match self.likelihood:
             case "auto" if not (named and y.dtype.kind == "f"):
                 return self.labels.new_labels(y)
+            case "categorical" if self.terms.only_labels and y.dtype.kind not in "iu":
+                raise Refused("bad_label", no_integers(y, self.terms.only_labels))
             case "categorical":
                 return self.labels.new_labels(y)
             case "bernoulli":
