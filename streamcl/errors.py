@@ -35,9 +35,12 @@ class Refused(StreamclError):
         return f"{self.code}: {self.message}"
 
 
+NO_MODEL_YET = "there is no model yet: its shapes come with the first batch"
+
+
 def no_model_yet() -> Refused:
     """``not_ready``: of what is asked before the first batch."""
-    return Refused("not_ready", "there is no model yet: its shapes come with the first batch", retryable=True)
+    return Refused("not_ready", NO_MODEL_YET, retryable=True)
 
 
 class Unreachable(StreamclError):

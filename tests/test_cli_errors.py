@@ -83,6 +83,14 @@ def test_a_refusal_is_followed_by_what_to_do(run: Run, arguments: tuple[str, ...
     assert err.endswith(f"  what to do: {REMEDIES[code]}\n")
 
 
+def test_advice_that_would_lead_nowhere_is_not_given(run: Run, start: Callable[..., LocalDaemon]) -> None:
+    status, err = run("boundary", "closed")
+    assert (status, "is closed already" in err, "revisit" in err) == (1, True, False)
+    assert "streamcl tasks" in err
+    status, err = run("predict", "good.csv", on=start().state_dir)
+    assert (status, "no model yet" in err, "send rows first" in err) == (1, True, True)
+
+
 @pytest.mark.parametrize(
     ("file", "said"),
     [

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from streamcl.cli.parser import Parser
-from streamcl.cli.remedies import REMEDIES
+from streamcl.cli.remedies import remedy
 from streamcl.errors import ConfigError, DataError, Refused, StreamclError
 from streamcl.version import __version__
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError) as error:
         return _fail(error, 2)
     except Refused as error:
-        return _fail(error, 1, REMEDIES.get(error.code))
+        return _fail(error, 1, remedy(error))
     except StreamclError as error:
         return _fail(error, 1)
     except BrokenPipeError:
@@ -41,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _fail(error: Exception | str, status: int, remedy: str | None = None) -> int:
+def _fail(error: Exception | str, status: int, advice: str | None = None) -> int:
     print(f"streamcl: {error}", file=sys.stderr)
-    if remedy is not None:
-        print(f"  what to do: {remedy}", file=sys.stderr)
+    if advice is not None:
+        print(f"  what to do: {advice}", file=sys.stderr)
     return status
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from streamcl.errors import NO_MODEL_YET, Refused
+from streamcl.protocol.session import CLOSED_ALREADY, WITHDRAWN
+
 REMEDIES = {
     "bad_header": "check the command's values against its --help",
     "bad_array": "send numbers of one of the dtypes <f4 <f8 <f2 <i8 <i4 |u1; streamcl's own clients convert others",
@@ -31,3 +34,15 @@ REMEDIES = {
     "not_ready": "try again in a moment; `streamcl status` says what the daemon is doing",
     "internal": "this is a defect of streamcl: the daemon's log says more; please report it",
 }
+
+OF_MESSAGES = {  # by what they say, where their code's remedy would lead nowhere
+    WITHDRAWN: "send under a new task's name; `streamcl tasks` lists the tasks that are still known",
+    CLOSED_ALREADY: "nothing, its boundary is stored: `streamcl tasks` says what came of it, once it is consolidated",
+    NO_MODEL_YET: "send rows first (`streamcl send`); if they are on their way, try again in a moment",
+}
+
+
+def remedy(refused: Refused) -> str | None:
+    """What to do about a refusal: by its message where that says more than its code."""
+    special = (text for said, text in OF_MESSAGES.items() if said in refused.message)
+    return next(special, REMEDIES.get(refused.code))

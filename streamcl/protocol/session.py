@@ -81,6 +81,7 @@ REVISITING = frozenset({"factors", "online"})  # modes in which a task may be fe
 TASK_CHARACTERS = 128
 KEPT_REMEDY = "`streamcl retry TASK` tries again to learn them, `streamcl drop TASK` gives them up"
 CLOSED_ALREADY = "is closed already"  # and neither held nor withdrawn
+WITHDRAWN = "was withdrawn (forget); its name cannot be used again"
 HEAVIEST = {"float32": 1e30, "float64": 1e290}  # lambda_t that a penalty in these numbers has room for
 SPOOL_FACTOR = 2  # closed tasks awaiting consolidation may hold as much disk again as the open one
 
@@ -332,7 +333,7 @@ class StreamSession:
 
     def _check_not_withdrawn(self, task: str) -> None:
         if task in self.forgotten:
-            raise Refused("task_closed", f"task {task!r} was withdrawn (forget); its name cannot be used again")
+            raise Refused("task_closed", f"task {task!r} {WITHDRAWN}")
 
     def _check_known(self, task: str) -> None:
         self._check_not_withdrawn(task)
@@ -450,6 +451,7 @@ class StreamSession:
         if task in self.held and task != self.open_tag and not self.terms.drift:
             raise Refused("task_closed", f"task {task!r} is held: its rows could not be learned; {KEPT_REMEDY}")
         if task in self.closed and task != self.open_tag and not self.terms.drift:
+            self._check_not_withdrawn(task)
             raise Refused(
                 "task_closed",
                 f"task {task!r} is closed; expected data of an open or a new task, or a `revisit` first (factor mode)",
