@@ -148,10 +148,12 @@ class NothingKept(_Entry, frozen=True, tag="nothing"):
 
 
 class RolledBack(_Entry, frozen=True, tag="rollback"):
-    """Everything since a version is undone. to: the version, a number of entries. undone: tasks that are unknown again."""
+    """Everything since a version is undone. to: the version, a number of entries. undone: tasks that are unknown again.
+    revisits_undone: those that are as they were before they were fed again."""
 
     to: int
     undone: tuple[str, ...] = ()
+    revisits_undone: tuple[str, ...] = ()
 
 
 class RollbackFailed(_Entry, frozen=True, tag="rollback-failed"):
@@ -329,6 +331,12 @@ def standing(entries: Sequence[Entry]) -> Standing:
     return result
 
 
+def undone_in_words(undone: Sequence[str], revisits: Sequence[str]) -> str:
+    """What a rollback takes back: tasks, and what others were fed again."""
+    again = f"the revisit{'s' if len(revisits) > 1 else ''} of {', '.join(revisits)}" if revisits else ""
+    return " and ".join(filter(None, (", ".join(undone), again)))
+
+
 def by_drift(entry: Entry) -> bool:
     """Whether the daemon has set this boundary: `lsn` is the batch that showed a change of the stream, or that made the
     task's rows as many as there are to be, or the record by which the clock ended it."""
@@ -337,7 +345,7 @@ def by_drift(entry: Entry) -> bool:
 
 def figures(entry: Entry) -> dict[str, Any]:
     """What the sender of a record is told about it; `origin` where it was drift that closed the task before."""
-    names = ("task", "kind", "samples", "loss", "seconds", "origin", "recurs", "undone", "warning")
+    names = ("task", "kind", "samples", "loss", "seconds", "origin", "recurs", "undone", "revisits_undone", "warning")
     known = {name: getattr(entry, name) for name in names if getattr(entry, name, None) is not None}
     return known | ({"kind": "boundary"} if isinstance(entry, Confirmed) else {})
 

@@ -85,8 +85,8 @@ class Replay:
                 return (yield from learner.retry(mark, task))
             case Drop(task=task):
                 return learner.drop(mark, task)
-            case Rollback(task=task, to=to, undone=undone):
-                return learner.roll_back(mark, task, to, undone)
+            case Rollback(task=task, to=to, undone=undone, revisits_undone=revisits):
+                return learner.roll_back(mark, task, to, undone, revisits)
             case Lost():
                 learner.pass_over(mark)
                 return None

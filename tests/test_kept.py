@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from waiting import until
 
+from streamcl import entries
 from streamcl.bench.local import LocalDaemon
 from streamcl.client import Producer
 from streamcl.errors import Refused, StreamclError
-from streamcl.storage import doctor
+from streamcl.storage import doctor, versions
 from streamcl.storage.disk import Disk
 from streamcl.storage.segments import list_segments
 from streamcl.storage.state import StateDirectory
@@ -542,6 +543,17 @@ def test_a_rollback_undoes_to_the_bit_and_the_names_are_free(
         assert [task["task"] for task in admin.tasks()] == ["a", "b", "c", "open", "d"]
 
 
+def test_what_a_rollback_takes_back_is_told_revisits_included() -> None:
+    told: dict[str, Any] = {"samples": 10, "weight": 10.0}
+    learned = [entries.Consolidated(task=task, lsn=lsn, **told) for lsn, task in enumerate("abc")]
+    again = [entries.Revisited(task=task, lsn=lsn, **told) for lsn, task in enumerate("ba", 3)]
+    book = [*learned, *again, entries.Consolidated(task="d", lsn=5, **told)]
+    found = versions.undoing("b", book, range(1, 7), keep=9)
+    assert found == versions.Undoing(3, ("d",), ("a", "b"))
+    assert entries.undone_in_words(found.undone, found.revisits) == "d and the revisits of a, b"
+    assert versions.undoing("a", book[:5], range(1, 6), keep=9) == versions.Undoing(4, (), ("a",))
+
+
 def test_a_rollback_of_the_first_task_begins_anew_and_none_passes_a_withdrawal(
     start: Callable[..., LocalDaemon], mood: Callable[[str], None]
 ) -> None:
@@ -560,7 +572,9 @@ def test_a_rollback_of_the_first_task_begins_anew_and_none_passes_a_withdrawal(
         producer.revisit("wrong")
         producer.send(*data(5), "wrong")
         producer.boundary("wrong")
-        assert admin.rollback("wrong")["undone"] == []  # the revisit alone
+        assert "the revisit of wrong" in command(fresh, "versions").stdout
+        done = admin.rollback("wrong")
+        assert (done["undone"], done["revisits_undone"]) == ([], ["wrong"])  # the revisit alone
         np.testing.assert_array_equal(admin.parameters().shift, revisited.shift)
         assert admin.rollback("wrong")["undone"] == ["wrong"]
         assert admin.tasks() == []

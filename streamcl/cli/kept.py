@@ -18,6 +18,7 @@ from streamcl.cli.common import (
     show_fields,
 )
 from streamcl.cli.progress import display, waited_for
+from streamcl.entries import undone_in_words
 
 
 def add_commands(commands: Any) -> None:
@@ -83,7 +84,7 @@ def rollback(options: argparse.Namespace) -> int:
     """Undo a task and everything learned since, once the operator is sure."""
     with admin(options) as daemon:
         found = next((row for row in daemon.versions() if row["task"] == options.task), None)
-        undone = "" if found is None else f" of {', '.join(found['undone']) or 'its revisit'}"
+        undone = "" if found is None else f" of {_undoes(found)}"
         if not _sure(options, f"Undo everything learned{undone}?"):
             return 2
         show_fields(options, daemon.rollback(options.task))
@@ -119,8 +120,13 @@ def versions(options: argparse.Namespace) -> None:
         print_json({"versions": rows})
         return
     for row in rows:
-        row |= {"closed": _when(row["closed_at"]), "undoes": ", ".join(row["undone"]) or f"the revisit of {row['task']}"}
+        row |= {"closed": _when(row["closed_at"]), "undoes": _undoes(row)}
     print_table(rows, ["task", "closed", "undoes", "bytes", "problem"], "no boundary can be undone")
+
+
+def _undoes(version: dict[str, Any]) -> str:
+    """What a rollback would undo; of a daemon of an earlier version, which names no revisits, that it is one."""
+    return undone_in_words(version["undone"], version.get("revisits_undone", ())) or f"the revisit of {version['task']}"
 
 
 def _when(seconds: float | None) -> str:

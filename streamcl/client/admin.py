@@ -121,11 +121,13 @@ class Admin(Requester):
 
     def rollback(self, task: str) -> dict[str, Any]:
         """Undo a task's newest boundary, or revisit, and everything learned since: parameters and posterior return to
-        those from before it, to the bit. `undone`: the tasks that are unknown again."""
+        those from before it, to the bit. `undone`: the tasks that are unknown again; `revisits_undone`: those that are
+        as they were before they were fed again."""
         return self._ask({"type": "rollback", "task": task}, patient=True)
 
     def versions(self) -> list[dict[str, Any]]:
-        """What a rollback of each task would do, where one is possible: task, version, undone, bytes, problem."""
+        """What a rollback of each task would do, where one is possible: task, version, undone, revisits_undone, bytes,
+        problem."""
         versions: list[dict[str, Any]] = self._ask({"type": "versions"})["versions"]
         return versions
 

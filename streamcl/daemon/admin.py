@@ -197,7 +197,8 @@ class Admin:
             self.later.waiting.append((request, message))
             return
         found = self.answers.undoing(message.task)
-        self._store(request, self.session.admit_rollback(message.task, found.version, found.undone), wait=True)
+        records = self.session.admit_rollback(message.task, found.version, found.undone, found.revisits)
+        self._store(request, records, wait=True)
 
     def _store(self, request: Request | None, records: Sequence[Record], wait: bool) -> None:
         """Put an operator's records into the log; answered when durable or, with `wait`, when the last took effect."""

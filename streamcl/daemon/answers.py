@@ -153,6 +153,7 @@ class Answers:
                     "closed_at": entry.closed_at,
                     "version": found.version,
                     "undone": list(found.undone),
+                    "revisits_undone": list(found.revisits),
                 }
                 size, problem = self.versions.size(found.version), self.versions.problem(found.version)
                 rows.append(row | {"bytes": size, "problem": problem})

@@ -25,6 +25,7 @@ from streamcl.entries import (
     StillAside,
     closing_figures,
     standing,
+    undone_in_words,
 )
 from streamcl.protocol.session import KEPT_REMEDY, StreamSession
 from streamcl.storage import ledger
@@ -122,7 +123,7 @@ def in_words(entry: Entry, reason: str) -> str:
         case Dropped():
             return "its kept rows are given up"
         case RolledBack():
-            return f"undone: {', '.join(entry.undone) or 'its revisit'}"
+            return f"undone: {undone_in_words(entry.undone, entry.revisits_undone) or 'its revisit'}"
         case RollbackFailed():
             return f"could not be undone: {entry.reason}"
         case Forgotten():

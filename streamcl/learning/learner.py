@@ -313,11 +313,14 @@ class Learner:
         """What is kept of a task is given up."""
         return self._come_past(mark, self._settle(Dropped(**about(mark, task, time.monotonic()))))
 
-    def roll_back(self, mark: Mark, task: str, to: int, undone: tuple[str, ...]) -> Outcome | None:
-        """Everything learned since version `to` is undone, the tasks `undone` with it; an open task goes on from there."""
-        return self._come_past(mark, self._roll_back(mark, task, to, undone))
+    def roll_back(
+        self, mark: Mark, task: str, to: int, undone: tuple[str, ...], revisits: tuple[str, ...]
+    ) -> Outcome | None:
+        """Everything learned since version `to` is undone, the tasks `undone` and the `revisits` with it; an open task goes
+        on from there."""
+        return self._come_past(mark, self._roll_back(mark, task, to, undone, revisits))
 
-    def _roll_back(self, mark: Mark, task: str, to: int, undone: tuple[str, ...]) -> Outcome:
+    def _roll_back(self, mark: Mark, task: str, to: int, undone: tuple[str, ...], revisits: tuple[str, ...]) -> Outcome:
         started = time.monotonic()
         if to == 0:
             self._build(self._model.signature, self.steps)
@@ -328,7 +331,8 @@ class Learner:
                 failed = RollbackFailed(**about(mark, task, started), to=to, undone=undone, reason=str(error))
                 return Outcome(failed)
             self._model.load(arrays)
-        outcome = self._settle(RolledBack(**about(mark, task, started), to=to, undone=undone))
+        entry = RolledBack(**about(mark, task, started), to=to, undone=undone, revisits_undone=revisits)
+        outcome = self._settle(entry)
         self.consolidations += 1
         self._model.fitting.steps += 1  # the parameters have changed, and readers recognise that by it
         if self.open_task is not None:

@@ -398,7 +398,9 @@ class StreamSession:
                 "not_ready", f"task {task!r}: what was kept of it is being learned, or dropped, now", retryable=True
             )
 
-    def admit_rollback(self, task: str, to: int, undone: tuple[str, ...]) -> tuple[Record, ...]:
+    def admit_rollback(
+        self, task: str, to: int, undone: tuple[str, ...], revisits: tuple[str, ...] = ()
+    ) -> tuple[Record, ...]:
         """The record that undoes everything since version `to`; raises Refused ``task_mismatch``."""
         if self.revisiting:
             raise Refused("task_mismatch", f"a revisit of {self.open_task!r} is open; abandon it first")
@@ -409,7 +411,7 @@ class StreamSession:
                 f"rows of task {kept[0]!r} are kept that could not be learned, and this would lose them; retry or drop "
                 "them first",
             )
-        return (Rollback(producer=None, epoch=0, seq=0, task=task, to=to, undone=undone),)
+        return (Rollback(producer=None, epoch=0, seq=0, task=task, to=to, undone=undone, revisits_undone=revisits),)
 
     def stage(self, task: str) -> TaskStage:
         """How a task stands, by its own name."""

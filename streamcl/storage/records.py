@@ -108,10 +108,12 @@ class Drop(_Record, frozen=True, tag="drop"):
 
 
 class Rollback(_Record, frozen=True, tag="rollback"):
-    """Everything learned since a version is undone. to: the version. undone: the tasks that are unknown again."""
+    """Everything learned since a version is undone. to: the version. undone: the tasks that are unknown again.
+    revisits_undone: those that are as they were before they were fed again."""
 
     to: int
     undone: tuple[str, ...] = ()
+    revisits_undone: tuple[str, ...] = ()
 
 
 class Lost(_Record, frozen=True, tag="lost"):

@@ -105,10 +105,12 @@ def usable(numbers: Sequence[int], count: int, entry: Entry) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Undoing:
-    """What a rollback of a task would do. version: the one it returns to. undone: the tasks that are unknown afterwards."""
+    """What a rollback of a task would do. version: the one it returns to. undone: the tasks that are unknown afterwards.
+    revisits: those that are known, but as they were before they were fed again."""
 
     version: int
     undone: tuple[str, ...]
+    revisits: tuple[str, ...]
 
 
 def undoing(task: str, entries: Sequence[Entry], numbers: Iterable[int], keep: int) -> Undoing | None:
@@ -129,7 +131,8 @@ def undoing(task: str, entries: Sequence[Entry], numbers: Iterable[int], keep: i
         return None
     if any(_was_added(entry) and entry.task in earlier for entry in entries[newest:]):
         return None  # its rows would be neither learned nor kept
-    return Undoing(version, tuple(name for name in tasks if name not in earlier))
+    revisits = tuple(name for name, lsn in _learned(earlier).items() if tasks[name].lsn != lsn)
+    return Undoing(version, tuple(name for name in tasks if name not in earlier), revisits)
 
 
 def _boundary(task: str, entry: Consolidated, entries: Sequence[Entry]) -> int:
