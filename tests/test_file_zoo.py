@@ -420,6 +420,10 @@ TEXT = [
     bad("comment-in-the-middle", "a.csv", "a,y\n1,0\n# pause\n1,0\n", "line 3"),
     bad("text-above-the-table", "a.csv", "Station 7\nMay\na,b,y\n1,2,0\n3,4,1\n5,6,0\n", "line 1", "got 1"),
     bad("quotation-mark-left-open", "a.csv", 'a,b,y\n1,"2,0\n3,4,1\n', "line 2", "quotation mark"),
+    bad("cut-off-within-quotation-marks", "a.csv", 'a,b,class\n1,2,x\n3,4,"y\n', "line 3", "may have been cut off"),
+    bad("cut-off-without-an-end-of-line", "a.csv", 'a,b,class\n1,2,"x"\n3,4,"y', "line 3", "may have been cut off"),
+    bad("cut-off-within-utf16", "a.csv", 'a,b,class\n1,2,"x"\n3,4,"'.encode("utf-16"), "line 3", "cut off"),
+    bad("cut-off-between-blanks", "a.txt", '1 2 x\n3  4 y\n5 6 "z\n', "line 3", "may have been cut off"),
     bad("identifier-beyond-64-bits", "a.csv", "i,y\n123456789012345678901,0\n", "line 2, column 'i'", "more digits"),
     bad(
         "identifier-beside-fractions",
@@ -473,6 +477,8 @@ TEXT = [
 ]
 
 PARQUET = [
+    good("inches-in-a-name", "a.csv", 'a 5",b,y\n1.5,2,0\n3,4.25,1\n', TWO, [0, 1]),
+    good("inches-in-a-comment", "a.csv", '# 5" pipes\n1.5,2,"0"\n3,4.25,1\n', TWO, [0, 1]),
     good("floats", "a.parquet", parquet({"a": [1.5, 3.0], "b": [2.0, 4.25], "y": [0, 1]}), TWO, [0, 1]),
     good(
         "float32-stays",

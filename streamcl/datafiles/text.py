@@ -79,8 +79,11 @@ class Text:
         self.notes: list[str] = []
         self.row_names: dict[str, str] = {}
         self.layout = Layout(packed=packed)
+        self._unpaired = False
         self._find_encoding()
         _Beginning(self, header).understand()
+        if self._unpaired:
+            self._refuse_open_end()
         self.names: Sequence[str] = self.layout.names
         self.indexes: Mapping[str, str] = self.row_names
         self.header: str | None = self.layout.header
@@ -104,9 +107,9 @@ class Text:
             self.notes.append("encoding: not UTF-8, so Windows-1252 (Latin-1) was assumed")
 
     def _measure(self) -> tuple[int, bool]:
-        """The longest line in bytes, and whether all is in the encoding found."""
+        """The longest line in bytes, and whether all is in the encoding found; notes unpaired quotation marks."""
         decoder = codecs.getincrementaldecoder(self.layout.encoding)()
-        longest = held = 0
+        longest = held = quotes = 0
         sound = True
         with self.bytes() as file:
             while block := file.read(READ_BYTES):
@@ -119,7 +122,9 @@ class Text:
                 edges = np.concatenate([[-held], ends, [len(block)]])
                 longest = max(longest, int(np.diff(edges).max()))
                 held = len(block) - int(ends[-1]) if len(ends) else held + len(block)
+                quotes += block.count(b'"')
                 sound = sound and self._decodes(decoder, block)
+        self._unpaired = quotes % 2 == 1 or (quotes > 0 and self.layout.encoding == "utf-16")  # whose bytes say little
         return longest, sound and self._decodes(decoder, b"", final=True)
 
     def _decodes(self, decoder: codecs.IncrementalDecoder, block: bytes, final: bool = False) -> bool:
@@ -155,6 +160,19 @@ class Text:
     def records(self, text: io.TextIOWrapper, skipped: int) -> Iterator[Record]:
         """Rows as written, with the line on which each begins; blank lines do not count. Slow; for messages and samples."""
         return records(self.path, text, self.layout.delimiter, skipped)
+
+    def _refuse_open_end(self) -> None:
+        """Raise DataError where the last row ends within quotation marks, as where a file was cut off."""
+        with self.lines(self.layout.skip) as text:
+            lines = map(_single_blanks, text) if self.layout.delimiter == BLANKS else text
+            marked = itertools.chain(lines, ["\n", "end"])  # which a quotation mark that is open takes in
+            for line, cells in _quoted(self.path, marked, self.layout.delimiter, self.layout.skip):
+                last = line, cells
+        if last[1] != ["end"]:
+            raise DataError(
+                f"{self.path}: line {last[0]}: a quotation mark is opened there and never closed: the file may have been "
+                "cut off; copy it again, or correct the line"
+            )
 
     def place(self, row: int) -> str:
         """The line of a row."""
@@ -276,6 +294,11 @@ def records(path: Path, lines: Iterator[str], delimiter: str, skipped: int = 0) 
             if line.strip():
                 yield number, line.split()
         return
+    yield from _quoted(path, lines, delimiter, skipped)
+
+
+def _quoted(path: Path, lines: Iterator[str], delimiter: str, skipped: int) -> Iterator[Record]:
+    """As `records`, by single delimiters, with cells in quotation marks."""
     reader = csv.reader(lines, delimiter=delimiter)
     before = 0
     try:
@@ -326,10 +349,15 @@ def _blocks(text: io.TextIOWrapper) -> Iterator[bytes]:
         yield block.encode()
 
 
+def _single_blanks(line: str) -> str:
+    """A line with a single blank between cells."""
+    return " ".join(line.split()) + "\n"
+
+
 def _squeezed(text: io.TextIOWrapper) -> Iterator[bytes]:
     """Lines with a single blank between cells."""
     while lines := text.readlines(READ_BYTES):
-        yield "".join(" ".join(line.split()) + "\n" for line in lines).encode()
+        yield "".join(map(_single_blanks, lines)).encode()
 
 
 # -- what a beginning tells ----------------------------------------------------------------------------------------------
