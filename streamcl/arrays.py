@@ -20,7 +20,7 @@ def as_array(values: Any) -> npt.NDArray[Any]:
     masked NaN. Raises Refused ``bad_array`` for integers that are masked, or too large.
     """
     if isinstance(values, np.ma.MaskedArray):
-        values = _unmasked(values)
+        values = unmasked(values)
     if hasattr(values, "detach"):
         values = _on_the_host(values)
     array = np.asarray(values)
@@ -33,8 +33,8 @@ def as_array(values: Any) -> npt.NDArray[Any]:
     return array
 
 
-def _unmasked(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Without a mask: what it hides of real numbers is missing."""
+def unmasked(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Without a mask: what it hides of real numbers is missing. Raises Refused ``bad_array`` for anything else hidden."""
     if not np.ma.is_masked(array):
         return np.ma.getdata(array)
     if array.dtype.kind != "f":

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from streamcl.arrays import unmasked
 from streamcl.columns import Column, Columns, Kind
 from streamcl.errors import Refused
 
@@ -216,6 +217,8 @@ def _series(values: Any) -> Array:
         return _polars(values)
     if package == "pyarrow":
         return _arrow(values)
+    if isinstance(values, np.ma.MaskedArray):
+        values = unmasked(values)
     array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     return _objects(array) if array.dtype.kind in "OUS" else array
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
@@ -453,6 +454,10 @@ def test_masked_numbers_are_missing_and_integers_that_would_wrap_are_refused() -
         Learner({}).observe(x.filled(0), np.ma.masked_equal(y, 1))
     with pytest.raises(Refused, match="at most 9223372036854775807"):
         Learner({}).observe(x.filled(0), np.array([1, 2**63], np.uint64))
+    with pytest.raises(Refused, match="no masked values in an array of int64"):
+        Learner({}).observe(pa.table({"a": [1.5, 2.5]}), np.ma.masked_equal(y, 1))
+    with pytest.raises(Refused, match=r"y: expected finite numbers, got nan at y\[1\]"):
+        Learner({}).observe(pa.table({"a": [1.5, 2.5]}), np.ma.masked_equal([1.5, -9999.0], -9999.0))
     learner = Learner({})
     learner.observe(np.ma.masked_less(x.filled(0), -100), y.astype(np.uint64))  # nothing is masked, or too large
     assert learner.boundary()["samples"] == 2
