@@ -446,6 +446,19 @@ def test_inputs_of_a_size_that_a_network_learns_badly_are_said() -> None:
             Learner(settings).observe(x, np.arange(20) % 2)
 
 
+@pytest.mark.parametrize("y", [np.array(["no", "yes"]), np.array(["no", "yes"], object), ["no", "yes"]])
+def test_words_beside_a_plain_array_are_refused_with_how_they_go(y: Any) -> None:
+    x = np.array([[1.0], [2.0]])
+    with pytest.raises(Refused, match=r"^bad_array: y: .*; words go with a table of pandas, Polars or Arrow as x"):
+        Learner({}).observe(x, y)
+    schema = [{"name": "a", "kind": "number"}, {"name": "said", "kind": "target", "categories": ["no", "yes"]}]
+    for given in ({"x": pa.table({"a": x[:, 0]}), "y": y}, {"x": x, "y": np.array([0, 1]), "schema": schema}):
+        learner = Learner({"model": {"args": {"hidden": [4]}}})
+        learner.observe(**given)
+        learner.boundary()
+        assert sorted(learner.predict(given["x"], schema=given.get("schema")).labels.tolist()) == ["no", "yes"]
+
+
 def test_masked_numbers_are_missing_and_integers_that_would_wrap_are_refused() -> None:
     x, y = np.ma.masked_less(np.array([[1.0, -9999.0], [2.0, 3.0]]), -100), np.array([0, 1])
     with pytest.raises(Refused, match=r"nonfinite|NaN"):

@@ -29,6 +29,7 @@ MAX_ARRAYS = 8
 MAX_DIMENSIONS = 16
 MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_ID_BYTES = 1024
+WORDS_GO = "; words go with a table of pandas, Polars or Arrow as x, or as codes with their `categories` in a schema"
 
 Buffer = bytes | bytearray | memoryview
 Array = npt.NDArray[Any]
@@ -230,5 +231,6 @@ def portable(name: str, array: Array) -> Array:
     array = np.ascontiguousarray(array)
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     if array.dtype.str not in DTYPES:
-        raise Refused("bad_array", f"{name}: expected a dtype of {' '.join(DTYPES)}, got {array.dtype.str}")
+        words = WORDS_GO if array.dtype.kind in "OSUT" else ""
+        raise Refused("bad_array", f"{name}: expected a dtype of {' '.join(DTYPES)}, got {array.dtype.str}{words}")
     return array
