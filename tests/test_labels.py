@@ -119,3 +119,7 @@ def test_a_label_of_minus_one_is_told_from_an_output_without_any(
     run("predict", str(path), "--out", str(tmp_path / "out.npz"))
     with np.load(tmp_path / "out.npz", allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["labels"], found.labels)
+        assert ("unseen" in arrays, "unseen" in named) == (-1 in labels, -1 in labels)
+        if -1 in labels:
+            unseen = sorted({*range(len(found.labels))} - {*found.seen})
+            assert arrays["unseen"].tolist() == named["unseen"] == unseen

@@ -7,7 +7,8 @@ that are not sent, such as identifiers) as they are written, and behind them
     probability.LABEL         of each label that was seen, or of each output
     variance                  of each mean
 
-An NPZ file has the arrays alone; beside `probs`, `labels` are its columns', as in JSON.
+An NPZ file has the arrays alone; beside `probs`, `labels` are its columns', as in JSON; where a label is -1, `unseen` has
+the places of the columns whose -1 is none.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def add_commands(commands: Any) -> None:
         "--out",
         type=Path,
         help="write the predictions to this file: .csv or .parquet, a row each, with labels and probabilities; or .npz, "
-        "its arrays (labels: of the columns of probs, -1 or empty where none has come)",
+        "its arrays (labels: of the columns of probs, -1 or empty where none has come; of a stream that has a label -1, "
+        "unseen: the places of those columns; with --json likewise)",
     )
     parser.add_argument(
         "--keep",
@@ -194,7 +196,7 @@ def _report(options: argparse.Namespace, file: Agreement, arrays: dict[str, Any]
     if y is not None:
         summary |= _scored(file, arrays, y)
     if options.json:
-        named = {} if answer.labels is None else {"labels": answer.labels.tolist()}
+        named = {name: array.tolist() for name, array in _named(answer).items()}
         print_json(summary | named | {name: array.tolist() for name, array in arrays.items()} | {"read": read_as(file)})
         return
     notes = sys.stdout if options.out is not None else sys.stderr
@@ -240,7 +242,7 @@ def _write(options: argparse.Namespace, data: DataFile, arrays: dict[str, Array]
     if options.out.suffix.lower() == ".npz":
         import numpy as np
 
-        named = {} if answer.labels is None else {"labels": _without_objects(answer.labels)}
+        named = {name: _without_objects(array) for name, array in _named(answer).items()}
         with options.out.open("wb") as out:
             np.savez(out, **arrays, **named)  # type: ignore[arg-type]
         return
@@ -266,6 +268,14 @@ def _kept(data: DataFile, asked: Sequence[str] | None) -> list[str]:
     from streamcl.datafiles.choice import each_named
 
     return each_named(data.path, data.names, asked, "--keep")
+
+
+def _named(answer: Prediction) -> dict[str, Array]:
+    """The labels of the columns of `probs`; of a stream that has a label -1, also which columns have none."""
+    import numpy as np
+
+    named = {} if answer.labels is None else {"labels": answer.labels}
+    return named if answer.unseen is None else named | {"unseen": np.array(answer.unseen, np.int64)}
 
 
 def _without_objects(labels: Array) -> Array:
