@@ -112,6 +112,20 @@ def hold(producer: Producer, mood: Callable[[str], None]) -> None:
         producer.boundary("a")
 
 
+def held_and_gone_on(start: Callable[..., LocalDaemon], mood: Callable[[str], None], *behind: int) -> LocalDaemon:
+    """Task a is held, b is learned, and c is open with batches of these seeds; stopped."""
+    daemon = start(tree(stream={"on_failure": "set-aside"}))
+    with daemon.producer() as producer:
+        hold(producer, mood)
+        producer.send(*data(2), "b")
+        producer.boundary("b")
+        for seed in behind:
+            producer.send(*data(seed), "c")
+        producer.flush()
+    daemon.stop()
+    return daemon
+
+
 def command(daemon: LocalDaemon, *words: str) -> subprocess.CompletedProcess[str]:
     arguments = [sys.executable, "-m", "streamcl", *words, "--state-dir", str(daemon.state_dir)]
     return subprocess.run(arguments, text=True, capture_output=True, timeout=120, check=False)
@@ -398,15 +412,7 @@ def test_a_file_of_a_held_task_that_is_sent_again_is_not_said_to_be_learned(
 def test_kept_rows_that_cannot_be_read_any_more_are_told_of_at_the_start(
     start: Callable[..., LocalDaemon], mood: Callable[[str], None], deleted: bool, followed: bool
 ) -> None:
-    daemon = start(tree(stream={"on_failure": "set-aside"}))
-    with daemon.producer() as producer:
-        hold(producer, mood)
-        producer.send(*data(2), "b")
-        producer.boundary("b")
-        if followed:  # by a task that is still open
-            producer.send(*data(3), "c")
-            producer.flush()
-    daemon.stop()
+    daemon = held_and_gone_on(start, mood, *([3] if followed else []))  # by a task that is still open
     segment, *_ = list_segments(StateDirectory(daemon.state_dir).log)
     whole = segment.read_bytes()
     segment.unlink() if deleted else segment.write_bytes(whole[:200] + b"\xff" * 8 + whole[208:])
@@ -429,12 +435,7 @@ def test_kept_rows_that_cannot_be_read_any_more_are_told_of_at_the_start(
 def test_a_repair_gives_up_kept_rows_whose_damage_hides_where_the_log_ends(
     start: Callable[..., LocalDaemon], mood: Callable[[str], None]
 ) -> None:
-    daemon = start(tree(stream={"on_failure": "set-aside"}))
-    with daemon.producer() as producer:
-        hold(producer, mood)
-        producer.send(*data(2), "b")
-        producer.boundary("b")
-    daemon.stop()
+    daemon = held_and_gone_on(start, mood)
     state = StateDirectory(daemon.state_dir)
     (segment,) = list_segments(state.log)
     with segment.open("r+b") as file:
@@ -458,15 +459,7 @@ def test_a_repair_gives_up_kept_rows_whose_damage_hides_where_the_log_ends(
 
 
 def test_doctor_and_repair_know_what_is_kept(start: Callable[..., LocalDaemon], mood: Callable[[str], None]) -> None:
-    daemon = start(tree(stream={"on_failure": "set-aside"}))
-    with daemon.producer() as producer:
-        hold(producer, mood)
-        producer.send(*data(2), "b")
-        producer.boundary("b")
-        producer.send(*data(3), "c")
-        producer.send(*data(4), "c")
-        producer.flush()
-    daemon.stop()
+    daemon = held_and_gone_on(start, mood, 3, 4)
     state = StateDirectory(daemon.state_dir)
     findings = {finding.file: finding for finding in doctor.examine(state)}
     assert "damaged" not in {finding.state for finding in findings.values()}

@@ -77,17 +77,15 @@ class Chance:
 
     def beside(self, likelihood: Likelihood) -> float | None:
         """As `loss`, but of real targets with the model's own noise, which its loss's rises are measured by."""
-        if not isinstance(likelihood, Gaussian):
-            return self.loss(likelihood)
-        _, variance = self._moments()
-        return likelihood.around(variance) if float(variance.sum()) > 0 else None
+        return self._of_reals(likelihood, own=True) if isinstance(likelihood, Gaussian) else self.loss(likelihood)
 
-    def _of_reals(self, likelihood: Gaussian) -> float | None:
+    def _of_reals(self, likelihood: Gaussian, own: bool = False) -> float | None:
+        """own: with the model's noise, though it is learned."""
         _, variance = self._moments()
         if not float(variance.sum()) > 0:
             return None
         units = likelihood.units
-        if units is not None:  # the noise is learned: who guesses learns it too
+        if units is not None and not own:  # the noise is learned: who guesses learns it too
             found = float((variance / units.scale.to(variance).square()).mean())
             likelihood = replace(likelihood, noise_variance=found)
         return likelihood.around(variance)

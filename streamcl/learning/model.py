@@ -220,11 +220,12 @@ class Model:
         over the noise's variance. From as many rows as there need be; None where its rises are known well without, or
         cannot be seen so."""
         settings, config = self.posterior.settings, self.recipe.config
-        x, _ = next(iter(data.minibatches(min(INPUT_ROWS, data.samples), np.random.default_rng([seed, 3]))))
         begins = self.posterior.keeps_factors or settings.keeps_middle  # or a task does not begin at the penalty's centre
         known = self.posterior.linear or settings.as_in_the_note or config.model.scenario == "task"
-        if known or not begins or not x.is_floating_point() or x[0].numel() > surrogates.WIDEST or not weight > 0:
+        real = not self.signature.x_integer and math.prod(self.signature.x_shape) <= surrogates.WIDEST
+        if known or not begins or not real or not weight > 0:
             return None
+        x, _ = next(iter(data.minibatches(min(INPUT_ROWS, data.samples), np.random.default_rng([seed, 3]))))
         return surrogates.moments(x).cpu() * (weight / self._noise)
 
     def past(self, before: Mapping[str, npt.NDArray[Any]] | None = None) -> float:

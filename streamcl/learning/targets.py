@@ -108,7 +108,7 @@ class Targets:
         """A task as it was fitted: its mean squared residual, and the effective parameters that came of its targets."""
         if not self.fixed:
             self._counted = self._residuals = 0.0
-        if not self.fixed and not self._vary:
+        if self._is_unknown:
             self.noise = 1.0
             return
         self._counted += targets - min(fitted, MOST_FITTED * targets)
@@ -117,16 +117,17 @@ class Targets:
 
     def fix(self) -> None:
         """Offset and scale stay as they are from here on; the offset alone, where no target has been seen to vary."""
-        self.fixed, self.anchored = self._vary, not self._vary
+        vary = bool((self._squares > 0).any())
+        self.fixed, self.anchored = vary, not vary
 
     @property
-    def _vary(self) -> bool:
-        """Whether targets have been seen to; else no residual tells how large their noise is."""
-        return bool((self._squares > 0).any())
+    def _is_unknown(self) -> bool:
+        """Whether no scale is known, so that no residual tells how large the noise is."""
+        return not self.fixed and not (self._squares > 0).any()
 
     def preview(self, squares: float, targets: int) -> None:
         """The noise alone, as if no parameter had been fitted: while a task's curvature is taken."""
-        if not self.fixed and not self._vary:
+        if self._is_unknown:
             self.noise = 1.0
             return
         counted, residuals = (self._counted, self._residuals) if self.fixed else (0.0, 0.0)

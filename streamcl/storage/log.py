@@ -141,7 +141,8 @@ def _without_absorbed(directory: Path, needed: int, disk: Disk, kept: Ranges) ->
     below = _below(paths, needed, ())
     if paths and first_lsn_of(paths[-1]) < needed:
         scan = scan_segment(paths[-1], last=True)
-        if scan.next_lsn < needed if scan.damage is None else only_kept(paths[-1], needed, kept):
+        absorbed = scan.next_lsn < needed if scan.damage is None else only_kept(paths[-1], needed, kept)
+        if absorbed:
             below = paths
     ends = [*map(first_lsn_of, paths[1:]), needed]
     _unlink([path for path, end in zip(below, ends, strict=False) if not holds(path, end, kept)], directory, disk)
