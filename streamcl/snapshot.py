@@ -54,13 +54,16 @@ class Vintage:
 
     fills: small messages are learned beside earlier rows. sketches: curvature that is averaged away is taken of a few
     vectors a row. settles: curvature is averaged until its sum settles, rather than each of its directions. compares: a
-    first task's epochs begin with whichever copy predicts its rows better, the one that was followed or the calm one.
+    first task's epochs begin with whichever copy predicts its rows better, the one that was followed or the calm one. pins:
+    what depends on a posterior's eigenvectors depends on the posterior alone (`core.eigen`), and in float64 a step leaves
+    alone what is rounding.
     """
 
     fills: bool = True
     sketches: bool = True
     settles: bool = True
     compares: bool = True
+    pins: bool = True
 
 
 NEWEST = Vintage()
@@ -73,7 +76,7 @@ class LearnerState(msgspec.Struct, kw_only=True):
     be any number of labels. narrower: the shapes of its parameters at each of them but the last. sights: with
     model.scenario task, every task in the order in which they came, and the outputs of its labels. columns: of a table, as
     pinned. words: of its targets, by their labels. inputs: what its input stage has found, beside its arrays. fills,
-    sketches, settles, compares: as of `Vintage`; not where an older version began.
+    sketches, settles, compares, pins: as of `Vintage`; not where an older version began.
     """
 
     fingerprint: dict[str, Any]
@@ -102,11 +105,12 @@ class LearnerState(msgspec.Struct, kw_only=True):
     sketches: bool = False
     settles: bool = False
     compares: bool = False
+    pins: bool = False
 
     @property
     def vintage(self) -> Vintage:
         """What it began with."""
-        return Vintage(self.fills, self.sketches, self.settles, self.compares)
+        return Vintage(self.fills, self.sketches, self.settles, self.compares, self.pins)
 
     @property
     def needed(self) -> int:

@@ -156,7 +156,10 @@ CASES: dict[str, Callable[[Reduction], Found]] = {
     **{
         name: tasks(real=True, model={**REAL, "args": ARGS.get(name, SMALL)}, **sections) for name, sections in WAYS.items()
     },
-    "labels": tasks(posterior={"curvature": "diagonal", "expectation": "mode"}),
+    "labels": tasks(),
+    "at the mode": tasks(posterior={"curvature": "diagonal", "expectation": "mode"}),
+    "units that are off": tasks(model={"args": {"hidden": [40, 40]}}),
+    "a diagonal, units that are off": tasks(model={"args": {"hidden": [40, 40]}}, posterior={"curvature": "diagonal"}),
     "exact": tasks(model={"learner": "exact", "args": {}, "classes": "auto"}),
     "exact, on a network": on_frozen,
     "revisits": revisited,

@@ -29,6 +29,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from streamcl.core.eigen import eigenvectors, pin
 from streamcl.core.layout import Layout, Part
 
 LEAST_LEADING, LEADING = 32, 8  # of a side of n that leads, so many eigenvectors, or n / LEADING where that is more;
@@ -175,27 +176,28 @@ class Side:
         object.__setattr__(self, "vectors", self.vectors.contiguous())
 
     @classmethod
-    def of(cls, moments: Tensor, lead: int = 0) -> Side:
-        """The eigenvectors of moments [n, n]; so many of them that lead, unless there is no `lead`."""
-        values, vectors = torch.linalg.eigh((moments + moments.T) / 2)
+    def of(cls, moments: Tensor, lead: int = 0, pinned: bool = True) -> Side:
+        """The eigenvectors of moments [n, n], as of `eigen`; so many of them that lead, unless there is no `lead`."""
+        values, vectors = eigenvectors((moments + moments.T) / 2, pinned, lead)
         if not lead:
             return cls(vectors, values.clamp(min=0))
-        reflections = Reflections.onto(vectors[:, -lead:].flip(1))
-        turned = reflections.into(torch.eye(len(values), dtype=vectors.dtype, device=vectors.device))
+        reflections = Reflections.onto(vectors.flip(1))
+        turned = reflections.into(torch.eye(len(moments), dtype=vectors.dtype, device=vectors.device))
         return cls(turned, ((moments @ turned) * turned).sum(0).clamp(min=0), reflections)
 
     @classmethod
-    def wide(cls, sketch: Tensor) -> Side:
+    def wide(cls, sketch: Tensor, pinned: bool = True) -> Side:
         """Of moments M [n, n], known by ``sketch = M O`` [n, s]: eigenvectors that lead, and the mean along all others."""
         random, most = sketched(*sketch.shape).to(sketch.device), sketch.shape[1] - OVERSAMPLED
         core, turning = torch.linalg.eigh((random.T @ sketch + sketch.T @ random) / 2)
         known = core > SINGULAR * core[-1].clamp(min=0)  # fewer than s where there were fewer rows
         half = torch.where(known, core.clamp(min=torch.finfo(core.dtype).tiny).rsqrt(), 0.0) * (sketch @ turning)
         vectors, roots, _ = torch.linalg.svd(half, full_matrices=False)
-        values = roots[:most].square()
+        values, vectors = roots[:most].square(), vectors[:, :most]
+        vectors = pin(values, vectors) if pinned else vectors
         trace = float((random * sketch).sum()) / sketch.shape[1]  # in expectation, as O's entries are independent
         rest = max(0.0, trace - float(values.sum())) / (len(sketch) - len(values))
-        reflections = Reflections.onto(vectors[:, :most])
+        reflections = Reflections.onto(vectors)
         eye = torch.eye(len(sketch), len(values), dtype=sketch.dtype, device=sketch.device)
         return cls(eye - reflections.v @ (reflections.t @ reflections.v[: len(values)].T), values, reflections, rest)
 
@@ -219,7 +221,7 @@ class Side:
         """Multiplications to turn one row."""
         return turning_cost(self.entries, self.leads)
 
-    def with_moments(self, more: Tensor, leads: bool) -> Side:
+    def with_moments(self, more: Tensor, leads: bool, pinned: bool = True) -> Side:
         """Once more moments [n, n] have come, or a sketch of them [n, s]; as many eigenvectors lead as before.
 
         As the outputs grow, a side may have become wide, or no longer be.
@@ -231,10 +233,10 @@ class Side:
             if self.is_wide:
                 before.diagonal().add_(rest)
             if self.reflections is not None and not self.is_wide:
-                return Side.of(before + more, self.reflections.v.shape[1])
-            return Side.of(before + more, leading(len(more)) if leads else 0)
+                return Side.of(before + more, self.reflections.v.shape[1], pinned)
+            return Side.of(before + more, leading(len(more)) if leads else 0, pinned)
         random = sketched(*more.shape).to(more.device)
-        return Side.wide(beyond @ (self.vectors.T @ random) + rest * random + more)
+        return Side.wide(beyond @ (self.vectors.T @ random) + rest * random + more, pinned)
 
     def into(self, rows: Tensor) -> Tensor:
         """What is [..., n] in coordinates."""
@@ -444,15 +446,16 @@ class Basis:
         matrices: Sequence[Matrix],
         moments: Mapping[str, tuple[Tensor | None, Tensor | None]],
         lead: Collection[tuple[str, int]] = (),
+        pinned: bool = True,
     ) -> Basis:
         """The basis once a task has added its moments [n, n], or a wide side's sketch of them, left and right by the key.
 
         A side without keeps its own. lead: the key and the side (0 left, 1 right) of those that are turned to their leading
-        eigenvectors from now on.
+        eigenvectors from now on. pinned: as of `eigen`.
         """
         sides = tuple(
             tuple(
-                _added(before, more, (matrix.key, k) in lead)
+                _added(before, more, (matrix.key, k) in lead, pinned)
                 for k, (before, more) in enumerate(zip(self.sides_of(matrix), moments[matrix.key], strict=True))
             )
             for matrix in matrices
@@ -541,7 +544,7 @@ def _restated(here: Side | None, there: Side | None, values: Tensor) -> Tensor:
     return here.restated(values, there)
 
 
-def _added(side: Side | None, moments: Tensor | None, leads: bool) -> Side | None:
+def _added(side: Side | None, moments: Tensor | None, leads: bool, pinned: bool) -> Side | None:
     """The eigenvectors with more moments [n, n], or a sketch of them; those that were there where there are none.
 
     Found where the moments are, in float64: of a few thousand entries a GPU takes seconds, a processor a minute.
@@ -551,7 +554,9 @@ def _added(side: Side | None, moments: Tensor | None, leads: bool) -> Side | Non
     more, host = moments.double(), torch.device("cpu")
     there = side if side is None or more.device == host else side.to(more.device, more.dtype)
     if there is not None:
-        found = there.with_moments(more, leads)
+        found = there.with_moments(more, leads, pinned)
+    elif more.shape[0] == more.shape[1]:
+        found = Side.of(more, leading(len(more)) if leads else 0, pinned)
     else:
-        found = Side.of(more, leading(len(more)) if leads else 0) if more.shape[0] == more.shape[1] else Side.wide(more)
+        found = Side.wide(more, pinned)
     return found if more.device == host else found.to(host, more.dtype)

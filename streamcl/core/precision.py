@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from streamcl.core.basis import Basis, Matrix, Side
+from streamcl.core.eigen import eigenvectors
 from streamcl.errors import UnknownFormat
 
 
@@ -104,8 +105,11 @@ class Precision(Protocol):
     def within(self, basis: Basis) -> Self:
         """The same in another basis, where it depends on one."""
 
-    def axes(self) -> tuple[Basis, Tensor] | None:
-        """The basis in which it is a diagonal, and that [P]; None where that is the parameters' own, or too dear."""
+    def axes(self, pinned: bool = False) -> tuple[Basis, Tensor] | None:
+        """The basis in which it is a diagonal, and that [P]; None where that is the parameters' own, or too dear.
+
+        pinned: as of `eigen`, for who works along the axes one by one.
+        """
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """A working copy."""
@@ -214,10 +218,11 @@ class Diagonal:
 
     def sample(self, centre: Tensor, generator: torch.Generator) -> Tensor:
         """A draw from ``N(centre, 1 / Lambda)``; an entry without precision stays at its centre."""
-        noise = torch.randn(centre.shape, generator=generator, dtype=centre.dtype, device=centre.device)
-        smallest = torch.finfo(self.values.dtype).tiny
-        deviation = torch.where(self.values > 0, self.values.clamp(min=smallest).rsqrt(), 0).to(centre.dtype)
-        return centre + noise * deviation
+        return centre + _noise(centre, generator) * self.deviations().to(centre.dtype)
+
+    def deviations(self) -> Tensor:
+        """``1 / sqrt(Lambda)``, [P]; 0 where there is no precision."""
+        return torch.where(self.values > 0, self.values.clamp(min=torch.finfo(self.values.dtype).tiny).rsqrt(), 0)
 
     def penalty(self, shift: Tensor, weight: float) -> Penalty:
         """One fused multiply-add a step."""
@@ -227,7 +232,7 @@ class Diagonal:
         """Itself."""
         return self
 
-    def axes(self) -> None:
+    def axes(self, pinned: bool = False) -> None:
         """The parameters' own."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Diagonal:
@@ -367,10 +372,9 @@ class Full:
 
     def sample(self, centre: Tensor, generator: torch.Generator) -> Tensor:
         """A draw from ``N(centre, Lambda^+)``."""
-        noise = torch.randn(centre.shape, generator=generator, dtype=centre.dtype, device=centre.device)
         values, vectors = self._held(0.0)
         deviations: Tensor = vectors * values.rsqrt()
-        return centre + (deviations @ (vectors.T @ noise.to(vectors.dtype))).to(centre.dtype)
+        return centre + (deviations @ (vectors.T @ _noise(centre, generator).to(vectors.dtype))).to(centre.dtype)
 
     def penalty(self, shift: Tensor, weight: float) -> Penalty:
         """One product of matrix and vector a step."""
@@ -380,7 +384,7 @@ class Full:
         """Itself."""
         return self
 
-    def axes(self) -> None:
+    def axes(self, pinned: bool = False) -> None:
         """Not looked for."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Full:
@@ -466,14 +470,14 @@ class Layered:
         """Whether every number of it is."""
         return is_finite(self.values) and all(is_finite(block.values) for block in self.blocks)
 
-    def axes(self) -> tuple[Basis, Tensor]:
+    def axes(self, pinned: bool = False) -> tuple[Basis, Tensor]:
         """The basis in which all of it is a diagonal, and that [P]: blocks are turned to their eigenvectors."""
         if not self.blocks:
             return self.basis, self.values
         values, sides = self.values.clone(), dict(zip(self.basis.matrices, self.basis.sides, strict=True))
         places = dict(self.basis.offsets())
         for block in self.blocks:
-            found, vectors = torch.linalg.eigh(block.values)
+            found, vectors = eigenvectors(block.values, pinned)
             values[places[block.matrix]] = found.clamp(min=0)
             sides[block.matrix] = (Side(vectors, found), None)
         return Basis(self.size, self.basis.matrices, tuple(sides.values())), values
@@ -596,7 +600,17 @@ class Layered:
         return diagonal.distance(basis.into(theta), basis.into(shift), least)
 
     def sample(self, centre: Tensor, generator: torch.Generator) -> Tensor:
-        """A draw from ``N(centre, 1 / Lambda)``; at its centre along axes without precision."""
+        """A draw from ``N(centre, 1 / Lambda)``; at its centre along axes without precision.
+
+        What is drawn are the parameters' own numbers, turned by the symmetric root of ``1 / Lambda``: which eigenvectors
+        stand for a block makes no difference.
+        """
+        basis, diagonal = self._as_diagonal()
+        noise = basis.into(_noise(centre, generator).to(diagonal.values.dtype))
+        return centre + basis.back(noise * diagonal.deviations()).to(centre.dtype)
+
+    def sample_along(self, centre: Tensor, generator: torch.Generator) -> Tensor:
+        """As `sample`, of numbers drawn along the axes, as they come: what `Vintage.pins` is not."""
         basis, diagonal = self._as_diagonal()
         away = diagonal.sample(torch.zeros_like(diagonal.values), generator)
         return centre + basis.back(away).to(centre.dtype)
@@ -650,6 +664,10 @@ class _LayeredPenalty:
             identity = torch.eye(len(numbers), dtype=theta.dtype, device=theta.device)
             moved[place] = torch.linalg.solve(identity + step * numbers, turned[place])
         basis.back(moved, theta)
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def _without_rounding(values: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ from streamcl.core.precision import Diagonal
 NAME = "coordinates"  # of the values in a checkpoint
 DIRECT = "coordinates.direct"  # of the matrices whose layers work on them
 
+TURNING = 1e-8  # of a gradient's norm, in float64: rounding along axes that are known as well as `core.eigen.EQUAL` has it
+ADDING = 1e-12  # and where nothing is turned
 SINGLE_ROWS = 16  # that are asked where all of them together do not agree
 AGREES, IDLE, DIFFERS = "agrees", "idle", "differs"  # IDLE: there is no gradient to compare
 
@@ -77,10 +79,11 @@ class Coordinates:
 
     @classmethod
     def of(
-        cls, parameters: FlatParameters, penalty: Gaussian, module: nn.Module, rows: int
+        cls, parameters: FlatParameters, penalty: Gaussian, module: nn.Module, rows: int, pinned: bool
     ) -> tuple[Coordinates, Gaussian] | None:
-        """The penalty's axes, and it as a diagonal there; None where they are the parameters' own."""
-        axes = penalty.precision.axes()
+        """The penalty's axes, pinned or not (`core.eigen`), and it as a diagonal there; None where they are the
+        parameters' own."""
+        axes = penalty.precision.axes(pinned)
         if axes is None or not axes[0].turns:
             return None
         basis, values = axes
@@ -179,6 +182,11 @@ class Coordinates:
         for place, (start, stop) in self.basis.rest_offsets():
             self.grad[place] += gradient[start:stop]
 
+    def drop_rounding(self) -> None:
+        """Of each matrix' gradient, what is no more than turning it in float64 leaves."""
+        for each in self._turned:
+            drop_rounding(each.view(self.grad), TURNING)
+
     @torch.no_grad()
     def follow(self) -> None:
         """After a step: the parameters of what no layer works on as it is; those of the others when they are looked at."""
@@ -217,6 +225,14 @@ class Coordinates:
             self._let([self._turned[number] for number in direct])
             self._take_rows(self._turned[first[0]] if first else None)
             self.tried = True
+
+
+def drop_rounding(gradient: Tensor, share: float) -> None:
+    """Set to 0 what is below a share of the gradient's norm, and therefore rounding.
+
+    Adam makes whole steps of it otherwise, and two machines, or two numbers of processes, different ones.
+    """
+    gradient.masked_fill_(gradient.abs() < share * gradient.norm(), 0.0)
 
 
 def linear_layers(module: nn.Module, parameters: FlatParameters) -> dict[tuple[str, ...], list[nn.Linear]]:

@@ -84,6 +84,7 @@ class TaskCurvature:
         averaged = config.posterior.expectation == "posterior" and config.posterior.fisher == "exact"
         self._sketches = vintage.sketches and averaged
         self._settled, self._successive = (_settled, SUCCESSIVE) if vintage.settles else (_settled_everywhere, 1)
+        self._pins = vintage.pins
         self._settings, self._rate, self._scenario = config.posterior, config.rate, config.model.scenario
         self._network = network
         self._data = data
@@ -170,7 +171,8 @@ class TaskCurvature:
                     f"the second moments of what {key} is given, or of its gradients, are no finite numbers; scale the "
                     f"data, or lower train.learning_rate (now {self._rate:g})"
                 )
-        return basis.moved(matrices, {**moments, **found}, () if basis.matrices else self._leading(matrices))
+        leading = () if basis.matrices else self._leading(matrices)
+        return basis.moved(matrices, {**moments, **found}, leading, self._pins)
 
     def _leading(self, matrices: Sequence[Matrix]) -> set[tuple[str, int]]:
         """The sides that lead: decided by a first task, kept by the others."""
@@ -271,7 +273,7 @@ class TaskCurvature:
         """
         generator = torch.Generator().manual_seed(self._seed)
         theta = self._network.master()
-        draws = _Draws.at(self._network, theta, generator, self._seed)
+        draws = _Draws.at(self._network, theta, generator, self._seed, along=not self._pins)
         left_out = within = 0
         try:
             for number in range(ROUNDS[1]):
@@ -328,20 +330,25 @@ def rows_at_once(device: torch.device) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Draws:
-    """Draws of the parameters around a centre [P]. generator: on the centre's device."""
+    """Draws of the parameters around a centre [P]. generator: on the centre's device. along: of numbers along a
+    posterior's axes, not the parameters' own."""
 
     centre: Tensor
     generator: torch.Generator
+    along: bool
 
     @classmethod
-    def at(cls, network: Network, theta: Tensor, generator: torch.Generator, seed: int) -> _Draws:
+    def at(cls, network: Network, theta: Tensor, generator: torch.Generator, seed: int, along: bool) -> _Draws:
         """Around theta, on the network's device; generator: used where that is the host."""
         if network.device.type == "cpu":
-            return cls(theta, generator)
-        return cls(theta.to(network.device, network.dtype), torch.Generator(device=network.device).manual_seed(seed))
+            return cls(theta, generator, along)
+        own = torch.Generator(device=network.device).manual_seed(seed)
+        return cls(theta.to(network.device, network.dtype), own, along)
 
     def draw(self, precision: Precision) -> Tensor:
         """One, from a posterior of this precision, which is on that device."""
+        if self.along and isinstance(precision, Layered):
+            return precision.sample_along(self.centre, self.generator)
         return precision.sample(self.centre, self.generator)
 
 

@@ -97,7 +97,8 @@ class Fitting:
             self.warning = f"training diverged; the task is learned at rate {rate:g}: lower train.learning_rate"
         self.recent = None if self.recent is None else Recent()
         chooses = self.config.learns_rate and calmer == 1.0
-        self.optimisation = Optimisation(self.network, penalty, self.config.train, rate, share, chooses)
+        train, pins = self.config.train, self._vintage.pins and not self.config.posterior.as_in_the_note
+        self.optimisation = Optimisation(self.network, penalty, train, rate, share, chooses, pins)
 
     def go_on(self, before: Fitting) -> None:
         """With what the optimiser of a network with fewer outputs held, once a task has begun here."""

@@ -26,7 +26,7 @@ from streamcl.core.gaussian import Gaussian
 from streamcl.core.growth import Growth
 from streamcl.core.products import products_for
 from streamcl.core.reduce import ALONE, Reduction
-from streamcl.learning.coordinates import DIRECT, NAME, Coordinates
+from streamcl.learning.coordinates import ADDING, DIRECT, NAME, Coordinates, drop_rounding
 from streamcl.learning.data import TaskData
 from streamcl.learning.growing import Widening
 from streamcl.learning.ladder import LARGEST, PLACE, Ladder
@@ -60,16 +60,25 @@ class Optimisation:
     SGD, L-BFGS, an implicit one) keeps its state.
 
     rate: the learning rate. share: what the NLL counts, beside a penalty that holds the rest of it (power EP). chooses:
-    while data arrive, the stream chooses the rate.
+    while data arrive, the stream chooses the rate. pins: as of `snapshot.Vintage`.
     """
 
     def __init__(
-        self, network: Network, penalty: Gaussian, train: Train, rate: float, share: float = 1.0, chooses: bool = False
+        self,
+        network: Network,
+        penalty: Gaussian,
+        train: Train,
+        rate: float,
+        share: float = 1.0,
+        chooses: bool = False,
+        pins: bool = True,
     ) -> None:
         self.network = network
         self.train = train
         self.rate = rate
         self.share = share
+        self._pins = pins
+        self._drops = pins and network.dtype is torch.float64 and train.optimizer == "adam"
         self.steps = 0
         self._products = products_for(network.parameters.shapes, train.rows)
         self.coordinates: Coordinates | None = None
@@ -89,7 +98,7 @@ class Optimisation:
     def _take(self, penalty: Gaussian) -> None:
         network, turned = self.network, None
         if self.train.optimizer == "adam":
-            turned = Coordinates.of(network.parameters, penalty, network.module, self.train.rows)
+            turned = Coordinates.of(network.parameters, penalty, network.module, self.train.rows, self._pins)
         if turned is None:
             self.coordinates, self.penalty = None, penalty.to(network.device, network.dtype)
         else:
@@ -178,6 +187,8 @@ class Optimisation:
         with self._products():
             nll, output = self._backward(x, y, reduction)
         reduction.sum(parameters.grad)
+        if self._drops:
+            drop_rounding(parameters.grad, ADDING)
         optimiser.step()
         if self._implicit:
             self._scaled.proximal(theta, optimiser.rate)
@@ -205,6 +216,8 @@ class Optimisation:
             nll, output = self._backward(x, y, reduction)
         coordinates.gather()
         reduction.sum(coordinates.grad)
+        if self._drops:
+            coordinates.drop_rounding()
         optimiser.step()
         coordinates.follow()
         self.steps += 1

@@ -1,0 +1,74 @@
+"""Eigenvectors that depend on a matrix, not on how it was rounded.
+
+Where eigenvalues are equal, or next to nothing beside the largest, rounding chooses among the orthonormal vectors of their
+space: units that are never on, pixels that are never lit, all logits shifted together. Who then works along these axes one
+by one, as Adam does, comes to another end on another machine, or with rows summed in another order. So such a space gets
+the axes that lie nearest to the coordinates' own.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+EQUAL, NOTHING = 1e-10, 1e-7  # of the largest: eigenvalues that are as near as that, or all of them as small, are one
+WITHIN = 1 - 1e-6  # of the largest share: axes that lie as far within a space; the first of them is taken
+
+
+def eigenvectors(matrix: Tensor, pinned: bool, most: int = 0) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [n], ascending, and vectors [n, n], in columns, of a symmetric matrix [n, n].
+
+    pinned: as `pin` has them. most: so many of the largest; 0 for all.
+    """
+    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = values[-most:], vectors[:, -most:]
+    return values, pin(values, vectors) if pinned else vectors
+
+
+def pin(values: Tensor, vectors: Tensor) -> Tensor:
+    """Orthonormal vectors [n, m] of the eigenvalues [m], in any order, by rule where rounding alone would choose.
+
+    Those of a space, as above, are turned among one another: the first is what the space makes of the coordinate that lies
+    furthest within it, the next what is left of the space makes of the next one, and so on (Gram-Schmidt, with pivots). A
+    vector's largest entry is positive.
+    """
+    host = torch.device("cpu")
+    if vectors.device != host:
+        return pin(values.to(host), vectors.to(host)).to(vectors.device)
+    if not len(values):
+        return vectors
+    sizes = values.abs() / values.abs().max().clamp(min=torch.finfo(values.dtype).tiny)
+    apart = (sizes.diff().abs() > EQUAL) & (torch.maximum(sizes[1:], sizes[:-1]) > NOTHING)
+    edges = [0, *(apart.nonzero().flatten() + 1).tolist(), len(values)]
+    pinned = vectors.clone()
+    for start, stop in pairwise(edges):
+        if stop - start > 1:
+            pinned[:, start:stop] = _axes(vectors[:, start:stop])
+    largest = _first_largest(pinned.abs().T)
+    signs = pinned[largest, torch.arange(len(values))].sign()
+    return pinned * torch.where(signs == 0, 1.0, signs)
+
+
+def _axes(space: Tensor) -> Tensor:
+    """Orthonormal vectors [n, k] of the space of others [n, k], by the pivots that `pin` names."""
+    shares = space.square().sum(1)  # of each coordinate's square, within the space
+    whole = (shares > WITHIN).nonzero().flatten()[: space.shape[1]]  # coordinates that lie in it: one another's complement
+    turning = torch.linalg.qr(space[whole].T)[0] if len(whole) else space.new_zeros(space.shape[1], 0)
+    if len(whole):
+        turning = turning * (space[whole].T * turning).sum(0).sign()
+    shares = shares - (space @ turning).square().sum(1)
+    for _ in range(space.shape[1] - len(whole)):
+        pivot = space[int(_first_largest(shares))]
+        for _ in range(2):  # once more, for what rounding has left
+            pivot = pivot - turning @ (turning.T @ pivot)
+        pivot = pivot / pivot.norm()
+        turning = torch.cat([turning, pivot.unsqueeze(1)], 1)
+        shares = shares - (space @ pivot).square()
+    return space @ turning
+
+
+def _first_largest(numbers: Tensor) -> Tensor:
+    """Where each of [..., n] has the first of those that are the largest but for rounding."""
+    return (numbers >= WITHIN * numbers.amax(-1, keepdim=True)).int().argmax(-1)
