@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamcl.core.eigen import eigenvectors, pin
+from streamcl.core.basis import Side
+from streamcl.core.eigen import eigenvectors, leading, pin, reflectors
 
 N = 12
 
@@ -68,12 +69,52 @@ def test_the_largest_come_last_and_are_eigenvectors(pinned: bool) -> None:
 
 def test_of_a_machine_that_rounds_otherwise_they_are_the_same() -> None:
     """The moments of units of which some are off and some say what others do, summed in two orders."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(200, 5, dtype=torch.float64, generator=generator)
-    units = torch.relu(x @ torch.randn(5, 20, dtype=torch.float64, generator=generator) + torch.linspace(-9, 30, 20))
-    one, other = units.T @ units, units.flip(0).T @ units.flip(0)
+    x = units()
+    one, other = x.T @ x, x.flip(0).T @ x.flip(0)
     assert not torch.equal(one, other)
     pinned, again = (eigenvectors(matrix, pinned=True)[1] for matrix in (one, other))
     free, elsewhere = (eigenvectors(matrix, pinned=False)[1] for matrix in (one, other))
     assert float((pinned - again).abs().max()) < 1e-8
     assert float((free.abs() - elsewhere.abs()).abs().max()) > 1e-3
+
+
+def units(rows: int = 200) -> Tensor:
+    """What 40 rectified units make of five inputs: some are off, and some say what others do."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 5, dtype=torch.float64, generator=generator)
+    return torch.relu(x @ torch.randn(5, 40, dtype=torch.float64, generator=generator) + torch.linspace(-15, 20, 40))
+
+
+@pytest.mark.parametrize("lead", [0, 4, 30], ids=["all", "some that matter", "more than matter"])
+def test_a_sides_vectors_and_what_completes_them_are_the_same_however_the_moments_were_summed(lead: int) -> None:
+    x = units()
+    one, other = (Side.of(moments, lead) for moments in (x.T @ x, x.flip(0).T @ x.flip(0)))
+    free, elsewhere = (Side.of(moments, lead, pinned=False) for moments in (x.T @ x, x.flip(0).T @ x.flip(0)))
+    assert float((one.vectors.T @ one.vectors - torch.eye(40)).abs().max()) < 1e-12
+    assert float((one.vectors - other.vectors).abs().max()) < 1e-7
+    assert lead == 4 or float((free.vectors - elsewhere.vectors).abs().max()) > 0.01
+
+
+def test_of_fewer_directions_that_matter_than_lead_the_others_lie_outside() -> None:
+    values = torch.tensor([0.0, 1e-12, 3e-9, 1, 2], dtype=torch.float64)
+    vectors = orthogonal(N, 4)[:, :5]
+    kept, found = leading(values, vectors)
+    assert torch.equal(kept, torch.tensor([0.0, 0, 0, 1, 2], dtype=torch.float64))
+    assert torch.allclose(found.T @ found, torch.eye(5, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(found[:, 3:].abs(), vectors[:, 3:].abs(), atol=1e-12)
+
+
+def test_reflections_turn_columns_to_axes_also_where_their_pivots_are_rounding() -> None:
+    columns = torch.cat([torch.zeros(2, 3, dtype=torch.float64), orthogonal(N, 5)[:, :3]])
+    found = []
+    for rounding in (1e-17, -1e-17):
+        columns[0, 0] = rounding
+        below, scales = reflectors(columns)
+        q = torch.eye(N + 2, dtype=torch.float64)
+        for k in range(3):
+            v = torch.zeros(N + 2, dtype=torch.float64)
+            v[k], v[k + 1 :] = 1.0, below[k + 1 :, k]
+            q = q @ (torch.eye(N + 2, dtype=torch.float64) - scales[k] * torch.outer(v, v))
+        assert torch.allclose((q.T @ columns).abs(), torch.eye(N + 2, 3, dtype=torch.float64), atol=1e-12)
+        found.append(q)
+    assert torch.allclose(*found, atol=1e-12)

@@ -85,7 +85,7 @@ def in_process(revisits: bool = True) -> dict[str, Any]:
 
 def close_to(found: dict[str, Any], expected: dict[str, Any]) -> None:
     for key in ("theta", "precision"):
-        np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=1e-7 * np.abs(expected[key]).max(), err_msg=key)
+        np.testing.assert_allclose(found[key], expected[key], rtol=0, atol=1e-10 * np.abs(expected[key]).max(), err_msg=key)
 
 
 def test_two_processes_learn_what_one_learns_and_none_is_left_behind() -> None:

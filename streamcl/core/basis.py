@@ -29,7 +29,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from streamcl.core.eigen import eigenvectors, pin
+from streamcl.core import eigen
+from streamcl.core.eigen import eigenvectors
 from streamcl.core.layout import Layout, Part
 
 LEAST_LEADING, LEADING = 32, 8  # of a side of n that leads, so many eigenvectors, or n / LEADING where that is more;
@@ -132,9 +133,12 @@ class Reflections:
         object.__setattr__(self, "_back", self.v @ self.t.T)
 
     @classmethod
-    def onto(cls, leading: Tensor) -> Reflections:
-        """With orthonormal columns [n, r], up to their signs, as Q's first ones."""
-        reflectors, scales = torch.geqrf(leading)
+    def onto(cls, leading: Tensor, pinned: bool = True) -> Reflections:
+        """With orthonormal columns [n, r], up to their signs, as Q's first ones.
+
+        pinned: what completes them does not depend on rounding, as LAPACK's choice does where a pivot is next to 0.
+        """
+        reflectors, scales = eigen.reflectors(leading) if pinned else torch.geqrf(leading)
         v = reflectors.tril(-1)
         v.diagonal().fill_(1)
         inverse = torch.diag(1 / scales) + (v.T @ v).triu(1)
@@ -181,7 +185,7 @@ class Side:
         values, vectors = eigenvectors((moments + moments.T) / 2, pinned, lead)
         if not lead:
             return cls(vectors, values.clamp(min=0))
-        reflections = Reflections.onto(vectors.flip(1))
+        reflections = Reflections.onto(vectors.flip(1), pinned)
         turned = reflections.into(torch.eye(len(moments), dtype=vectors.dtype, device=vectors.device))
         return cls(turned, ((moments @ turned) * turned).sum(0).clamp(min=0), reflections)
 
@@ -194,10 +198,11 @@ class Side:
         half = torch.where(known, core.clamp(min=torch.finfo(core.dtype).tiny).rsqrt(), 0.0) * (sketch @ turning)
         vectors, roots, _ = torch.linalg.svd(half, full_matrices=False)
         values, vectors = roots[:most].square(), vectors[:, :most]
-        vectors = pin(values, vectors) if pinned else vectors
+        if pinned:
+            values, vectors = eigen.leading(values, vectors)
         trace = float((random * sketch).sum()) / sketch.shape[1]  # in expectation, as O's entries are independent
         rest = max(0.0, trace - float(values.sum())) / (len(sketch) - len(values))
-        reflections = Reflections.onto(vectors)
+        reflections = Reflections.onto(vectors, pinned)
         eye = torch.eye(len(sketch), len(values), dtype=sketch.dtype, device=sketch.device)
         return cls(eye - reflections.v @ (reflections.t @ reflections.v[: len(values)].T), values, reflections, rest)
 

@@ -14,17 +14,31 @@ import torch
 from torch import Tensor
 
 EQUAL, NOTHING = 1e-10, 1e-7  # of the largest: eigenvalues that are as near as that, or all of them as small, are one
+ZERO = 1e-6  # of a column's length: a pivot that is rounding
 WITHIN = 1 - 1e-6  # of the largest share: axes that lie as far within a space; the first of them is taken
 
 
 def eigenvectors(matrix: Tensor, pinned: bool, most: int = 0) -> tuple[Tensor, Tensor]:
     """Eigenvalues [n], ascending, and vectors [n, n], in columns, of a symmetric matrix [n, n].
 
-    pinned: as `pin` has them. most: so many of the largest; 0 for all.
+    most: so many of the largest; 0 for all. pinned: by rule, as `pin` and `leading` have them.
     """
     values, vectors = torch.linalg.eigh(matrix)
-    values, vectors = values[-most:], vectors[:, -most:]
-    return values, pin(values, vectors) if pinned else vectors
+    if not pinned:
+        return values[-most:], vectors[:, -most:]
+    if not most:
+        return values, pin(values, vectors)
+    return leading(values[-most:], vectors[:, -most:])
+
+
+def leading(values: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the eigenvectors [n, m] of the m largest eigenvalues: those of the directions that matter as `pin` has them, the
+    others what lies outside of these, by the same rule."""
+    matter = values > NOTHING * values.max()
+    known = pin(values[matter], vectors[:, matter])
+    found = torch.empty_like(vectors)
+    found[:, matter], found[:, ~matter] = known, _outside(known, int((~matter).sum()))
+    return torch.where(matter, values, 0.0), found
 
 
 def pin(values: Tensor, vectors: Tensor) -> Tensor:
@@ -51,6 +65,25 @@ def pin(values: Tensor, vectors: Tensor) -> Tensor:
     return pinned * torch.where(signs == 0, 1.0, signs)
 
 
+def reflectors(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The reflections ``1 - s v v^T`` that turn orthonormal columns [n, r] to the first r axes, up to signs.
+
+    As `torch.geqrf` gives them: each v [n] below the diagonal, where its first entry is 1, and s [r]. A pivot that is next
+    to 0 counts as positive.
+    """
+    left = columns.clone()
+    scales = left.new_empty(left.shape[1])
+    for k in range(left.shape[1]):
+        v = left[k:, k].clone()
+        v[0] += v.norm() * (-1.0 if v[0] < -ZERO else 1.0)
+        v /= v[0].clone()
+        scales[k] = 2 / (v @ v)
+        rest = left[k:, k + 1 :]
+        rest -= torch.outer(v * scales[k], v @ rest)
+        left[k + 1 :, k] = v[1:]
+    return left, scales
+
+
 def _axes(space: Tensor) -> Tensor:
     """Orthonormal vectors [n, k] of the space of others [n, k], by the pivots that `pin` names."""
     shares = space.square().sum(1)  # of each coordinate's square, within the space
@@ -60,13 +93,30 @@ def _axes(space: Tensor) -> Tensor:
         turning = turning * (space[whole].T * turning).sum(0).sign()
     shares = shares - (space @ turning).square().sum(1)
     for _ in range(space.shape[1] - len(whole)):
-        pivot = space[int(_first_largest(shares))]
-        for _ in range(2):  # once more, for what rounding has left
-            pivot = pivot - turning @ (turning.T @ pivot)
-        pivot = pivot / pivot.norm()
+        pivot = _orthogonal(space[int(_first_largest(shares))], turning)
         turning = torch.cat([turning, pivot.unsqueeze(1)], 1)
         shares = shares - (space @ pivot).square()
     return space @ turning
+
+
+def _outside(space: Tensor, count: int) -> Tensor:
+    """So many orthonormal vectors [n, count] outside the space of others [n, k], by the same pivots."""
+    known = space
+    shares = 1 - known.square().sum(1)
+    for _ in range(count):
+        pivot = torch.zeros(len(space), dtype=space.dtype, device=space.device)
+        pivot[_first_largest(shares)] = 1.0
+        pivot = _orthogonal(pivot, known)
+        known = torch.cat([known, pivot.unsqueeze(1)], 1)
+        shares = shares - pivot.square()
+    return known[:, space.shape[1] :]
+
+
+def _orthogonal(vector: Tensor, others: Tensor) -> Tensor:
+    """What of a vector [n] is orthogonal to orthonormal others [n, k], of length 1."""
+    for _ in range(2):  # once more, for what rounding has left
+        vector = vector - others @ (others.T @ vector)
+    return vector.div(vector.norm())
 
 
 def _first_largest(numbers: Tensor) -> Tensor:
