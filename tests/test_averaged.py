@@ -11,6 +11,7 @@ import torch
 from msgspec.structs import replace
 
 from streamcl.config import Config, from_tree
+from streamcl.core import eigen
 from streamcl.core.basis import Basis, Matrix
 from streamcl.core.fisher import Fisher
 from streamcl.core.gaussian import Gaussian
@@ -120,6 +121,26 @@ def test_draws_end_once_the_sum_of_the_curvature_has_settled(least: int, monkeyp
     assert within[-2:] == [True, True]
     assert not any(one and next_one for one, next_one in itertools.pairwise(within[least - 2 : -1]))
     assert least <= len(within) < 40
+
+
+@pytest.mark.parametrize(("pins", "unused"), [(True, "sample_along"), (False, "sample")])
+def test_what_an_older_version_began_has_its_draws_and_its_eigenvectors(
+    pins: bool, unused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[bool] = set()
+
+    def noted(matrix: torch.Tensor, pinned: bool, most: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.add(pinned)
+        return eigen.eigenvectors(matrix, pinned, most)
+
+    monkeypatch.setattr("streamcl.core.basis.eigenvectors", noted)
+    monkeypatch.delattr(Layered, unused)
+    settings = config("kronecker", [])
+    made, data = network(settings)
+    prior = Gaussian.prior(torch.zeros(made.parameters.size).double(), 1.0, "layered")
+    found = ended(TaskCurvature(settings, made, data, 0, Vintage(pins=pins)).take(prior, ROWS, 1.0, prior.within))
+    assert asked == {pins}
+    assert found.curvature.is_finite()
 
 
 @pytest.mark.parametrize(("vintage", "rounds"), [(Vintage(), 7), (Vintage(settles=False), 6)])

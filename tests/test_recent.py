@@ -24,7 +24,7 @@ from streamcl.snapshot import Vintage
 
 TREE = {"model": {"args": {"hidden": [8]}}, "train": {"device": "cpu"}}
 FEATURES = 4
-OLDEST = Vintage(fills=False, sketches=False, settles=False, compares=False)
+OLDEST = Vintage(fills=False, sketches=False, settles=False, compares=False, pins=False)
 
 
 def rows(n: int, seed: int = 0, noise: float = 1.0) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
