@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from streamcl.core import likelihood as likelihoods
 from streamcl.core.basis import Basis, Matrix, Side, matrices_in
-from streamcl.core.linearised import Linearised, drawn, is_linear, root
+from streamcl.core.linearised import Linearised, Outputs, drawn, is_linear, root
 from streamcl.core.parameters import FlatParameters
 from streamcl.core.precision import Block, Diagonal, Full, Layered, Precision
 from streamcl.core.tempering import TAUS, Tempering, tempering
@@ -246,7 +246,7 @@ def test_rows_left_out_are_where_they_would_be_without_them() -> None:
     parameters = FlatParameters(module)
     parameters.load(theta.flatten())
     gaussian = likelihoods.Gaussian(noise)
-    found = tempering(list(Linearised(module, parameters, Full(exact)).of(x)), gaussian, y)
+    found = tempering(list(Linearised(module, parameters, Full(exact)).of(x)), gaussian, y, linear=True)
     assert found is not None
     losses = []
     for n in range(30):
@@ -284,6 +284,27 @@ def test_a_model_is_linear_where_its_outputs_double_with_its_parameters() -> Non
     frozen = nn.Sequential(nn.Linear(3, 4).requires_grad_(False), nn.Tanh(), nn.Linear(4, 1))
     found = [is_linear(module, FlatParameters(module), x) for module in [*linear, frozen, *bent]]
     assert found == [True, True, True, True, False, False]
+
+
+def test_a_networks_noise_has_the_usual_width_in_it_and_a_linear_models_has_not() -> None:
+    likelihood = likelihoods.Gaussian(0.5)
+    x = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+    found = [Outputs(x, (0.1 * x.square()).unsqueeze(2))]
+    network, linear = (tempering(found, likelihood, x, linear=kind) for kind in (False, True))
+    assert network is not None
+    assert linear is not None
+    assert torch.equal(linear.sums[3], torch.zeros(len(TAUS), dtype=torch.float64))
+    torch.testing.assert_close(network.sums[3], 3 * (0.1 * 14 / 3) * torch.tensor(TAUS, dtype=torch.float64))
+    assert torch.equal(likelihood.beyond(torch.tensor([[1.0], [3.0]]), 2.0), torch.tensor([[0.0], [1.0]]))
+
+
+def test_sums_of_a_gaussian_model_that_an_older_version_left_have_no_usual_width() -> None:
+    rows = torch.full((8,), 200.0, dtype=torch.float64)
+    old = Tempering(torch.stack([rows, -rows, rows, rows]))  # it took 1 for every row, whatever tau
+    new = Tempering(torch.stack([rows, -rows, rows, rows * torch.tensor(TAUS, dtype=torch.float64)]))
+    assert old.chosen(exact=True) == (1.0, 0.0)
+    assert new.chosen(exact=True) == (1.0, 1.0)
+    assert new.plus(old).chosen(exact=True) == (1.0, 0.5)
 
 
 @pytest.mark.parametrize("likelihood", [likelihoods.Categorical(3), likelihoods.Bernoulli()])

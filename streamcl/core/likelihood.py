@@ -350,12 +350,12 @@ class Gaussian:
         return 0.5 * ((2 * math.pi * variance).log() + error / variance).sum(1)
 
     def usual(self, variances: Tensor) -> Tensor:
-        """1: no mean moves."""
-        return variances.new_ones(())
+        """Their mean."""
+        return variances.mean()
 
     def beyond(self, variances: Tensor, usual: float) -> Tensor:
-        """All of them: the noise's variance is the data's own."""
-        return variances
+        """What is left of them: the noise was found from residuals of rows that vary so much."""
+        return (variances - usual).clamp(min=0)
 
     def cotangents(
         self, output: Tensor, kind: FisherKind, target: Tensor | None, generator: torch.Generator | None

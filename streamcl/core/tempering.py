@@ -9,7 +9,8 @@ row ever speaks of. So the outputs are ``N(f, e(x) tau J Sigma J^T)``:
   plain prediction, is among them, and is all that few rows can speak for. Gaussian targets keep the largest one that is
   no worse; of a linear model, in which tau = 1 is exact, that is not measurably worse.
 * e(x) keeps what goes beyond the width that is usual among these rows (`Likelihood.beyond`): training at a point has
-  fitted their probabilities without any correction, so what they would get too is in the logits already.
+  fitted their probabilities without any correction, so what they would get too is in the logits already; and a network's
+  noise is found from what its residuals are, so it is in the noise. A linear model's noise is the data's own: all is kept.
 
 Sums over the rows of all tasks so far are kept: losses and usual widths for each tau, whatever the number of tasks.
 """
@@ -51,6 +52,7 @@ class Tempering:
         is no worse than 0; linear: of such a model too, so that 1 is right: the largest that is not measurably worse.
         """
         rows, more, squares, usual = self.sums
+        usual = usual - usual[0] if exact else usual  # without that of older versions, which took 1 for every row
         mean = more / rows
         error = ((squares / rows - mean.square()).clamp(min=0) / rows).sqrt()
         if exact:
@@ -62,8 +64,11 @@ class Tempering:
         return TAUS[place], float(usual[place] / rows[place])
 
 
-def tempering(found: Sequence[Outputs], likelihood: Likelihood, y: Tensor) -> Tempering | None:
-    """What rows with these outputs and targets y say, of those that they were trained on; None where it is not finite."""
+def tempering(found: Sequence[Outputs], likelihood: Likelihood, y: Tensor, linear: bool) -> Tempering | None:
+    """What rows with these outputs and targets y say, of those that they were trained on; None where it is not finite.
+
+    linear: as of `Tempering.chosen`, of a likelihood whose closed form is exact.
+    """
     outputs = torch.cat([each.outputs for each in found]).double()
     covariance = torch.cat([each.spread for each in found]).double()
     gradient = likelihood.cotangents(outputs, "empirical", y, None)[0]
@@ -72,7 +77,7 @@ def tempering(found: Sequence[Outputs], likelihood: Likelihood, y: Tensor) -> Te
     sums = torch.zeros(4, len(TAUS), dtype=torch.float64)
     plain = likelihood.spread_nll(outputs + moved, torch.zeros_like(variances), y)
     for place, tau in enumerate(TAUS):
-        usual = likelihood.usual(tau * variances)
+        usual = likelihood.usual(torch.zeros_like(variances) if linear else tau * variances)
         more = likelihood.spread_nll(outputs + moved, likelihood.beyond(tau * variances, float(usual)), y) - plain
         sums[:, place] = torch.stack([usual.new_tensor(len(y)), more.sum(), more.square().sum(), len(y) * usual]).cpu()
     return Tempering(sums) if torch.isfinite(sums).all() else None

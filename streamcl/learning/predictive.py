@@ -91,13 +91,16 @@ def uncertain(network: Network, x: Array, posterior: Gaussian, most_bytes: int |
 
 
 def width(network: Network, posterior: Gaussian, x: Tensor) -> tuple[float, float]:
-    """tau, and what is usual among rows that were learned; 1, 1 where no task's rows have been asked. x: some rows."""
+    """tau, and what is usual among rows that were learned; 1 and nothing where no task's have been asked. x: some rows."""
     if posterior.tempering is None:
-        return 1.0, 1.0
-    exact = network.likelihood.exact
+        return 1.0, float(network.likelihood.usual(torch.zeros(1)))
+    return Tempering(posterior.tempering).chosen(network.likelihood.exact, _is_linear(network, x))
+
+
+def _is_linear(network: Network, x: Tensor) -> bool:
+    """Whether a width of 1 is right, of a likelihood whose closed form is exact. x: some rows."""
     with network.evaluating():
-        linear = exact and is_linear(network.module, network.parameters, x[:LOOKED_AT])
-    return Tempering(posterior.tempering).chosen(exact, linear)
+        return network.likelihood.exact and is_linear(network.module, network.parameters, x[:LOOKED_AT])
 
 
 def _told(posterior: Gaussian, tau: float) -> str:
@@ -129,7 +132,7 @@ def tempered(
     for block in linearised.of(x[:rows]):
         blocks.append(block)
         yield
-    found = tempering(blocks, network.likelihood, y[:rows]) if blocks else None
+    found = tempering(blocks, network.likelihood, y[:rows], _is_linear(network, x)) if blocks else None
     before = None if known is None else Tempering(known)
     if found is None:
         return replace(posterior, tempering=known)

@@ -6,10 +6,11 @@ boundary: every penalty is about outputs that mean the same. Where all its targe
 offset alone, for which its outputs stand, and the next task that varies the scale, about it. The noise variance, in
 squared scales, follows the residuals that rows have before they are learned, until the first boundary; from there on it is
 
-    (1 + sum of squared residuals) / (1 + targets - effective parameters)
+    (v + sum of squared residuals) / (1 + targets - effective parameters)
 
-over all tasks learned for the first time, as they were fitted (MacKay 1992): one target's worth of what the targets
-themselves vary keeps it from zero. Guarantees: a function of the rows; its state is 5 + 3 k numbers.
+over all tasks learned for the first time, as they were fitted (MacKay 1992): one target's worth of v, what the first
+task's residuals were before its rows were learned (from 0.01 to 1, what targets themselves vary), keeps it from zero.
+Guarantees: a function of the rows; its state is 5 + 3 k numbers.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ KEPT = 0.996  # of what is known of the residuals, a row later, until the first 
 ANCHORED = 0.5  # in a checkpoint, between not fixed and fixed
 FAR = 1e4  # standard deviations from zero: beyond, 32 bits round targets by more than a thousandth of one
 LARGE = 1e15  # a scale whose square 32 bits have room for, as for that of its inverse
+LEAST_WORTH = 0.01  # of v: targets without noise would leave no width at all
 MOST_FITTED = 0.5  # of the targets, that effective parameters may account for
 
 Array = npt.NDArray[Any]
@@ -106,11 +108,10 @@ class Targets:
 
     def fit(self, squares: float, targets: int, fitted: float) -> None:
         """A task as it was fitted: its mean squared residual, and the effective parameters that came of its targets."""
-        if not self.fixed:
-            self._counted = self._residuals = 0.0
         if self._is_unknown:
-            self.noise = 1.0
+            self._counted, self._residuals, self.noise = 0.0, 0.0, 1.0
             return
+        self._counted, self._residuals = self._so_far()
         self._counted += targets - min(fitted, MOST_FITTED * targets)
         self._residuals += targets * squares
         self._settle()
@@ -130,8 +131,15 @@ class Targets:
         if self._is_unknown:
             self.noise = 1.0
             return
-        counted, residuals = (self._counted, self._residuals) if self.fixed else (0.0, 0.0)
+        counted, residuals = self._so_far()
         self.noise = (1 + residuals + targets * squares) / (1 + counted + targets)
+
+    def _so_far(self) -> tuple[float, float]:
+        """Targets counted and squared residuals of the tasks before; of none, what v differs from 1 by."""
+        if self.fixed:
+            return self._counted, self._residuals
+        worth = self._residuals / self._counted if self._counted > 0 else 1.0
+        return 0.0, min(max(worth, LEAST_WORTH), 1.0) - 1.0
 
     def _settle(self) -> None:
         self.noise = (1 + self._residuals) / (1 + self._counted)
