@@ -130,6 +130,15 @@ def _cases(data: Path | None, train_rows: int) -> dict[str, Callable[[int], Case
         f"cancer, {FEW} rows": lambda seed: _few(_table("breast_cancer", "bernoulli", seed), seed),
         "diabetes (Gaussian)": lambda seed: _table("diabetes", "gaussian", seed),
         f"diabetes, {FEW} rows": lambda seed: _few(_table("diabetes", "gaussian", seed), seed),
+        "diabetes, three tasks": lambda seed: _split(_table("diabetes", "gaussian", seed), 3),
+        "friedman": lambda seed: _function("friedman1", seed, n_samples=900, noise=1.0),
+        "friedman, three tasks": lambda seed: _split(_function("friedman1", seed, n_samples=900, noise=1.0), 3),
+        "friedman, noise 0.1": lambda seed: _function("friedman1", seed, n_samples=900, noise=0.1),
+        "linear": lambda seed: _function("regression", seed, n_samples=600, n_features=5, noise=10.0),
+        "linear, three tasks": lambda seed: _split(
+            _function("regression", seed, n_samples=600, n_features=5, noise=10.0), 3
+        ),
+        "linear, no noise": lambda seed: _function("regression", seed, n_samples=1000, n_features=10, noise=0.1),
     }
     return cases if data is None else cases | {"MNIST": lambda seed: _mnist(data, train_rows)}
 
@@ -165,15 +174,33 @@ def _few(case: Case, seed: int) -> Case:
     return Case(case.likelihood, case.hidden, [(x[rows], y[rows])], case.x, case.y)
 
 
+def _split(case: Case, tasks: int) -> Case:
+    """The same rows, in so many tasks."""
+    ((x, y),) = case.tasks
+    parts = zip(np.array_split(x, tasks), np.array_split(y, tasks), strict=True)
+    return Case(case.likelihood, case.hidden, list(parts), case.x, case.y)
+
+
 def _table(name: str, likelihood: str, seed: int) -> Case:
-    """Three quarters of a table to learn; everything scaled by these, but zeros and ones."""
     from sklearn import datasets
 
     table = getattr(datasets, f"load_{name}")()
-    rows = np.random.default_rng(seed).permutation(len(table.data))
+    return _standardised(table.data, table.target.astype(np.float64), likelihood, seed)
+
+
+def _function(name: str, seed: int, **settings: Any) -> Case:
+    """Rows that scikit-learn makes of a function of columns."""
+    from sklearn import datasets
+
+    x, y = getattr(datasets, f"make_{name}")(random_state=0, **settings)
+    return _standardised(x, y, "gaussian", seed)
+
+
+def _standardised(data: Array, target: Array, likelihood: str, seed: int) -> Case:
+    """Three quarters of the rows to learn; everything scaled by these, but zeros and ones."""
+    rows = np.random.default_rng(seed).permutation(len(data))
     learned, held = rows[: len(rows) * 3 // 4], rows[len(rows) * 3 // 4 :]
-    x = (table.data - table.data[learned].mean(0)) / (table.data[learned].std(0) + 1e-9)
-    y = table.target.astype(np.float64)
+    x, y = (data - data[learned].mean(0)) / (data[learned].std(0) + 1e-9), target
     if likelihood == "gaussian":
         y = (y - y[learned].mean()) / y[learned].std()
     x, y = x.astype("<f4"), y.astype("<f4")
