@@ -246,7 +246,7 @@ def test_rows_left_out_are_where_they_would_be_without_them() -> None:
     parameters = FlatParameters(module)
     parameters.load(theta.flatten())
     gaussian = likelihoods.Gaussian(noise)
-    found = tempering(list(Linearised(module, parameters, Full(exact)).of(x)), gaussian, y, linear=True)
+    found = tempering(list(Linearised(module, parameters, Full(exact)).of(x)), gaussian, y, whole=True)
     assert found is not None
     losses = []
     for n in range(30):
@@ -290,7 +290,7 @@ def test_a_networks_noise_has_the_usual_width_in_it_and_a_linear_models_has_not(
     likelihood = likelihoods.Gaussian(0.5)
     x = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
     found = [Outputs(x, (0.1 * x.square()).unsqueeze(2))]
-    network, linear = (tempering(found, likelihood, x, linear=kind) for kind in (False, True))
+    network, linear = (tempering(found, likelihood, x, whole=kind) for kind in (False, True))
     assert network is not None
     assert linear is not None
     assert torch.equal(linear.sums[3], torch.zeros(len(TAUS), dtype=torch.float64))

@@ -10,7 +10,8 @@ row ever speaks of. So the outputs are ``N(f, e(x) tau J Sigma J^T)``:
   no worse; of a linear model, in which tau = 1 is exact, that is not measurably worse.
 * e(x) keeps what goes beyond the width that is usual among these rows (`Likelihood.beyond`): training at a point has
   fitted their probabilities without any correction, so what they would get too is in the logits already; and a network's
-  noise is found from what its residuals are, so it is in the noise. A linear model's noise is the data's own: all is kept.
+  noise is found from what its residuals are, so it is in the noise. All is kept where the noise is the data's own: of a
+  linear model, or where it was given.
 
 Sums over the rows of all tasks so far are kept: losses and usual widths for each tau, whatever the number of tasks.
 """
@@ -64,10 +65,10 @@ class Tempering:
         return TAUS[place], float(usual[place] / rows[place])
 
 
-def tempering(found: Sequence[Outputs], likelihood: Likelihood, y: Tensor, linear: bool) -> Tempering | None:
+def tempering(found: Sequence[Outputs], likelihood: Likelihood, y: Tensor, whole: bool) -> Tempering | None:
     """What rows with these outputs and targets y say, of those that they were trained on; None where it is not finite.
 
-    linear: as of `Tempering.chosen`, of a likelihood whose closed form is exact.
+    whole: the usual width is in nothing yet, so that all of it counts.
     """
     outputs = torch.cat([each.outputs for each in found]).double()
     covariance = torch.cat([each.spread for each in found]).double()
@@ -77,7 +78,7 @@ def tempering(found: Sequence[Outputs], likelihood: Likelihood, y: Tensor, linea
     sums = torch.zeros(4, len(TAUS), dtype=torch.float64)
     plain = likelihood.spread_nll(outputs + moved, torch.zeros_like(variances), y)
     for place, tau in enumerate(TAUS):
-        usual = likelihood.usual(torch.zeros_like(variances) if linear else tau * variances)
+        usual = likelihood.usual(torch.zeros_like(variances) if whole else tau * variances)
         more = likelihood.spread_nll(outputs + moved, likelihood.beyond(tau * variances, float(usual)), y) - plain
         sums[:, place] = torch.stack([usual.new_tensor(len(y)), more.sum(), more.square().sum(), len(y) * usual]).cpu()
     return Tempering(sums) if torch.isfinite(sums).all() else None

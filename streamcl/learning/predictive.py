@@ -132,7 +132,8 @@ def tempered(
     for block in linearised.of(x[:rows]):
         blocks.append(block)
         yield
-    found = tempering(blocks, network.likelihood, y[:rows], _is_linear(network, x)) if blocks else None
+    whole = network.likelihood.exact and (network.targets is None or _is_linear(network, x))
+    found = tempering(blocks, network.likelihood, y[:rows], whole) if blocks else None
     before = None if known is None else Tempering(known)
     if found is None:
         return replace(posterior, tempering=known)
