@@ -572,3 +572,20 @@ def test_what_ends_a_proof() -> None:
         F.relu(hidden, inplace=True)
     assert rows.apart(hidden)
     assert not rows.apart(view)
+
+
+def test_what_pytorch_says_of_its_batching_rules_reaches_no_user(recwarn: pytest.WarningsRecorder) -> None:
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bags = nn.EmbeddingBag(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.bags(x)
+            return found
+
+    module = Bags().double()
+    fisher = Fisher(module, FlatParameters(module), Categorical(3), "exact", torch.Generator())
+    fisher.add(torch.randint(5, (12, 4), generator=torch.Generator().manual_seed(0)))
+    assert fisher.verified()
+    assert not [each for each in recwarn if "batching rule" in str(each.message)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import Enum
@@ -18,6 +19,7 @@ from streamcl.core.written_out import WrittenOut
 
 CHUNK_BYTES = 256 << 20  # per-sample gradients held at once,
 CPU_CHUNK_BYTES = 8 << 20  # and on a CPU, whose caches are small
+UNBATCHED = "There is a performance drop because we have not yet implemented the batching rule"
 
 
 class Mode(Enum):
@@ -61,7 +63,8 @@ class PerSample:
             gradients: Sums = vmap(lambda vector: pull(vector)[0])(vectors)
             return gradients
 
-        with mode.entered():
+        with mode.entered(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", UNBATCHED)  # of PyTorch's loops within, and to be told to PyTorch
             gradients: Sums = vmap(one_sample, in_dims=(0, 1))(x, cotangents)
         return {name: gradient.detach() for name, gradient in gradients.items()}
 
