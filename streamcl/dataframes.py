@@ -265,6 +265,13 @@ def _arrow(column: Any) -> Array:
     return _objects(np.array(column.to_pylist(), object))
 
 
+def _without_zone(value: datetime.date) -> datetime.date:
+    """A time with a zone, as it is in UTC."""
+    if isinstance(value, datetime.datetime) and value.tzinfo is not None:
+        return value.astimezone(datetime.UTC).replace(tzinfo=None)
+    return value
+
+
 def _objects(values: Array) -> Array:
     """Objects as what they are: numbers, True and False, dates, or words."""
     known = [value for value in values.ravel().tolist() if not is_missing(value)]
@@ -274,7 +281,8 @@ def _objects(values: Array) -> Array:
         return np.array([np.nan if is_missing(value) else float(value) for value in values.tolist()])
     if known and all(isinstance(value, datetime.date) for value in known):
         return np.array(
-            [np.datetime64("NaT") if is_missing(value) else value for value in values.tolist()], "datetime64[us]"
+            [np.datetime64("NaT") if is_missing(value) else _without_zone(value) for value in values.tolist()],
+            "datetime64[us]",
         )
     out = np.empty(values.shape, object)
     out[...] = values

@@ -35,6 +35,7 @@ class Refused(StreamclError):
         return f"{self.code}: {self.message}"
 
 
+OF_ROWS = "expected rows such as it was taught"  # of what a model itself raises
 NO_MODEL_YET = "there is no model yet: its shapes come with the first batch"
 
 

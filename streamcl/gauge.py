@@ -16,6 +16,7 @@ from streamcl.config import Config
 from streamcl.entries import Consolidated, Standing, no_better
 
 LINEAR = "streamcl.models:linear"
+ENOUGH = 0.75  # of what a task had over guessing: an estimate of so much says that all of it may be lost
 FIGURES = ("rise_bound", "chance", "at_chance")  # of a task's map
 Bound = Literal["lower", "chance"]
 """lower: as a rule the rise is more than that, perhaps many times as much. chance: it has come to where guessing does as
@@ -75,6 +76,15 @@ def over_guessing(entry: Consolidated) -> tuple[float, float] | None:
     return None if entry.chance is None else (entry.loss, entry.chance)
 
 
+def _lost_at(entry: Consolidated) -> tuple[float, float] | None:
+    """As `over_guessing`, with the loss at which the task is said to be lost: where rises of labels are seen on drawn
+    inputs, a little below that of guessing, since they are as often too small as too large."""
+    known = over_guessing(entry)
+    if known is None or not entry.inputs or entry.scores is not None:
+        return known
+    return known[0], known[0] + ENOUGH * (known[1] - known[0])
+
+
 def at_chance(
     entry: Consolidated, rise: float | None, measured: Measured | None = None, lower: bool = False
 ) -> bool | None:
@@ -84,7 +94,7 @@ def at_chance(
     """
     if measured is not None and measured.at_chance is not None:
         return measured.at_chance
-    if (known := over_guessing(entry)) is None:
+    if (known := _lost_at(entry)) is None:
         return None
     if known[0] + max(rise or 0.0, 0.0) >= known[1]:
         return True
@@ -95,7 +105,7 @@ def bound(entry: Consolidated, rise: float | None, lower: bool) -> Bound | None:
     """What is not known of a task's rise. lower: as `understates`."""
     if rise is None:
         return None
-    if (known := over_guessing(entry)) is not None and known[0] + rise >= known[1]:
+    if (known := _lost_at(entry)) is not None and known[0] + rise >= known[1]:
         return "chance"
     return "lower" if lower and not entry.inputs else None
 
@@ -134,7 +144,7 @@ def _before_newest(tasks: Collection[Consolidated]) -> list[Consolidated]:
 def _at_chance(tasks: Collection[Consolidated], lost: float) -> bool | None:
     """Whether what these tasks have lost together, in nats, is all that they had over guessing."""
     held = [entry for entry in tasks if entry.samples and entry.weight > 0]
-    known = [(entry.weight, found) for entry in held if (found := over_guessing(entry)) is not None]
+    known = [(entry.weight, found) for entry in held if (found := _lost_at(entry)) is not None]
     if not held or len(known) < len(held):
         return None
     return lost >= sum(weight * (guessing - learned) for weight, (learned, guessing) in known)

@@ -479,7 +479,8 @@ def unscaled(x: Array) -> str | None:
     return (
         f"plain arrays are taken as they are, and column {place} of x is of size {size[place]:.3g}"
         + (f", others of {np.median(varied):.3g}" if apart else "")
-        + ": a network learns that badly. Set input.scale = 'auto' on a new state directory, or scale the rows"
+        + ": a network learns that badly. Set input.scale = 'auto' before the first rows (on a new state directory), or "
+        "scale the rows"
     )
 
 

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,21 @@ def test_stop_waits_until_the_daemon_has_ended(tmp_path: Path, capsys: pytest.Ca
         assert not (tmp_path / "state" / "daemon.json").exists()
     finally:
         assert running.stop() == 0
+
+
+def test_who_has_only_just_typed_serve_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = tmp_path / "state"
+    with LocalDaemon(TREE, state) as running:
+        written = (state / "daemon.json").read_text()
+        (state / "daemon.json").unlink()  # as while it starts: it has the directory, and has not said where it listens
+        later = threading.Timer(0.5 + common.TYPED_SECONDS, (state / "daemon.json").write_text, [written])
+        later.start()
+        assert main(["status", "--state-dir", str(state)]) == 0
+        later.join()
+    assert running.stop() == 0
+    capsys.readouterr()
+    assert main(["status", "--state-dir", str(state)]) == 1
+    assert "no daemon is running" in capsys.readouterr().err
 
 
 def test_the_command_line_imports_no_torch() -> None:

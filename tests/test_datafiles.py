@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from streamcl.datafiles import Columns, choice, open_data
+from streamcl.datafiles.text import _Feed
 from streamcl.errors import DataError
 
 X = np.arange(30, dtype="<f4").reshape(10, 3) / 4
@@ -224,3 +226,14 @@ def test_what_is_no_file_to_be_read_twice_is_refused(tmp_path: Path) -> None:
 def test_the_examples_in_the_docstrings_hold() -> None:
     assert doctest.testmod(choice).attempted > 0
     assert doctest.testmod(choice).failed == 0
+
+
+def test_nothing_reads_on_in_a_file_that_was_refused() -> None:
+    """A thread of Arrow's that still did would abort Python as it ends."""
+    feed = _Feed(iter([b"line\n"] * 1_000_000))
+    reader = threading.Thread(target=lambda: [None for _ in iter(lambda: feed.read(1), b"")])
+    reader.start()
+    feed.end()
+    reader.join(60)
+    assert not reader.is_alive()
+    assert feed.read() == b""

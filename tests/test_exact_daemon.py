@@ -16,6 +16,7 @@ from sklearn.linear_model import BayesianRidge, Ridge
 
 from streamcl import Learner
 from streamcl.bench.local import LocalDaemon
+from streamcl.cli import main
 from streamcl.errors import ConfigError, Refused
 
 Start = Callable[..., LocalDaemon]
@@ -207,7 +208,7 @@ def test_new_labels_come_in_the_hundredth_task_without_a_restart(start: Start) -
     np.testing.assert_allclose(found.probs.sum(1), 1, rtol=1e-12)
 
 
-def test_operators_see_what_they_see_of_a_network(start: Start) -> None:
+def test_operators_see_what_they_see_of_a_network(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     daemon = start(exact(posterior={"mode": "factors"}, args={"width": 100}))
     feed(daemon, [0, 1, 2])
     with daemon.admin() as admin:
@@ -218,6 +219,8 @@ def test_operators_see_what_they_see_of_a_network(start: Start) -> None:
         assert [task["samples"] for task in tasks] == [len(pairs(k)[0]) for k in range(3)]
         assert status["prequential"]["overall"]["accuracy"] > 0.5
         assert admin.versions()
+        assert main(["status", "--state-dir", str(daemon.state_dir)]) == 0
+        assert "100" in next(line for line in capsys.readouterr().out.splitlines() if "features" in line)
         admin.rollback("task-2")
         assert [task["task"] for task in admin.tasks()] == ["task-0", "task-1"]
     feed(daemon, [3])

@@ -14,6 +14,8 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from torch.nn.functional import binary_cross_entropy_with_logits
 from waiting import until
 
 from streamcl import Learner, entries, gauge
@@ -499,3 +501,50 @@ def test_an_estimate_counts_where_the_truth_is_in_range_and_is_good_within_the_f
     assert bench.summary(points).startswith("1/3 good (0.2 to 5)")
     alarms = [point(3.0, 3.0, True, True), point(3.0, 3.0, False, True), point(3.0, 3.0, True, False)]
     assert bench.summary(alarms).endswith("alarms 1 right 1 missed 1 false")
+
+
+@pytest.mark.parametrize("mode", ["factors", "single"])
+def test_more_rows_of_the_same_kind_lose_nothing_of_those_before(mode: str) -> None:
+    """Where few rows were learned, draws between and beyond them are nobody's: whatever becomes of these is no loss."""
+    x, y = load_digits(return_X_y=True)
+    rows = np.random.default_rng(0).permutation(len(x))[:1400]
+    learner = Learner({"posterior": {"mode": mode}})
+    for number, part in enumerate(np.array_split(rows, 4)):
+        learner.observe((x[part] / 16).astype("<f4"), y[part], task=f"t{number}")
+        learner.boundary(f"t{number}")
+    assert abs(float(learner.past()["rise"])) < 0.1
+    if mode == "factors":
+        assert all(abs(task["penalty_rise"]) < 0.15 for task in learner.tasks())
+    assert not learner.past()["at_chance"]
+
+
+def test_draws_are_as_sure_as_the_rows_that_they_stand_for() -> None:
+    outputs = torch.randn(256, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    likelihood = Categorical(5)
+    plain, _ = surrogates.as_sure(likelihood, outputs, loss=10.0)
+    assert torch.equal(plain, torch.full((256,), 1 / 256, dtype=torch.float64))
+    for loss in (0.3, 0.1, 0.001):
+        weights, sharper = surrogates.as_sure(likelihood, outputs, loss)
+        wanted = surrogates.MORE * loss + surrogates.LEAST
+        assert float(weights.sum()) == pytest.approx(1)
+        assert float(1 / weights.square().sum()) >= surrogates.FEWEST * 0.99
+        assert float(weights @ likelihood.doubt(outputs, sharper)) == pytest.approx(wanted, rel=0.01)
+    assert sharper > 1
+    ones = surrogates.as_sure(Gaussian(0.1), outputs, loss=-3.0)  # of real outputs none is surer than another
+    assert torch.equal(ones[0], plain)
+    assert ones[1] == 1.0
+
+
+@pytest.mark.parametrize("likelihood", [Categorical(3), Bernoulli()])
+def test_doubt_and_divergence_are_those_of_the_sharpened_distribution(likelihood: Categorical | Bernoulli) -> None:
+    before, after = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    if isinstance(likelihood, Categorical):
+        shares = (2 * before).softmax(1)
+        loss = -torch.stack([(shares * each.log_softmax(1)).sum(1) for each in (before, after)])
+        expected = -(shares * shares.log()).sum(1)
+    else:
+        shares = (2 * before).sigmoid()
+        loss = torch.stack([binary_cross_entropy_with_logits(e, shares, reduction="none").sum(1) for e in (before, after)])
+        expected = -(shares * shares.log() + (1 - shares) * (1 - shares).log()).sum(1)
+    torch.testing.assert_close(likelihood.doubt(before, 2.0), expected)
+    torch.testing.assert_close(likelihood.divergence(before, after, 2.0), loss[1] - loss[0])

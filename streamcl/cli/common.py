@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamcl.config import Config, split_host_port, variable
 from streamcl.errors import ConfigError, DataError, Unreachable
+from streamcl.storage.lock import is_held
 
 if TYPE_CHECKING:
     from streamcl.client import Admin, Producer, Reader
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 PIPE_COLUMNS = 200
 LISTENING_SECONDS = 2.0  # for somebody to take a connection
+TYPED_SECONDS, STARTING_SECONDS = 2.0, 60.0  # for a daemon to take its directory; and then to say where it listens
 
 
 def command(
@@ -76,11 +78,12 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def endpoint(options: argparse.Namespace, name: str) -> str:
-    """The endpoint given, or that of the daemon of the state directory. Raises Unreachable."""
+    """The endpoint given, or that of the daemon of the state directory, once it has started. Raises Unreachable."""
     given = getattr(options, name, None)
     if given:
         return str(given)
     path = Path(options.state_dir) / "daemon.json"
+    _wait_for_start(path.parent, path.exists)
     try:
         endpoints: Mapping[str, str] = json.loads(path.read_text())["endpoints"]
         return endpoints[name]
@@ -99,13 +102,27 @@ def endpoint(options: argparse.Namespace, name: str) -> str:
 def asked(options: argparse.Namespace, name: str) -> str:
     """As `endpoint`, of a daemon that is to answer now: raises Unreachable at once where one that was killed has left
     ``daemon.json`` behind, rather than wait for it."""
-    where = endpoint(options, name)
-    if not getattr(options, name, None) and _is_gone(Path(options.state_dir) / "daemon.json", where):
+    where, path = endpoint(options, name), Path(options.state_dir) / "daemon.json"
+    if not getattr(options, name, None) and _is_gone(path, where):
+        if _wait_for_start(path.parent, lambda: not _is_gone(path, endpoint(options, name))):
+            return endpoint(options, name)
         raise Unreachable(
             f"no daemon is running on {options.state_dir}: the one that wrote daemon.json there was killed, or its machine "
             f"stopped; start it again with `streamcl serve --state-dir {options.state_dir}`: what it acknowledged is stored"
         )
     return where
+
+
+def _wait_for_start(directory: Path, answers: Callable[[], bool]) -> bool:
+    """Whether a daemon of this directory answers; who has only just typed `serve &` is waited for, and who holds the
+    directory's lock without having said yet where it listens."""
+    began = time.monotonic()
+    while not answers():
+        waited = time.monotonic() - began
+        if waited > (STARTING_SECONDS if is_held(directory) else TYPED_SECONDS):
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _is_gone(path: Path, where: str) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeAlias, TypeVar
 from streamcl import columns as tables
 from streamcl.cli.common import admin
 from streamcl.cli.progress import display
-from streamcl.errors import DataError, Refused, StreamclError
+from streamcl.errors import OF_ROWS, DataError, Refused, StreamclError
 
 if TYPE_CHECKING:
     from streamcl.client import Reader
@@ -195,7 +195,7 @@ class Agreement:
         try:
             return self.data.form("real" if kind == "integer" else "integer", form.integer_targets)
         except DataError as error:
-            if refused.code == "bad_array":
+            if refused.code == "bad_array" and OF_ROWS not in refused.message:
                 raise Refused(refused.code, f"{refused.message}; {error}", seq=refused.seq) from None
             return None
 

@@ -186,6 +186,8 @@ def _curvature(kept: Mapping[str, Any]) -> dict[str, str]:
     lines = {"setting": str(kept.get("setting", "-"))}
     if not kept.get("settled"):
         return lines | {"by layer": "decided at the first boundary (`streamcl plan` says how)"}
+    if "features" in kept:  # an exact learner's
+        return lines | {"features": str(kept["features"])}
     for kind in ("turned", "full_blocks", "own_coordinates"):
         these = kept[kind]
         lines[kind] = f"{these['parameters']:,} parameters: {', '.join(these['names'])}" if these["parameters"] else "none"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamcl.errors import NO_MODEL_YET, Refused
+from streamcl.errors import NO_MODEL_YET, OF_ROWS, Refused
 from streamcl.protocol.session import CLOSED_ALREADY, WITHDRAWN
 
 REMEDIES = {
@@ -38,6 +38,7 @@ REMEDIES = {
 OF_MESSAGES = {  # by what they say, where their code's remedy would lead nowhere
     WITHDRAWN: "send under a new task's name; `streamcl tasks` lists the tasks that are still known",
     CLOSED_ALREADY: "nothing, its boundary is stored: `streamcl tasks` says what came of it, once it is consolidated",
+    OF_ROWS: "leave these rows out, or have the model take them (then restart the daemon)",
     NO_MODEL_YET: "send rows first (`streamcl send`); if they are on their way, try again in a moment",
 }
 

@@ -49,8 +49,12 @@ class Likelihood(Cotangents, Protocol):
     def predict(self, output: Tensor) -> dict[str, Tensor]:
         """The predictive distribution: ``probs``, or ``mean`` and ``variance``."""
 
-    def divergence(self, before: Tensor, after: Tensor) -> Tensor:
-        """Kullback-Leibler, [n] in nats: how much the NLL of targets drawn by some outputs is more under others."""
+    def doubt(self, output: Tensor, sharper: float = 1.0) -> Tensor:
+        """The entropy of targets drawn by outputs that are so many times as sure, [n] in nats; 0 where nobody can tell."""
+
+    def divergence(self, before: Tensor, after: Tensor, sharper: float = 1.0) -> Tensor:
+        """How much the NLL of targets drawn by some outputs, so many times as sure, is more under others, [n] in nats: for
+        sharper = 1, Kullback and Leibler's."""
 
     def variances(self, roots: Tensor) -> Tensor:
         """Of what the closed form needs of Gaussian outputs with covariance ``R R^T``, roots R [n, K, j]: [n, K] or [n, 1].
@@ -103,10 +107,15 @@ class Categorical:
         """Probabilities [n, classes]."""
         return {"probs": self._checked(output).softmax(1)}
 
-    def divergence(self, before: Tensor, after: Tensor) -> Tensor:
+    def doubt(self, output: Tensor, sharper: float = 1.0) -> Tensor:
+        """Of the classes' probabilities."""
+        logs = (sharper * self._checked(output)).log_softmax(1)
+        return -(logs.exp() * logs).sum(1)
+
+    def divergence(self, before: Tensor, after: Tensor, sharper: float = 1.0) -> Tensor:
         """Of the classes' probabilities."""
         old, new = self._checked(before).log_softmax(1), self._checked(after).log_softmax(1)
-        return (old.exp() * (old - new)).sum(1)
+        return ((sharper * old).softmax(1) * (old - new)).sum(1)
 
     def variances(self, roots: Tensor) -> Tensor:
         """Of a logit against the mean of the others, averaged over the classes, [n, 1].
@@ -221,9 +230,15 @@ class Bernoulli:
         """Probabilities of one."""
         return {"probs": output.sigmoid()}
 
-    def divergence(self, before: Tensor, after: Tensor) -> Tensor:
+    def doubt(self, output: Tensor, sharper: float = 1.0) -> Tensor:
         """Summed over a row's targets."""
-        p, q = before.sigmoid(), (-before).sigmoid()
+        sure = sharper * output
+        each = sure.sigmoid() * F.logsigmoid(sure) + (-sure).sigmoid() * F.logsigmoid(-sure)
+        return -each.reshape(len(output), -1).sum(1)
+
+    def divergence(self, before: Tensor, after: Tensor, sharper: float = 1.0) -> Tensor:
+        """Summed over a row's targets."""
+        p, q = (sharper * before).sigmoid(), (-sharper * before).sigmoid()
         each = p * (F.logsigmoid(before) - F.logsigmoid(after)) + q * (F.logsigmoid(-before) - F.logsigmoid(-after))
         return each.reshape(len(before), -1).sum(1)
 
@@ -327,8 +342,12 @@ class Gaussian:
             return {"mean": self.units.back(output), "variance": self.units.variance(self.noise_variance, output)}
         return {"mean": output, "variance": torch.full_like(output, self.noise_variance)}
 
-    def divergence(self, before: Tensor, after: Tensor) -> Tensor:
-        """Of their means, the noise being the same."""
+    def doubt(self, output: Tensor, sharper: float = 1.0) -> Tensor:
+        """0: no output says how sure it is."""
+        return output.new_zeros(len(output))
+
+    def divergence(self, before: Tensor, after: Tensor, sharper: float = 1.0) -> Tensor:
+        """Of their means, the noise being the same, and no output surer than another."""
         return (after - before).square().reshape(len(before), -1).sum(1) / (2 * self.noise_variance)
 
     def variances(self, roots: Tensor) -> Tensor:

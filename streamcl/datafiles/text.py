@@ -12,13 +12,14 @@ import gzip
 import io
 import itertools
 import re
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -254,14 +255,17 @@ class Text:
         names = [*self.layout.names, *([""] if self.layout.trailing else [])]
         with self.lines(self.layout.skip) as text:
             feed = _Feed(_squeezed(text) if self.layout.delimiter == BLANKS else _blocks(text))
+            source = pa.PythonFile(feed, mode="r")
             try:
                 yield from arrow.open_csv(
-                    pa.PythonFile(feed, mode="r"),
+                    source,
                     arrow.ReadOptions(column_names=names, block_size=self._block_size(), use_threads=False),
                     arrow.ParseOptions(delimiter=self.layout.delimiter, newlines_in_values=True),
                     arrow.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
                 )
             except pa.ArrowInvalid as error:
+                feed.end()
+                _ENDED.append(source)
                 if "Empty CSV" in str(error):
                     return
                 self._refuse_ragged()
@@ -321,6 +325,10 @@ def ragged(path: Path, line: int, got: int, width: int, cells: Sequence[str]) ->
     )
 
 
+_ENDED: list[Any] = []  # sources that Arrow's thread may still hold: if it let go last, as Python ends, it would abort
+READING_SECONDS = 0.5  # for that thread to come to the end of a file that nobody reads on
+
+
 class _Feed:
     """Blocks of bytes as a file to read from."""
 
@@ -329,9 +337,25 @@ class _Feed:
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
         self._held = b""  # at most a read and a block
+        self._turn, self._over = threading.Lock(), False
+        self._seen = threading.Event()
 
     def read(self, size: int = -1) -> bytes:
         """`size` bytes, fewer at the end only: Arrow cuts its chunks where a read ends."""
+        with self._turn:
+            part = b"" if self._over else self._read(size)
+        if not part:
+            self._seen.set()
+        return part
+
+    def end(self) -> None:
+        """There is nothing more from here on. Arrow reads ahead in a thread of its own, also of what it has refused: it is
+        waited for, since a thread that wants Python while it ends aborts the process."""
+        with self._turn:
+            self._over = True
+        self._seen.wait(READING_SECONDS)
+
+    def _read(self, size: int) -> bytes:
         while size < 0 or len(self._held) < size:
             block = next(self._blocks, b"")
             if not block:

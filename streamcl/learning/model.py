@@ -167,7 +167,11 @@ class Model:
     def follow(self, followed: Mapping[str, int]) -> Iterator[tuple[str, float, float]]:
         """What each task's penalty comes to at the parameters as they are, as `Posterior.follow`."""
         theta = self.network.master()
-        return self.posterior.follow(theta, followed, lambda factor: self._risen(factor, factor.optimum, theta))
+
+        def risen(factor: Gaussian, loss: float) -> float | None:
+            return self._risen(factor, factor.optimum, theta, loss)
+
+        return self.posterior.follow(theta, followed, risen)
 
     def served(self, before: Mapping[str, npt.NDArray[Any]]) -> Mapping[str, npt.NDArray[Any]]:
         """What predictions are made with: during a revisit, the parameters from before it."""
@@ -184,16 +188,20 @@ class Model:
             return 0.0
         total = self.posterior.total
         least = self.posterior.settings.effective_prior_precision
-        risen = None if total.inputs is None else self._risen(total, total.mean, self.network.master(), least)
+        entries = self.posterior.tasks.values()
+        loss = sum(entry.weight * entry.loss for entry in entries) / (sum(entry.weight for entry in entries) or 1.0)
+        theta = self.network.master()
+        risen = None if total.inputs is None else self._risen(total, total.mean, theta, loss, least)
         return self.past() - task.start if risen is None else risen
 
     def _risen(
-        self, learned: Gaussian, start: torch.Tensor | None, theta: torch.Tensor, least: float = 0.0
+        self, learned: Gaussian, start: torch.Tensor | None, theta: torch.Tensor, loss: float, least: float = 0.0
     ) -> float | None:
         """How much more rows like those behind a Gaussian are missed by at theta [P] than at the start, in nats; None
         where nothing of them is kept, or the network cannot take what stands for them.
 
-        least: the precision of what these rows say nothing of, as of outputs that came later: it counts as it is by now.
+        loss: of these rows then, a row. least: the precision of what these rows say nothing of, as of outputs that came
+        later: it counts as it is by now.
         """
         network = self.network
         if learned.inputs is None or start is None:
@@ -203,7 +211,8 @@ class Model:
         x = surrogates.drawn(learned.inputs, self.signature.x_shape).to(network.device, network.dtype)
         try:
             before, after = (network.outputs_at(at, x).double() for at in (start, theta))
-            apart = network.likelihood.divergence(before, after).mean()
+            weights, sharper = surrogates.as_sure(network.likelihood, before, loss)
+            apart = weights @ network.likelihood.divergence(before, after, sharper)
         except (Exception, SystemExit, KeyboardInterrupt):  # whatever a model may raise of rows that are no task's own
             return None
         risen = float(learned.inputs[-1, -1] * apart.cpu()) * self._noise

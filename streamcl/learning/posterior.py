@@ -130,13 +130,13 @@ class Posterior:
         self.total = self._prior_here.product(self._factors(without=task))
 
     def follow(
-        self, theta: Tensor, followed: Mapping[str, int], risen: Callable[[Gaussian], float | None]
+        self, theta: Tensor, followed: Mapping[str, int], risen: Callable[[Gaussian, float], float | None]
     ) -> Iterator[tuple[str, float, float]]:
         """Each task's name, its penalty at theta in nats, and its loss's rise in nats a sample since it was learned.
 
         Both from the parameters at which its curvature was taken; in the note's way (a factor without these) from the
         factor's centre, which what training left unfinished and revisits with a share put anywhere. The rise is the
-        penalty's where it is not seen in outputs (`risen`, of a factor, in nats).
+        penalty's where it is not seen in outputs (`risen`, of a factor and its task's loss when learned, in nats).
         followed: when each was last looked at; those longest ago come first. What was withdrawn meanwhile is passed over.
         Raises Damaged if a factor is missing or, when first looked at, unsound.
         """
@@ -147,7 +147,7 @@ class Posterior:
             factor = None if entry is None else self._factor(task, verify=task not in followed)
             if entry is None or factor is None:
                 continue
-            seen = risen(factor)
+            seen = risen(factor, entry.loss)
             if factor.optimum is not None:
                 penalty = rise = factor.away(theta)
             else:

@@ -17,7 +17,7 @@ from torch import Tensor
 from streamcl.core.gaussian import Gaussian
 from streamcl.core.linearised import Gram, Linearised, drawn, is_linear, root
 from streamcl.core.tempering import ROWS, Tempering, rows_looked_at, tempering
-from streamcl.errors import Refused, in_words
+from streamcl.errors import OF_ROWS, Refused, in_words
 from streamcl.learning.data import Array, TaskData
 from streamcl.learning.network import Network
 
@@ -58,7 +58,7 @@ def blamed(network: Network, x: Array, error: Exception) -> Refused | None:
     row = next((number for number in range(min(len(x), PREDICT_ROWS)) if _fails(network, x[number : number + 1])), None)
     if row is None:
         return None
-    text = f"predict.x: row {row}: the model raises {in_words(error)}; expected rows such as it was taught"
+    text = f"predict.x: row {row}: the model raises {in_words(error)}; {OF_ROWS}"
     return Refused("bad_array", text)
 
 

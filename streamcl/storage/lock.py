@@ -47,6 +47,23 @@ class StateLock:
         os.close(self.fd)
 
 
+def is_held(directory: Path) -> bool:
+    """Whether a daemon has the directory, as far as can be seen."""
+    try:
+        fd = os.open(directory / NAME, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return False
+
+
 def _locked(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
