@@ -264,7 +264,7 @@ def test_a_width_that_the_rows_speak_against_is_not_taken() -> None:
     more = torch.tensor([0.0, -1, -2, -3, 10, 90, 99, 100], dtype=torch.float64)
     sums = Tempering(torch.stack([rows, more, more.square() / 100 + 100, usual * 100]))
     assert sums.chosen(exact=False)[0] == 0.0
-    assert sums.chosen(exact=True)[0] == 0.01
+    assert sums.chosen(exact=True)[0] == 0.0
     assert sums.chosen(exact=True, linear=True)[0] == 0.03
     better = Tempering(torch.stack([rows, 10 * more, (10 * more).square() / 100 + 100, usual * 100]))
     assert better.chosen(exact=False)[0] == 0.01
@@ -300,8 +300,9 @@ def test_a_networks_noise_has_the_usual_width_in_it_and_a_linear_models_has_not(
 
 def test_sums_of_a_gaussian_model_that_an_older_version_left_have_no_usual_width() -> None:
     rows = torch.full((8,), 200.0, dtype=torch.float64)
-    old = Tempering(torch.stack([rows, -rows, rows, rows]))  # it took 1 for every row, whatever tau
-    new = Tempering(torch.stack([rows, -rows, rows, rows * torch.tensor(TAUS, dtype=torch.float64)]))
+    taus = torch.tensor(TAUS, dtype=torch.float64)
+    old = Tempering(torch.stack([rows, -rows * taus, rows * taus**2, rows]))  # it took 1 for every row, whatever tau
+    new = Tempering(torch.stack([rows, -rows * taus, rows * taus**2, rows * taus]))
     assert old.chosen(exact=True) == (1.0, 0.0)
     assert new.chosen(exact=True) == (1.0, 1.0)
     assert new.plus(old).chosen(exact=True) == (1.0, 0.5)

@@ -6,8 +6,8 @@ row ever speaks of. So the outputs are ``N(f, e(x) tau J Sigma J^T)``:
 * tau, one of a few, is that under which the rows predict best when each is left out, by more than the standard error.
   Without row n the parameters would be ``theta* + Sigma J_n^T g_n`` (the infinitesimal jackknife; g: the gradient of its
   NLL with respect to its outputs), and its outputs ``f_n + J_n Sigma J_n^T g_n``: no row is learned again. tau = 0, the
-  plain prediction, is among them, and is all that few rows can speak for. Gaussian targets keep the largest one that is
-  no worse; of a linear model, in which tau = 1 is exact, that is not measurably worse.
+  plain prediction, is among them, and is all that few rows can speak for. Of a linear model of Gaussian targets, in which
+  tau = 1 is exact, it is the largest one that is not measurably worse.
 * e(x) keeps what goes beyond the width that is usual among these rows (`Likelihood.beyond`): training at a point has
   fitted their probabilities without any correction, so what they would get too is in the logits already; and a network's
   noise is found from what its residuals are, so it is in the noise. All is kept where the noise is the data's own: of a
@@ -49,15 +49,15 @@ class Tempering:
     def chosen(self, exact: bool, linear: bool = False) -> tuple[float, float]:
         """tau, and the usual width under it.
 
-        The best of those that are measurably better than 0. exact: of a likelihood whose closed form is: the largest that
-        is no worse than 0; linear: of such a model too, so that 1 is right: the largest that is not measurably worse.
+        The best of those that are measurably better than 0. exact: of a likelihood whose closed form is; linear: of such a
+        model too, so that 1 is right: the largest that is not measurably worse.
         """
         rows, more, squares, usual = self.sums
         usual = usual - usual[0] if exact else usual  # without that of older versions, which took 1 for every row
         mean = more / rows
         error = ((squares / rows - mean.square()).clamp(min=0) / rows).sqrt()
-        if exact:
-            place = int((mean <= (WORSE * error if linear else 0.0)).nonzero().max())
+        if exact and linear:
+            place = int((mean <= WORSE * error).nonzero().max())
         elif rows[0] < FEWEST:
             place = 0
         else:
