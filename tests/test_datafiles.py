@@ -237,3 +237,22 @@ def test_nothing_reads_on_in_a_file_that_was_refused() -> None:
     reader.join(60)
     assert not reader.is_alive()
     assert feed.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("${:.2f}", "numbers with '$' beside them, as '$10.37': write them as plain numbers"),
+        ("{:.2f} EUR", "numbers with 'EUR' beside them"),
+        ("{:.2f}%", "numbers with '%' beside them"),
+        ("({:.2f})", "numbers with '()' beside them"),
+        ("A{:.2f}", "an identifier or free text: one a row"),
+    ],
+)
+def test_of_numbers_that_are_left_out_for_what_stands_beside_them_that_is_said(
+    written: str, told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "prices.csv"
+    lines = [f"{written.format(10.37 + 1.7 * row)},{row % 7},{row % 2}" for row in range(60)]
+    path.write_text("\n".join(["price,quantity,label", *lines]) + "\n")
+    assert told in open_data(path, Columns(label="label"), named=True).check().left_out["price"]

@@ -44,6 +44,9 @@ DAY = r"(\d{4}-\d{2}-\d{2}|\d{4}/\d{2}/\d{2}|\d{1,2}\.\d{1,2}\.\d{4}|\d{1,2}/\d{
 DAY_FIRST, MONTH_FIRST = r"^(1[3-9]|2\d|3[01])/\d{1,2}/\d{4}", r"^\d{1,2}/(1[3-9]|2\d|3[01])/\d{4}"
 EITHER = re.compile(r"\d{1,2}/\d{1,2}/\d{4}")
 THOUSANDS = r"^[^\w\s.,+-]?\s?[+-]?[1-9]\d{0,2}([,. '\x{00a0}\x{202f}]\d{3})+([.,]\d+)?$"
+CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?")
+DRESSED = re.compile(r"\(?[$€£¥₹]?\s*[-+]?\s*[$€£¥₹]?\d[\d.,]*\s*([%€$£¥₹]|[A-Za-z°µ]{1,4}(/[A-Za-z]{1,3})?)?\)?")
+ALL_OF_A_NUMBER = re.compile(r"[\d.,\s+-]")
 WHOLE = re.compile(r"[+-]?\d+$")
 PADDED, PADDED_ROWS = r"^0\d+$", 1000  # of a file, that are looked at for it
 TIME = r"[T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?(Z| ?UTC|[+-]\d{2}:?\d{2})?"
@@ -125,6 +128,8 @@ class Look:
         if self.known < dataframes.LEAST_ROWS or (self.kind() == "words" and alike >= MOSTLY * self.known):
             return None
         if self.kind() == "words" and len(self.distinct) >= dataframes.OWN * self.looked_at:
+            if (dressed := _dressed([str(value) for value in self.distinct])) is not None:
+                return dressed
             each = "one a row" if len(self.distinct) == self.known else f"{len(self.distinct)} in {self.looked_at} rows"
             return f"an identifier or free text: {each}"
         if (
@@ -136,6 +141,17 @@ class Look:
         ):
             return "an identifier, by its name and since each row has its own"
         return None
+
+
+def _dressed(texts: Sequence[str]) -> str | None:
+    """What stands beside the numbers of cells that are numbers but for that, with what to do; None where they are not."""
+    example = min(texts)
+    if all(CLOCK.fullmatch(text) for text in texts):
+        return f"times of day, as {example!r}: write them as numbers (minutes, say)"
+    beside = {ALL_OF_A_NUMBER.sub("", text) for text in texts}
+    if len(beside) > 1 or beside == {""} or not all(DRESSED.fullmatch(text) for text in texts):
+        return None
+    return f"numbers with {beside.pop()!r} beside them, as {example!r}: write them as plain numbers"
 
 
 class Table:
