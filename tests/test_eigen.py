@@ -118,3 +118,16 @@ def test_reflections_turn_columns_to_axes_also_where_their_pivots_are_rounding()
         assert torch.allclose((q.T @ columns).abs(), torch.eye(N + 2, 3, dtype=torch.float64), atol=1e-12)
         found.append(q)
     assert torch.allclose(*found, atol=1e-12)
+
+
+def test_a_large_space_is_what_completes_the_others_however_it_was_turned() -> None:
+    n = 400
+    values = torch.cat([torch.ones(n - 20, dtype=torch.float64), torch.arange(2.0, 22.0, dtype=torch.float64)])
+    vectors = orthogonal(n, 6)
+    turned = vectors.clone()
+    turned[:, : n - 20] = vectors[:, : n - 20] @ orthogonal(n - 20, 7)
+    one, other = pin(values, vectors), pin(values, turned)
+    assert torch.allclose(one, other, atol=1e-11)
+    assert torch.allclose(one.T @ one, torch.eye(n, dtype=torch.float64), atol=1e-12)
+    matrix = vectors @ torch.diag(values) @ vectors.T
+    assert torch.allclose(matrix @ one, one * values, atol=1e-11)

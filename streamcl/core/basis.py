@@ -138,12 +138,7 @@ class Reflections:
 
         pinned: what completes them does not depend on rounding, as LAPACK's choice does where a pivot is next to 0.
         """
-        reflectors, scales = eigen.reflectors(leading) if pinned else torch.geqrf(leading)
-        v = reflectors.tril(-1)
-        v.diagonal().fill_(1)
-        inverse = torch.diag(1 / scales) + (v.T @ v).triu(1)
-        identity = torch.eye(len(scales), dtype=v.dtype, device=v.device)
-        return cls(v, torch.linalg.solve_triangular(inverse, identity, upper=True))
+        return cls(*eigen.compact(*(eigen.reflectors(leading) if pinned else torch.geqrf(leading))))
 
     def into(self, rows: Tensor) -> Tensor:
         """``rows Q``."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 EQUAL, NOTHING = 1e-10, 1e-7  # of the largest: eigenvalues that are as near as that, or all of them as small, are one
+LARGE = 256  # dimensions of a space that has most of them: fewer are found by pivots
 ZERO = 1e-6  # of a column's length: a pivot that is rounding
 WITHIN = 1 - 1e-6  # of the largest share: axes that lie as far within a space; the first of them is taken
 
@@ -46,7 +47,7 @@ def pin(values: Tensor, vectors: Tensor) -> Tensor:
 
     Those of a space, as above, are turned among one another: the first is what the space makes of the coordinate that lies
     furthest within it, the next what is left of the space makes of the next one, and so on (Gram-Schmidt, with pivots). A
-    vector's largest entry is positive.
+    vector's largest entry is positive. A space of most dimensions is what reflections make of the others' complement.
     """
     host = torch.device("cpu")
     if vectors.device != host:
@@ -56,13 +57,27 @@ def pin(values: Tensor, vectors: Tensor) -> Tensor:
     sizes = values.abs() / values.abs().max().clamp(min=torch.finfo(values.dtype).tiny)
     apart = (sizes.diff().abs() > EQUAL) & (torch.maximum(sizes[1:], sizes[:-1]) > NOTHING)
     edges = [0, *(apart.nonzero().flatten() + 1).tolist(), len(values)]
-    pinned = vectors.clone()
+    pinned, most = vectors.clone(), slice(0, 0)
     for start, stop in pairwise(edges):
-        if stop - start > 1:
+        if stop - start > LARGE and 2 * (stop - start) > len(vectors) == len(values):
+            most = slice(start, stop)
+        elif stop - start > 1:
             pinned[:, start:stop] = _axes(vectors[:, start:stop])
-    largest = _first_largest(pinned.abs().T)
-    signs = pinned[largest, torch.arange(len(values))].sign()
-    return pinned * torch.where(signs == 0, 1.0, signs)
+    pinned = _turned(pinned)
+    if most.stop:  # by pivots, it would take longer than the eigenvectors did
+        v, t = compact(*reflectors(torch.cat([pinned[:, : most.start], pinned[:, most.stop :]], 1)))
+        others = v.shape[1]
+        completing = -v @ (t @ v[others:].T)
+        completing[others:].diagonal().add_(1)
+        pinned[:, most] = _turned(completing)
+    return pinned
+
+
+def _turned(vectors: Tensor) -> Tensor:
+    """With a positive largest entry each."""
+    largest = _first_largest(vectors.abs().T)
+    signs = vectors[largest, torch.arange(vectors.shape[1])].sign()
+    return vectors * torch.where(signs == 0, 1.0, signs)
 
 
 def reflectors(columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,6 +97,16 @@ def reflectors(columns: Tensor) -> tuple[Tensor, Tensor]:
         rest -= torch.outer(v * scales[k], v @ rest)
         left[k + 1 :, k] = v[1:]
     return left, scales
+
+
+def compact(reflectors: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """V [n, r] and T [r, r], with ``1 - V T V^T`` the product of reflections as `reflectors` gives them (Schreiber & Van Loan
+    1989)."""
+    v = reflectors.tril(-1)
+    v.diagonal().fill_(1)
+    inverse = torch.diag(1 / scales) + (v.T @ v).triu(1)
+    identity = torch.eye(len(scales), dtype=v.dtype, device=v.device)
+    return v, torch.linalg.solve_triangular(inverse, identity, upper=True)
 
 
 def _axes(space: Tensor) -> Tensor:
