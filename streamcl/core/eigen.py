@@ -100,8 +100,8 @@ def reflectors(columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compact(reflectors: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    """V [n, r] and T [r, r], with ``1 - V T V^T`` the product of reflections as `reflectors` gives them (Schreiber & Van Loan
-    1989)."""
+    """V [n, r] and T [r, r], with ``1 - V T V^T`` the product of reflections as `reflectors` gives them (Schreiber & Van
+    Loan 1989)."""
     v = reflectors.tril(-1)
     v.diagonal().fill_(1)
     inverse = torch.diag(1 / scales) + (v.T @ v).triu(1)
