@@ -128,12 +128,13 @@ def test_what_an_older_version_began_has_its_draws_and_its_eigenvectors(
     pins: bool, unused: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: set[bool] = set()
+    unpatched = eigen.eigenvectors
 
     def noted(matrix: torch.Tensor, pinned: bool, most: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         asked.add(pinned)
-        return eigen.eigenvectors(matrix, pinned, most)
+        return unpatched(matrix, pinned, most)
 
-    monkeypatch.setattr("streamcl.core.basis.eigenvectors", noted)
+    monkeypatch.setattr(eigen, "eigenvectors", noted)
     monkeypatch.delattr(Layered, unused)
     settings = config("kronecker", [])
     made, data = network(settings)

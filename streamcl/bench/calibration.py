@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,20 +165,19 @@ def _digits(orders: list[Array | None]) -> Case:
 def _pairs(case: Case) -> Case:
     """Two classes a task."""
     ((x, y),) = case.tasks
-    return Case(case.likelihood, case.hidden, [(x[y // 2 == k], y[y // 2 == k]) for k in range(5)], case.x, case.y)
+    return replace(case, tasks=[(x[y // 2 == k], y[y // 2 == k]) for k in range(5)])
 
 
 def _few(case: Case, seed: int) -> Case:
     ((x, y),) = case.tasks
     rows = np.random.default_rng(seed).permutation(len(x))[:FEW]
-    return Case(case.likelihood, case.hidden, [(x[rows], y[rows])], case.x, case.y)
+    return replace(case, tasks=[(x[rows], y[rows])])
 
 
 def _split(case: Case, tasks: int) -> Case:
     """The same rows, in so many tasks."""
     ((x, y),) = case.tasks
-    parts = zip(np.array_split(x, tasks), np.array_split(y, tasks), strict=True)
-    return Case(case.likelihood, case.hidden, list(parts), case.x, case.y)
+    return replace(case, tasks=list(zip(np.array_split(x, tasks), np.array_split(y, tasks), strict=True)))
 
 
 def _table(name: str, likelihood: str, seed: int) -> Case:

@@ -100,17 +100,16 @@ def endpoint(options: argparse.Namespace, name: str) -> str:
 
 
 def asked(options: argparse.Namespace, name: str) -> str:
-    """As `endpoint`, of a daemon that is to answer now: raises Unreachable at once where one that was killed has left
-    ``daemon.json`` behind, rather than wait for it."""
-    where, path = endpoint(options, name), Path(options.state_dir) / "daemon.json"
-    if not getattr(options, name, None) and _is_gone(path, where):
-        if _wait_for_start(path.parent, lambda: not _is_gone(path, endpoint(options, name))):
-            return endpoint(options, name)
-        raise Unreachable(
-            f"no daemon is running on {options.state_dir}: the one that wrote daemon.json there was killed, or its machine "
-            f"stopped; start it again with `streamcl serve --state-dir {options.state_dir}`: what it acknowledged is stored"
-        )
-    return where
+    """As `endpoint`, of a daemon that is to answer now: raises Unreachable, rather than wait for it, where one that was
+    killed has left ``daemon.json`` behind and no other is starting."""
+    path = Path(options.state_dir) / "daemon.json"
+    given = getattr(options, name, None)
+    if given or _wait_for_start(path.parent, lambda: not _is_gone(path, endpoint(options, name))):
+        return endpoint(options, name)
+    raise Unreachable(
+        f"no daemon is running on {options.state_dir}: the one that wrote daemon.json there was killed, or its machine "
+        f"stopped; start it again with `streamcl serve --state-dir {options.state_dir}`: what it acknowledged is stored"
+    )
 
 
 def _wait_for_start(directory: Path, answers: Callable[[], bool]) -> bool:

@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 
 from streamcl.core import eigen
-from streamcl.core.eigen import eigenvectors
 from streamcl.core.layout import Layout, Part
 
 LEAST_LEADING, LEADING = 32, 8  # of a side of n that leads, so many eigenvectors, or n / LEADING where that is more;
@@ -138,7 +137,8 @@ class Reflections:
 
         pinned: what completes them does not depend on rounding, as LAPACK's choice does where a pivot is next to 0.
         """
-        return cls(*eigen.compact(*(eigen.reflectors(leading) if pinned else torch.geqrf(leading))))
+        reflectors, scales = eigen.reflectors(leading) if pinned else torch.geqrf(leading)
+        return cls(*eigen.compact(reflectors, scales))
 
     def into(self, rows: Tensor) -> Tensor:
         """``rows Q``."""
@@ -177,7 +177,7 @@ class Side:
     @classmethod
     def of(cls, moments: Tensor, lead: int = 0, pinned: bool = True) -> Side:
         """The eigenvectors of moments [n, n], as of `eigen`; so many of them that lead, unless there is no `lead`."""
-        values, vectors = eigenvectors((moments + moments.T) / 2, pinned, lead)
+        values, vectors = eigen.eigenvectors((moments + moments.T) / 2, pinned, lead)
         if not lead:
             return cls(vectors, values.clamp(min=0))
         reflections = Reflections.onto(vectors.flip(1), pinned)

@@ -56,7 +56,7 @@ class Tempering:
         usual = usual - usual[0] if exact else usual  # without that of older versions, which took 1 for every row
         mean = more / rows
         error = ((squares / rows - mean.square()).clamp(min=0) / rows).sqrt()
-        if exact and linear:
+        if linear:
             place = int((mean <= WORSE * error).nonzero().max())
         elif rows[0] < FEWEST:
             place = 0

@@ -145,13 +145,14 @@ class Look:
 
 def _dressed(texts: Sequence[str]) -> str | None:
     """What stands beside the numbers of cells that are numbers but for that, with what to do; None where they are not."""
-    example = min(texts)
     if all(CLOCK.fullmatch(text) for text in texts):
-        return f"times of day, as {example!r}: write them as numbers (minutes, say)"
-    beside = {ALL_OF_A_NUMBER.sub("", text) for text in texts}
-    if len(beside) > 1 or beside == {""} or not all(DRESSED.fullmatch(text) for text in texts):
+        return f"times of day, as {min(texts)!r}: write them as numbers (minutes, say)"
+    if not all(DRESSED.fullmatch(text) for text in texts):
         return None
-    return f"numbers with {beside.pop()!r} beside them, as {example!r}: write them as plain numbers"
+    first, *others = {ALL_OF_A_NUMBER.sub("", text) for text in texts}
+    if others or not first:
+        return None
+    return f"numbers with {first!r} beside them, as {min(texts)!r}: write them as plain numbers"
 
 
 class Table:

@@ -337,23 +337,22 @@ class _Feed:
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
         self._held = b""  # at most a read and a block
-        self._turn, self._over = threading.Lock(), False
-        self._seen = threading.Event()
+        self._turn, self._ended = threading.Lock(), threading.Event()
 
     def read(self, size: int = -1) -> bytes:
         """`size` bytes, fewer at the end only: Arrow cuts its chunks where a read ends."""
         with self._turn:
-            part = b"" if self._over else self._read(size)
+            part = self._read(size)
         if not part:
-            self._seen.set()
+            self._ended.set()
         return part
 
     def end(self) -> None:
         """There is nothing more from here on. Arrow reads ahead in a thread of its own, also of what it has refused: it is
         waited for, since a thread that wants Python while it ends aborts the process."""
         with self._turn:
-            self._over = True
-        self._seen.wait(READING_SECONDS)
+            self._blocks, self._held = iter(()), b""
+        self._ended.wait(READING_SECONDS)
 
     def _read(self, size: int) -> bytes:
         while size < 0 or len(self._held) < size:

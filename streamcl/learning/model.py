@@ -167,11 +167,7 @@ class Model:
     def follow(self, followed: Mapping[str, int]) -> Iterator[tuple[str, float, float]]:
         """What each task's penalty comes to at the parameters as they are, as `Posterior.follow`."""
         theta = self.network.master()
-
-        def risen(factor: Gaussian, loss: float) -> float | None:
-            return self._risen(factor, factor.optimum, theta, loss)
-
-        return self.posterior.follow(theta, followed, risen)
+        return self.posterior.follow(theta, followed, lambda factor, loss: self._risen(factor, factor.optimum, theta, loss))
 
     def served(self, before: Mapping[str, npt.NDArray[Any]]) -> Mapping[str, npt.NDArray[Any]]:
         """What predictions are made with: during a revisit, the parameters from before it."""
@@ -186,12 +182,11 @@ class Model:
         theirs, where something of these is kept; else by their quadratic."""
         if task is None or task.start is None:
             return 0.0
-        total = self.posterior.total
-        least = self.posterior.settings.effective_prior_precision
-        entries = self.posterior.tasks.values()
-        loss = sum(entry.weight * entry.loss for entry in entries) / (sum(entry.weight for entry in entries) or 1.0)
-        theta = self.network.master()
-        risen = None if total.inputs is None else self._risen(total, total.mean, theta, loss, least)
+        total, risen = self.posterior.total, None
+        if total.inputs is not None:
+            entries, least = self.posterior.tasks.values(), self.posterior.settings.effective_prior_precision
+            loss = sum(entry.weight * entry.loss for entry in entries) / (sum(entry.weight for entry in entries) or 1.0)
+            risen = self._risen(total, total.mean, self.network.master(), loss, least)
         return self.past() - task.start if risen is None else risen
 
     def _risen(

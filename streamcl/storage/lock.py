@@ -51,22 +51,17 @@ def is_held(directory: Path) -> bool:
     """Whether a daemon has the directory, as far as can be seen."""
     try:
         fd = os.open(directory / NAME, os.O_RDONLY)
+        try:
+            return not _locked(fd, fcntl.LOCK_SH)
+        finally:
+            os.close(fd)
     except OSError:
         return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return False
 
 
-def _locked(fd: int) -> bool:
+def _locked(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
